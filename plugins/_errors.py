@@ -1,0 +1,21 @@
+"""The errors steptape raises: one class per way out."""
+
+
+class SteptapeError(Exception):
+    """Base class of every error raised by steptape."""
+
+
+class OptionError(SteptapeError, ValueError):
+    """An argument or option of the call is wrong: correct the call."""
+
+
+class UnsupportedError(SteptapeError, NotImplementedError):
+    """The call is valid for the host but steptape cannot differentiate it exactly: use what the text names."""
+
+
+class GradientError(SteptapeError, RuntimeError):
+    """A backward pass would have returned a wrong gradient: nothing was returned."""
+
+
+class UnsupportedHostVersion(SteptapeError, ImportError):
+    """A host library is missing, or its installed version lacks what steptape relies on: install another version."""

@@ -1,0 +1,1 @@
+"""Shared problems, backends and the cross-framework parity of their gradients."""
