@@ -1,0 +1,89 @@
+"""The vector field under autograd: evaluate one stage with a graph of its own, pull one cotangent back through it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from steptape._errors import GradientError, OptionError
+from torch import Tensor
+
+
+class Stage(NamedTuple):
+    """One evaluation slope = f(t, y) and the graph that leads to it."""
+
+    t: Tensor
+    y: Tensor
+    slope: Tensor
+
+
+class Field:
+    """func as a function of (t, y, params) whose cotangents in params add up in ``cotangents``.
+
+    ``in_time``: whether cotangents in t are wanted too.
+    """
+
+    def __init__(self, func: Any, shape: torch.Size, params: Sequence[Tensor], in_time: bool):
+        self._func = func
+        self._shape = shape
+        self._params = tuple(params)
+        self._in_time = in_time
+        self._checked = False
+        self.cotangents = [torch.zeros_like(p) for p in params]
+
+    def evaluate(self, t: Tensor, y: Tensor, side: Any) -> Stage:
+        """The stage at a scalar ``t`` and a flat ``y``."""
+        with torch.enable_grad():
+            t = t.detach().requires_grad_(self._in_time)
+            y = y.detach().view(self._shape).requires_grad_()
+            slope = self._func(t, y, perturb=side)
+            if slope.shape != y.shape:
+                raise OptionError(
+                    f"odeint_adjoint(func, ..., adjoint_method='aca'): func returned shape {tuple(slope.shape)} for a "
+                    f"state of shape {tuple(y.shape)}. Return the shape of y from func."
+                )
+            stage = Stage(t, y, slope.to(y.dtype))
+        if not self._checked:
+            self._check_inputs(stage)
+            self._checked = True
+        return stage
+
+    def pull(self, stage: Stage, cotangent: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The flat cotangents of the stage's y and t, if wanted; those of the parameters are added up."""
+        if not stage.slope.requires_grad:
+            return torch.zeros_like(cotangent), None
+        inputs = (stage.y, stage.t, *self._params) if self._in_time else (stage.y, *self._params)
+        grads = torch.autograd.grad(stage.slope, inputs, cotangent.view(self._shape), allow_unused=True)
+        for total, grad in zip(self.cotangents, grads[len(inputs) - len(self._params) :], strict=True):
+            if grad is not None:
+                total.add_(grad)
+        in_y = torch.zeros_like(cotangent) if grads[0] is None else grads[0].reshape(-1)
+        return in_y, grads[1] if self._in_time else None
+
+    def _check_inputs(self, stage: Stage) -> None:
+        unknown = _unknown_leaves(stage.slope, (stage.t, stage.y, *self._params))
+        if unknown:
+            shapes = ", ".join(str(tuple(x.shape)) for x in unknown)
+            raise GradientError(
+                f"odeint_adjoint(func, ..., adjoint_method='aca'): func depends on tensors that require a gradient but "
+                f"are not among its parameters (shapes: {shapes}), and their gradient would be lost. Pass all of them: "
+                "adjoint_params=(*func.parameters(), x, ...)."
+            )
+
+
+def _unknown_leaves(output: Tensor, known: Sequence[Tensor]) -> list[Tensor]:
+    """The leaves of the graph of ``output`` that it reaches other than through the ``known`` tensors."""
+    leaves = {id(x) for x in known if x.is_leaf}
+    seen = {x.grad_fn for x in known if x.grad_fn is not None}
+    unknown, front = [], [output.grad_fn]
+    while front:
+        node = front.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        leaf = getattr(node, "variable", None)
+        if leaf is not None and id(leaf) not in leaves:
+            unknown.append(leaf)
+        front.extend(parent for parent, _ in node.next_functions)
+    return unknown

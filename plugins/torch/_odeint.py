@@ -1,0 +1,169 @@
+"""steptape's odeint_adjoint: torchdiffeq's, and one more way to differentiate."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+import torchdiffeq
+from steptape._errors import OptionError, UnsupportedError
+from steptape.compat import _torchdiffeq as host
+from steptape.torch._replay import Replay
+from steptape.torch._tableau import tableau_of
+from steptape.torch._torchdiffeq import Solve
+from torch import Tensor
+
+State = Any
+
+
+def odeint_adjoint(
+    func: Any,
+    y0: State,
+    t: Tensor,
+    *,
+    rtol: Any = 1e-7,
+    atol: Any = 1e-9,
+    method: str | None = None,
+    options: dict[str, Any] | None = None,
+    event_fn: Any = None,
+    adjoint_rtol: Any = None,
+    adjoint_atol: Any = None,
+    adjoint_method: str | None = None,
+    adjoint_options: dict[str, Any] | None = None,
+    adjoint_params: Iterable[Tensor] | None = None,
+) -> State:
+    """Solve dy/dt = func(t, y) with torchdiffeq; with ``adjoint_method="aca"``, differentiate its very steps.
+
+    Every other ``adjoint_method`` is torchdiffeq's own ``odeint_adjoint``, called with the arguments as given. With
+    ``"aca"`` the solution is that of ``torchdiffeq.odeint``, bit for bit, and the gradient is the exact one of that
+    discrete solution, the size of each accepted step held: the backward pass replays the accepted steps from their
+    taped states, one at a time, and never the search for their sizes.
+
+    Args:
+        func: maps a scalar ``t`` and the state ``y`` to dy/dt, in the shape and dtype of ``y``. A ``nn.Module``, or any
+            callable if ``adjoint_params`` is given. The host's ``callback_*`` methods on it work as ever; it is called
+            again in the backward pass, so it must return the same for the same arguments.
+        y0: the state at ``t[0]``: a floating-point tensor of any shape, or a tuple of them.
+        t: the output times, 1-D, floating point, strictly increasing or decreasing.
+        rtol, atol, method, options: the forward solve's, as in ``torchdiffeq.odeint``.
+        event_fn: not yet with ``"aca"``.
+        adjoint_rtol, adjoint_atol: not with ``"aca"``, which solves nothing backward.
+        adjoint_method: ``"aca"``, or one of the host's methods.
+        adjoint_options: with ``"aca"``, none yet: any key is refused.
+        adjoint_params: the tensors besides ``y0`` and ``t`` to differentiate with respect to; by default
+            ``func.parameters()``. Tensors that do not require a gradient are left out.
+
+    Returns:
+        The solution at the times ``t``, shape (len(t), *y0.shape), or a tuple of such.
+
+    Raises:
+        OptionError: an argument is wrong, such as times that are not monotone or an unknown option.
+        UnsupportedError: a solver or a use whose steps cannot be replayed exactly.
+        GradientError: in the backward pass, where a gradient would be wrong: func uses a tensor that requires one and
+            is no parameter, or a second derivative is asked for.
+
+    Memory held between forward and backward: one state per accepted step (two for ``fehlberg2`` and
+    ``adaptive_heun``, whose steps start from a slope they cannot recompute) and a few scalars each, besides the
+    solution itself.
+
+    Supports:
+        Solvers dopri5, dopri8, bosh3, fehlberg2, adaptive_heun, euler, midpoint, heun2, heun3, rk4 with all their
+        options; gradients in ``y0``, parameters, ``t``, ``step_t`` and ``jump_t``; autocast. Not yet: events, Adams
+        and SciPy solvers, random numbers drawn in func, second derivatives, ``torch.func``.
+
+    Source: Zhuang et al., arXiv 2006.02493 (the tape and its replay); Hu, arXiv 2402.15141 (the step's adjoint). Where
+    ``options["first_step"]`` is not given, the host's own back-propagation also differentiates its guess of that step.
+    """
+    if adjoint_method != "aca":
+        return torchdiffeq.odeint_adjoint(
+            func,
+            y0,
+            t,
+            rtol=rtol,
+            atol=atol,
+            method=method,
+            options=options,
+            event_fn=event_fn,
+            adjoint_rtol=adjoint_rtol,
+            adjoint_atol=adjoint_atol,
+            adjoint_method=adjoint_method,
+            adjoint_options=adjoint_options,
+            adjoint_params=adjoint_params,
+        )
+    _check_call(t, event_fn, adjoint_rtol, adjoint_atol, adjoint_options)
+    params = _parameters(func, adjoint_params)
+    shapes, func, y0, t, rtol, atol, method, options, _, _ = host.check_inputs(
+        func, y0, t, rtol, atol, method, options, None, host.SOLVERS
+    )
+    solve, points = _solve(func, y0, t, rtol, atol, method, options)
+    solution = Replay.apply(solve, y0, t, points, *params)
+    return solution if shapes is None else host.flat_to_shape(solution, (len(t),), shapes)
+
+
+def _check_call(t: Any, event_fn: Any, adjoint_rtol: Any, adjoint_atol: Any, adjoint_options: Any) -> None:
+    if event_fn is not None:
+        raise UnsupportedError(
+            "odeint_adjoint(..., event_fn=..., adjoint_method='aca'): events cannot be replayed yet. "
+            "Use torchdiffeq.odeint_event with odeint_interface=torchdiffeq.odeint_adjoint."
+        )
+    for name, value in (("adjoint_rtol", adjoint_rtol), ("adjoint_atol", adjoint_atol)):
+        if value is not None:
+            raise OptionError(
+                f"odeint_adjoint(..., {name}={value!r}, adjoint_method='aca'): a replay solves nothing backward, so it "
+                f"has no tolerance. Leave out {name}."
+            )
+    if adjoint_options:
+        raise OptionError(
+            f"odeint_adjoint(..., adjoint_method='aca', adjoint_options={adjoint_options!r}): unknown option "
+            f"{next(iter(adjoint_options))!r}; the adaptive checkpoint adjoint takes none. Leave out adjoint_options."
+        )
+    if not isinstance(t, Tensor) or not t.is_floating_point() or t.ndim != 1 or len(t) == 0:
+        raise OptionError(
+            f"odeint_adjoint(func, y0, t={t!r}): t must be a non-empty 1-D floating-point tensor."
+        )
+    forward = t.diff() > 0
+    if not (forward.all() or (t.diff() < 0).all()):
+        raise OptionError(
+            f"odeint_adjoint(func, y0, t={t.tolist()}): t must be strictly increasing or strictly decreasing. "
+            "Sort it and drop repeated times."
+        )
+
+
+def _parameters(func: Any, adjoint_params: Iterable[Tensor] | None) -> list[Tensor]:
+    if adjoint_params is not None:
+        params = adjoint_params
+    elif isinstance(func, torch.nn.Module):
+        params = host.find_parameters(func)
+    else:
+        raise OptionError(
+            f"odeint_adjoint(func={func!r}, ...): func is no torch.nn.Module, so its parameters cannot be found. Make it "
+            "one, or pass adjoint_params=(...), which is () if there are none."
+        )
+    return [p for p in params if p.requires_grad]
+
+
+def _solve(
+    func: Any, y0: Tensor, t: Tensor, rtol: Any, atol: Any, method: str, options: dict[str, Any]
+) -> tuple[Solve, Tensor]:
+    """The call as a ``Solve``, and the points its steps may be cut short to end at: step_t, then jump_t."""
+    tableau = tableau_of(host.SOLVERS[method], options.get("interp", "linear"))
+    if tableau is None:
+        able = [name for name, solver in host.SOLVERS.items() if tableau_of(solver) is not None]
+        raise UnsupportedError(
+            f"odeint_adjoint(..., method={method!r}, adjoint_method='aca'): the steps of {method!r} cannot be replayed. "
+            f"Use one of {', '.join(able)}, or differentiate with torchdiffeq.odeint."
+        )
+    dtype = (
+        torch.promote_types(options.get("dtype", torch.float64), y0.abs().dtype)
+        if tableau.chained
+        else t.dtype
+    )
+    points = [
+        torch.as_tensor([] if options.get(name) is None else options[name], dtype=dtype, device=y0.device)
+        for name in (("step_t", "jump_t") if tableau.chained else ())
+    ]
+    jumps = len(points[1]) if points else 0
+    return Solve(func, rtol, atol, method, options, tableau, jumps), torch.cat(
+        [t.new_zeros(0, dtype=dtype), *points]
+    )

@@ -1,0 +1,123 @@
+"""The adaptive checkpoint adjoint of an explicit Runge–Kutta solve: replay the accepted steps, last to first.
+
+Each accepted step is taken again from its taped state, stage by stage under autograd, with its known size: no error
+estimate, no rejected try. Its adjoint is the matching discrete one (Hu, arXiv 2402.15141, point 3), exact to rounding:
+with λ the cotangent of the step's end and μ_q those of the outputs inside it,
+
+    ℓ_i = h (b_i λ + Σ_q w_i(x_q) μ_q + Σ_j a_ji g_j),    g_i = (∂f/∂y)ᵀ ℓ_i,    i = s … 1,
+
+the cotangent of the step's start is λ + Σ_q μ_q + Σ_i g_i, and the parameters gain Σ_i (∂f/∂θ)ᵀ ℓ_i.
+"""
+
+from __future__ import annotations
+
+import bisect
+from typing import NamedTuple
+
+import torch
+from steptape.torch._field import Field, Stage
+from steptape.torch._torchdiffeq import Solve, Tape, Timeline
+from torch import Tensor
+
+
+class Cotangents(NamedTuple):
+    """Of the initial state, like y0, and of a timeline's stages, sizes and places."""
+
+    y0: Tensor
+    stages: Tensor
+    sizes: Tensor
+    places: Tensor
+
+
+class _Link(NamedTuple):
+    """What a step leaves to the one before, whose last stage is its first: that stage's cotangent and evaluation.
+
+    ``stage`` is None where the step before has to evaluate it, not being at the end of the step.
+    """
+
+    cotangent: Tensor
+    stage: Stage | None
+
+
+class Sweep:
+    """The backward pass over one tape; ``field`` gathers the cotangents of the parameters."""
+
+    def __init__(self, solve: Solve, tape: Tape, timeline: Timeline, field: Field):
+        self.solve, self.tape, self.field = solve, tape, field
+        self.tableau = solve.tableau
+        self.moves = timeline.moves
+        y = tape.states[0]
+        self.times = timeline.stages.detach().to(y.real.dtype)
+        self.sizes = timeline.sizes.detach().to(y.real.dtype)
+        self.rows = self.tableau.rows.to(y)
+        weights, slopes = self.tableau.weights(timeline.places.detach().double())
+        self.weights, self.slopes = weights.to(y), slopes.to(y)
+        self.cotangents = Cotangents(*map(torch.zeros_like, (y, self.times, self.sizes, timeline.places)))
+
+    def run(self, grad_outputs: Tensor) -> Cotangents:
+        """Pull the cotangents of the outputs after the first, (len(t) - 1, numel), back to the start of the tape."""
+        end, link = grad_outputs.new_zeros(grad_outputs.shape[1]), None
+        last = len(grad_outputs)
+        for n in reversed(range(len(self.tape.states))):
+            first = bisect.bisect_left(self.tape.serving, n, hi=last)
+            end, link = self._step(n, slice(first, last), grad_outputs[first:last], end, link)
+            last = first
+        return self.cotangents._replace(y0=end.view_as(self.cotangents.y0))
+
+    def _step(
+        self, n: int, outputs: slice, mu: Tensor, end: Tensor, link: _Link | None
+    ) -> tuple[Tensor, _Link | None]:
+        """Replay step n: from the cotangents of its outputs, its end and its last stage to that of its start."""
+        rows = self.rows * self.sizes[n]
+        stages, slopes = self._replay(n, rows, len(mu) > 0, link)
+        inside = (self.weights[outputs] * self.sizes[n]).T @ mu if len(mu) else None
+
+        last = self.tableau.stages - 1
+        pulled = torch.cat([torch.zeros_like(slopes), end[None]])
+        left = None
+        for i in range(last, -1, -1):
+            if i == last and stages[i] is None:
+                continue
+            cotangent = rows[i + 1 :, i] @ pulled[i + 1 :]
+            if inside is not None:
+                cotangent += inside[i]
+            if i == last and link is not None:
+                cotangent += link.cotangent
+            if i == 0 and not self.tape.fresh[n]:
+                left = _Link(cotangent, stages[0])
+            else:
+                pulled[i], in_time = self.field.pull(stages[i], cotangent)
+                if in_time is not None:
+                    self.cotangents.stages[n, i] = in_time
+        if self.moves:
+            self._pull_times(n, outputs, mu, pulled, slopes)
+        return pulled.sum(0) + mu.sum(0), left
+
+    def _replay(
+        self, n: int, rows: Tensor, inside: bool, link: _Link | None
+    ) -> tuple[list[Stage | None], Tensor]:
+        """Step n again from its taped state: its stages, and their slopes, (s, numel), zero where not evaluated."""
+        y = self.tape.states[n].reshape(-1)
+        stages: list[Stage | None] = [None] * self.tableau.stages
+        slopes = y.new_zeros(len(stages), len(y))
+        for i in range(len(stages)):
+            if i == 0 and self.tape.slopes and not self.tape.fresh[n]:
+                slopes[0] = self.tape.slopes[n].reshape(-1)
+                continue
+            if i == len(stages) - 1 and self.tableau.last_at_end:
+                if link is not None:
+                    stages[i] = link.stage
+                elif not inside:
+                    continue
+            if stages[i] is None:
+                place = torch.addmv(y, slopes[:i].T, rows[i, :i]) if i else y
+                stages[i] = self.field.evaluate(self.times[n, i], place, self.solve.side(self.tape, n, i))
+            slopes[i] = stages[i].slope.detach().reshape(-1)
+        return stages, slopes
+
+    def _pull_times(self, n: int, outputs: slice, mu: Tensor, pulled: Tensor, slopes: Tensor) -> None:
+        """The cotangents of step n's size and of the places of the outputs inside it."""
+        by_row = (pulled.conj() @ slopes.T) * self.rows
+        by_output = mu.conj() @ slopes.T
+        self.cotangents.sizes[n] = (by_row.sum() + (by_output * self.weights[outputs]).sum()).real
+        self.cotangents.places[outputs] = (by_output * self.slopes[outputs]).sum(1).real * self.sizes[n]

@@ -1,0 +1,105 @@
+"""Explicit Runge–Kutta methods as a replay sees them.
+
+A step of size h from y has stages k_i = f(t + c_i h, y + h Σ_j a_ij k_j). Its end, y + h Σ_i b_i k_i, and every output
+inside it, y + h Σ_i w_i(x) k_i at the relative place x in [0, 1], are further rows of the same table. The matching
+adjoint (Hu, arXiv 2402.15141) reads the table by columns.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import torch
+from steptape.compat import _torchdiffeq as host
+from torch import Tensor
+
+
+@dataclasses.dataclass(frozen=True)
+class Tableau:
+    """An explicit Runge–Kutta method with s stages and a dense output of degree p.
+
+    ``rows`` is (s + 1, s), float64: a, then b. ``dense`` is (p, s): w(x) = Σ_q dense[q] x^(q+1). ``chained``: the last
+    stage of a step is handed to the next step as its first.
+    """
+
+    rows: Tensor
+    c: tuple[float, ...]
+    dense: Tensor
+    chained: bool
+
+    @property
+    def stages(self) -> int:
+        """The number of stages, s."""
+        return len(self.c)
+
+    @functools.cached_property
+    def last_at_end(self) -> bool:
+        """Whether the last stage is the vector field at the end of the step, which itself does without it."""
+        return bool((self.rows[-1] == self.rows[-2]).all())
+
+    def weights(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The rows w(x) and their derivatives in x, each (len(x), s), for float64 places ``x``."""
+        powers = torch.arange(1, len(self.dense) + 1, dtype=x.dtype, device=x.device)
+        dense = self.dense.to(x.device)
+        return x[:, None] ** powers @ dense, powers * x[:, None] ** (powers - 1) @ dense
+
+
+def _rows(a: list[list[float]], b: list[float]) -> Tensor:
+    return torch.tensor([row + [0.0] * (len(b) - len(row)) for row in [[], *a, b]], dtype=torch.float64)
+
+
+def _unit(index: int, length: int) -> Tensor:
+    return torch.eye(length, dtype=torch.float64)[index]
+
+
+_FIXED_GRID: dict[str, tuple[list[list[float]], list[float], tuple[float, ...]]] = {
+    "euler": ([], [1.0], (0.0,)),
+    "midpoint": ([[1 / 2]], [0.0, 1.0], (0.0, 1 / 2)),
+    "heun2": ([[1.0]], [1 / 2, 1 / 2], (0.0, 1.0)),
+    "heun3": ([[1 / 3], [0.0, 2 / 3]], [1 / 4, 0.0, 3 / 4], (0.0, 1 / 3, 2 / 3)),
+    "rk4": (
+        [[1 / 3], [-1 / 3, 1.0], [1.0, -1.0, 1.0]],
+        [1 / 8, 3 / 8, 3 / 8, 1 / 8],
+        (0.0, 1 / 3, 2 / 3, 1.0),
+    ),
+}
+
+
+def _fixed_grid(name: str, interp: str) -> Tableau:
+    a, b, c = _FIXED_GRID[name]
+    if interp == "linear":
+        return Tableau(_rows(a, b), c, torch.tensor([b], dtype=torch.float64), chained=False)
+    # Cubic Hermite: h10(x) k_0 + h01(x) Σ b_i k_i + h11(x) f(y_1), whose last slope is one more stage.
+    a, b, c = [*a, b], [*b, 0.0], (*c, 1.0)
+    first, last, end = _unit(0, len(b)), _unit(-1, len(b)), torch.tensor(b, dtype=torch.float64)
+    dense = torch.stack([first, 3 * end - 2 * first - last, first - 2 * end + last])
+    return Tableau(_rows(a, b), c, dense, chained=False)
+
+
+def _adaptive(tableau: Any, mid: Tensor) -> Tableau:
+    b, mid = tableau.c_sol.double(), mid.double()
+    first, last = _unit(0, len(b)), _unit(-1, len(b))
+    # The quartic through y_0, y_1, the middle and both end slopes, by powers of x.
+    dense = torch.stack(
+        [
+            first,
+            last - 4 * first - 5 * b + 16 * mid,
+            5 * first - 3 * last + 14 * b - 32 * mid,
+            2 * last - 2 * first - 8 * b + 16 * mid,
+        ]
+    )
+    a = [row.tolist() for row in tableau.beta]
+    return Tableau(_rows(a, b.tolist()), (0.0, *tableau.alpha.tolist()), dense, chained=True)
+
+
+@functools.lru_cache
+def tableau_of(solver_class: Any, interp: str = "linear") -> Tableau | None:
+    """The tableau by which a solver class of torchdiffeq steps, or None if it does not step by one alone."""
+    name = host.FIXED_GRID_NAMES.get(solver_class)
+    if name is not None:
+        return _fixed_grid(name, interp)
+    if host.steps_by_tableau(solver_class):
+        return _adaptive(solver_class.tableau, solver_class.mid)
+    return None
