@@ -7,28 +7,28 @@ from steptape._errors import UnsupportedHostVersion
 _WAY_OUT = "Install a supported one with: pip install 'torchdiffeq>=0.2.4'"
 
 try:
-    from torchdiffeq._impl import fixed_grid
+    from torchdiffeq._impl import fixed_grid, misc, rk_common
 
     # The parameters odeint_adjoint differentiates, also inside a DataParallel replica.
     from torchdiffeq._impl.adjoint import find_parameters as find_parameters
 
-    # On which side of a discontinuity in t the host evaluates func.
-    from torchdiffeq._impl.misc import Perturb as Perturb
+    # Solver classes by name.
+    from torchdiffeq._impl.odeint import SOLVERS as SOLVERS
 
     # The host's normal form of a call: flat state, increasing t, wrapped func, defaults filled in.
-    from torchdiffeq._impl.misc import _check_inputs as check_inputs
-    from torchdiffeq._impl.misc import _flat_to_shape as flat_to_shape
-
-    # The loops that leave the tape, and the tables they step with.
-    from torchdiffeq._impl.odeint import SOLVERS as SOLVERS
-    from torchdiffeq._impl.rk_common import RKAdaptiveStepsizeODESolver as AdaptiveRungeKutta
-    from torchdiffeq._impl.solvers import FixedGridODESolver as FixedGrid
-except ImportError as error:
+    check_inputs = misc._check_inputs
+    flat_to_shape = misc._flat_to_shape
+    # On which side of a discontinuity in t the host evaluates func.
+    Perturb = misc.Perturb
+    # The adaptive loop that leaves the tape, and the tableau it steps with.
+    AdaptiveRungeKutta = rk_common.RKAdaptiveStepsizeODESolver
+    VALID_CALLBACKS = AdaptiveRungeKutta.valid_callbacks()
+except (ImportError, AttributeError) as error:
     raise UnsupportedHostVersion(
         f"steptape.torch cannot use the installed torchdiffeq ({error}). {_WAY_OUT}"
     ) from error
 
-if "callback_accept_step" not in AdaptiveRungeKutta.valid_callbacks():
+if "callback_accept_step" not in VALID_CALLBACKS:
     raise UnsupportedHostVersion(
         f"torchdiffeq {version('torchdiffeq')} has no step callbacks: its accepted steps cannot be taped. {_WAY_OUT}"
     )

@@ -1,4 +1,4 @@
-"""What a solve ran under besides its inputs: autocast, which a replay restores, and random numbers, which it refuses."""
+"""What a solve ran under besides its inputs: autocast, which a replay restores, and random draws, which it refuses."""
 
 from __future__ import annotations
 

@@ -119,9 +119,7 @@ def _check_call(t: Any, event_fn: Any, adjoint_rtol: Any, adjoint_atol: Any, adj
             f"{next(iter(adjoint_options))!r}; the adaptive checkpoint adjoint takes none. Leave out adjoint_options."
         )
     if not isinstance(t, Tensor) or not t.is_floating_point() or t.ndim != 1 or len(t) == 0:
-        raise OptionError(
-            f"odeint_adjoint(func, y0, t={t!r}): t must be a non-empty 1-D floating-point tensor."
-        )
+        raise OptionError(f"odeint_adjoint(func, y0, t={t!r}): t must be a non-empty 1-D floating-point tensor.")
     forward = t.diff() > 0
     if not (forward.all() or (t.diff() < 0).all()):
         raise OptionError(
@@ -137,7 +135,7 @@ def _parameters(func: Any, adjoint_params: Iterable[Tensor] | None) -> list[Tens
         params = host.find_parameters(func)
     else:
         raise OptionError(
-            f"odeint_adjoint(func={func!r}, ...): func is no torch.nn.Module, so its parameters cannot be found. Make it "
+            f"odeint_adjoint(func={func!r}, ...): func is no torch.nn.Module, so its parameters are unknown. Make it "
             "one, or pass adjoint_params=(...), which is () if there are none."
         )
     return [p for p in params if p.requires_grad]
@@ -151,19 +149,13 @@ def _solve(
     if tableau is None:
         able = [name for name, solver in host.SOLVERS.items() if tableau_of(solver) is not None]
         raise UnsupportedError(
-            f"odeint_adjoint(..., method={method!r}, adjoint_method='aca'): the steps of {method!r} cannot be replayed. "
+            f"odeint_adjoint(..., method={method!r}, adjoint_method='aca'): steps of {method!r} cannot be replayed. "
             f"Use one of {', '.join(able)}, or differentiate with torchdiffeq.odeint."
         )
-    dtype = (
-        torch.promote_types(options.get("dtype", torch.float64), y0.abs().dtype)
-        if tableau.chained
-        else t.dtype
-    )
+    dtype = torch.promote_types(options.get("dtype", torch.float64), y0.abs().dtype) if tableau.chained else t.dtype
     points = [
         torch.as_tensor([] if options.get(name) is None else options[name], dtype=dtype, device=y0.device)
         for name in (("step_t", "jump_t") if tableau.chained else ())
     ]
     jumps = len(points[1]) if points else 0
-    return Solve(func, rtol, atol, method, options, tableau, jumps), torch.cat(
-        [t.new_zeros(0, dtype=dtype), *points]
-    )
+    return Solve(func, rtol, atol, method, options, tableau, jumps), torch.cat([t.new_zeros(0, dtype=dtype), *points])

@@ -30,9 +30,7 @@ class Replay(torch.autograd.Function):
         y0, t, points, *rest = ctx.saved_tensors
         params, tape = rest[: ctx.params], ctx.tape.refilled(rest[ctx.params :])
         with torch.no_grad(), ctx.ambient.restored():
-            grads = _pull_back(
-                ctx.solve, tape, (y0, t, points, *params), ctx.needs_input_grad[1:], grad_solution
-            )
+            grads = _pull_back(ctx.solve, tape, (y0, t, points, *params), ctx.needs_input_grad[1:], grad_solution)
         if torch.is_grad_enabled():
             grads = _OnceOnly.apply(grad_solution, y0, t, points, *params, *grads)[-len(grads) :]
         return (

@@ -64,9 +64,7 @@ class Sweep:
             last = first
         return self.cotangents._replace(y0=end.view_as(self.cotangents.y0))
 
-    def _step(
-        self, n: int, outputs: slice, mu: Tensor, end: Tensor, link: _Link | None
-    ) -> tuple[Tensor, _Link | None]:
+    def _step(self, n: int, outputs: slice, mu: Tensor, end: Tensor, link: _Link | None) -> tuple[Tensor, _Link | None]:
         """Replay step n: from the cotangents of its outputs, its end and its last stage to that of its start."""
         rows = self.rows * self.sizes[n]
         stages, slopes = self._replay(n, rows, len(mu) > 0, link)
@@ -93,9 +91,7 @@ class Sweep:
             self._pull_times(n, outputs, mu, pulled, slopes)
         return pulled.sum(0) + mu.sum(0), left
 
-    def _replay(
-        self, n: int, rows: Tensor, inside: bool, link: _Link | None
-    ) -> tuple[list[Stage | None], Tensor]:
+    def _replay(self, n: int, rows: Tensor, inside: bool, link: _Link | None) -> tuple[list[Stage | None], Tensor]:
         """Step n again from its taped state: its stages, and their slopes, (s, numel), zero where not evaluated."""
         y = self.tape.states[n].reshape(-1)
         stages: list[Stage | None] = [None] * self.tableau.stages

@@ -176,9 +176,7 @@ class Solve:
         return host.Perturb.PREV if at_end else host.Perturb.NONE
 
     def _solver(self, y0: Tensor) -> Any:
-        return host.SOLVERS[self.method](
-            func=self.func, y0=y0, rtol=self.rtol, atol=self.atol, **self.options
-        )
+        return host.SOLVERS[self.method](func=self.func, y0=y0, rtol=self.rtol, atol=self.atol, **self.options)
 
     def _grid(self, tape: Tape, y0: Tensor, t: Tensor) -> Tensor:
         grid = self._solver(y0).grid_constructor(self.func, y0, t)
@@ -205,8 +203,6 @@ class Solve:
         for n, cut in enumerate(recorder.cut):
             point = int((points == nodes[n + 1]).nonzero()[0]) if cut else None
             anchors.append(anchors[-1] if point is None else point + 1)
-            fresh.append(
-                not self.tableau.chained or (point is not None and point >= len(points) - self.jumps)
-            )
+            fresh.append(not self.tableau.chained or (point is not None and point >= len(points) - self.jumps))
         serving = torch.searchsorted(nodes[1:].contiguous(), t[1:].to(nodes.dtype).contiguous())
         return Tape(nodes, sizes, recorder.states, recorder.slopes, fresh[:-1], anchors, serving.tolist())
