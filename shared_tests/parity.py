@@ -1,0 +1,164 @@
+"""Plans the runs of a parity report and makes them, each framework in its own process.
+
+The *adaptive* runs come first: every solver takes its own steps. For the *same grid* runs the steps one framework
+took are given to all: the frameworks take turns, problem by problem, in giving the steps. A grid is the accepted
+steps with the output times put in, so that no output is interpolated.
+"""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from steptape.shared_tests.backends import CAPABILITIES, METHODS, SHARED_SOLVERS, SOLVERS, Case, Run
+from steptape.shared_tests.problems import PROBLEMS
+from steptape.shared_tests.worker import read_runs, write_cases
+
+HEADLINE = ("dopri5", 1e-6)
+"""The solver and the tolerance of the figures in the table."""
+
+_SWEEP = (1e-4, 1e-5, 1e-6, 1e-7, 1e-8)
+_QUICK_SWEEP = (1e-4, 1e-6, 1e-8)
+_TOLERANCES = {
+    "dopri5": _SWEEP,
+    "bosh3": (1e-5,),
+    "dopri8": (1e-8,),
+    "tsit5": (1e-6,),
+    "heun": (1e-4,),
+    "fehlberg2": (1e-4,),
+    "adaptive_heun": (1e-4,),
+}
+_GRID_SOURCES = {"dopri5": HEADLINE, "bosh3": ("bosh3", 1e-5), "dopri8": ("dopri8", 1e-8)}
+_FINE_GRID = ("dopri5", 1e-8)
+_QUICK_PROBLEMS = ("exponential", "lotka_volterra", "van_der_pol_stiff", "mlp")
+_QUICK_GRID_SOLVERS = ("dopri5", "heun")
+
+OnProgress = Callable[[str, str, int, int], None]
+"""Called with backend, grade, finished runs and planned runs."""
+
+
+@dataclass(frozen=True)
+class Scope:
+    """What a parity report covers."""
+
+    backends: tuple[str, ...]
+    problems: tuple[str, ...]
+    quick: bool
+
+    @classmethod
+    def of(cls, backends: list[str], problems: list[str], quick: bool) -> "Scope":
+        """Return the scope for the backends, with the default problems where none are named."""
+        default = _QUICK_PROBLEMS if quick else tuple(PROBLEMS)
+        return cls(tuple(backends), tuple(problems) or default, quick)
+
+
+@dataclass
+class Outcome:
+    """Everything that was run: `versions` by backend, and the runs of all backends."""
+
+    scope: Scope
+    versions: dict[str, dict[str, str]]
+    runs: list[Run]
+
+
+def adaptive_cases(scope: Scope, backend: str) -> list[Case]:
+    """Return the cases of one backend in which the solver takes its own steps.
+
+    The hosts' continuous adjoints run with the solver of the table alone.
+    """
+    cases = []
+    for problem in scope.problems:
+        for solver in SOLVERS[backend]:
+            if scope.quick and solver.name != HEADLINE[0]:
+                continue
+            for method in METHODS[backend]:
+                grades = CAPABILITIES[backend, method.name, solver.name].grades
+                if "adaptive" not in grades or ("grid" not in grades and solver.name != HEADLINE[0]):
+                    continue
+                tolerances = _QUICK_SWEEP if scope.quick else _TOLERANCES[solver.name]
+                cases += [Case(problem, method.name, solver.name, rtol) for rtol in tolerances]
+    return cases
+
+
+def grid_cases(scope: Scope, backend: str, runs: list[Run]) -> list[Case]:
+    """Return the cases of one backend on grids from the adaptive `runs` of all backends."""
+    cases = []
+    for index, problem in enumerate(scope.problems):
+        giver = scope.backends[index % len(scope.backends)]
+        for solver in SOLVERS[backend]:
+            wanted = _QUICK_GRID_SOLVERS if scope.quick else SHARED_SOLVERS
+            if solver.name not in wanted and (scope.quick or solver.adaptive):
+                continue
+            grid = _given_grid(runs, giver, problem, solver.name)
+            cases += [
+                Case(problem, method.name, solver.name, grid=grid)
+                for method in METHODS[backend]
+                if grid and "grid" in CAPABILITIES[backend, method.name, solver.name].grades
+            ]
+    return cases
+
+
+def _given_grid(runs: list[Run], giver: str, problem: str, solver: str) -> tuple[float, ...]:
+    """Return the grid for a solver on a problem, or nothing where the giver's runs failed."""
+    source = _GRID_SOURCES.get(solver, _FINE_GRID)
+    times = PROBLEMS[problem].times
+    for run in runs:
+        case = run.case
+        if run.backend == giver and case.problem == problem and (case.solver, case.rtol) == source and run.grid:
+            return tuple(sorted({t for t in run.grid if t < times[-1]} | set(times)))
+    return ()
+
+
+def run_parity(scope: Scope, folder: Path, on_progress: OnProgress) -> Outcome:
+    """Make all runs of a scope and leave the files the processes exchanged in `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    outcome = Outcome(scope, {}, [])
+    for grade in ("adaptive", "grid"):
+        finished = list(outcome.runs)
+
+        def make(backend: str, grade: str = grade, finished: list[Run] = finished) -> list[Run]:
+            plan = (
+                adaptive_cases(scope, backend)
+                if grade == "adaptive"
+                else grid_cases(scope, backend, finished)
+            )
+            versions, runs = run_backend(backend, grade, plan, folder, on_progress)
+            outcome.versions.setdefault(backend, versions)
+            return runs
+
+        with ThreadPoolExecutor(len(scope.backends)) as pool:
+            for runs in pool.map(make, scope.backends):
+                outcome.runs += runs
+    return outcome
+
+
+def run_backend(
+    backend: str, grade: str, cases: list[Case], folder: Path, on_progress: OnProgress
+) -> tuple[dict[str, str], list[Run]]:
+    """Run the cases in a process of their own; return its versions and one run for each case.
+
+    Where the process ends early, the cases it did not come to are recorded as failures.
+    """
+    plan, results, log = (folder / f"{backend}-{grade}.{end}" for end in ("cases.json", "runs.jsonl", "log"))
+    results.unlink(missing_ok=True)
+    write_cases(plan, cases)
+    command = [sys.executable, "-P", "-m", "steptape.shared_tests.worker", backend, str(plan), str(results)]
+    environment = {"OMP_NUM_THREADS": "1", "JAX_PLATFORMS": "cpu", **os.environ}
+    on_progress(backend, grade, 0, len(cases))
+    with (
+        log.open("w", encoding="utf-8") as errors,
+        subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment
+        ) as process,
+    ):
+        assert process.stdout is not None
+        finished = 0
+        for line in process.stdout:
+            finished += line.strip() == "finished"
+            on_progress(backend, grade, finished, len(cases))
+    versions, runs = read_runs(results)
+    reason = f"the process ended with code {process.returncode}, see {log.name}"
+    return versions, runs + [Run(backend, case, failure=reason) for case in cases[len(runs) :]]
