@@ -1,0 +1,3 @@
+"""steptape for diffrax: pass ``adjoint=steptape.jax.AdaptiveCheckpointAdjoint()`` to ``diffeqsolve``."""
+
+from steptape.jax._adjoint import AdaptiveCheckpointAdjoint as AdaptiveCheckpointAdjoint

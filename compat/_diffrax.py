@@ -1,0 +1,40 @@
+"""diffrax's private names, each with the reason it is needed.
+
+Looked up by feature, not by version: a diffrax without one of them is refused with what is installed and what to do.
+"""
+
+import dataclasses
+import inspect
+
+from steptape.compat._equinox import unsupported
+
+try:
+    import diffrax as _diffrax  # noqa: F401  (a missing diffrax and a changed one are told apart by the error)
+    from diffrax._integrate import State as State  # The loop's state: the tape keeps some of its fields.
+    from diffrax._integrate import loop as loop  # The solve itself; a custom adjoint hands it an outer loop.
+except ImportError as error:
+    raise unsupported("diffrax", error) from error
+
+_STATE_FIELDS = {
+    "y",
+    "tprev",
+    "tnext",
+    "made_jump",
+    "solver_state",
+    "controller_state",
+    "num_steps",
+    "num_accepted_steps",
+    "save_state",
+    "dense_save_index",
+}
+_LOOP_ARGUMENTS = {"inner_while_loop", "outer_while_loop", "init_state", "progress_meter", "event", "saveat"}
+
+
+def _check() -> None:
+    missing = _STATE_FIELDS - {field.name for field in dataclasses.fields(State)}
+    missing |= _LOOP_ARGUMENTS - set(inspect.signature(loop).parameters)
+    if missing:
+        raise unsupported("diffrax", f"{', '.join(sorted(missing))} in diffrax's loop")
+
+
+_check()

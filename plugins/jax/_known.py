@@ -1,0 +1,120 @@
+"""One step of diffrax's loop when it is known that the step is accepted, and where the next one begins."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax import lax
+from steptape.jax._erk import UnrolledERK, can_unroll
+from steptape.jax._loop import Known
+from steptape.jax._tape import Times
+
+
+def _at(value: Any, path: Any) -> Any:
+    """``value``, exactly, with the derivative of ``path``."""
+    return lax.stop_gradient(value) + (path - lax.stop_gradient(path))
+
+
+class _KnownStep(diffrax.AbstractStepSizeController):
+    """Accepts, and proposes the step that was proposed: the growth is a constant, as in diffrax's PID controller.
+
+    The controller state is the time at which the next step was first meant to end.
+    """
+
+    t1: Any
+
+    def wrap(self, direction):
+        """Nothing depends on the direction: the times are diffrax's own."""
+        return self
+
+    def init(self, terms, t0, t1, y0, dt0, args, func, error_order):
+        """Never the first step's controller: a replay begins where the solve began."""
+        raise NotImplementedError
+
+    def adapt_step_size(self, t0, t1, y0, y1_candidate, args, y_error, error_order, controller_state):
+        """Accept the step from ``t0`` to ``t1``."""
+        proposed = controller_state
+        growth = lax.stop_gradient((proposed - t1) / (t1 - t0))
+        tnext = _at(proposed, t1 + growth * (t1 - t0))
+        # A step cut off at the end moves with the end: hand the cut to diffrax, whose derivative it is.
+        tnext = jnp.where(proposed >= self.t1, jnp.inf, tnext)
+        return True, t1, tnext, False, controller_state, diffrax.RESULTS.successful
+
+
+def _rejections(state: Any, taken: Any) -> Any:
+    """``state``, with its step shrunk from the one that was proposed to the one that was taken."""
+    shrink = lax.stop_gradient((taken - state.tprev) / (state.tnext - state.tprev))
+    path = state.tprev + shrink * (state.tnext - state.tprev)
+    return dataclasses.replace(state, tnext=jnp.where(taken == state.tnext, state.tnext, _at(taken, path)))
+
+
+def known_step(
+    host_loop: Callable, *, solver, stepsize_controller, event, saveat, t1, init_state, passed_solver_state
+) -> Known | None:
+    """How to replay an accepted step of this solve, or ``None`` if only its tries can be replayed."""
+    controller = type(stepsize_controller)
+    searches = controller is diffrax.PIDController
+    if event is not None or not (searches or controller in (diffrax.ConstantStepSize, diffrax.StepTo)):
+        return None
+    subs = jax.tree.leaves(saveat.subs, is_leaf=lambda s: isinstance(s, diffrax.SubSaveAt))
+    interpolates = saveat.dense or any(sub.ts is not None for sub in subs)
+    carries_stages = passed_solver_state or saveat.solver_state
+    unrolls = can_unroll(solver) and not carries_stages
+    body = _body(
+        host_loop,
+        solver=UnrolledERK(solver, interpolates) if unrolls else solver,
+        stepsize_controller=_KnownStep(t1) if searches else stepsize_controller,
+        saveat=saveat,
+        t1=t1,
+        event=None,
+        progress_meter=diffrax.NoProgressMeter(),
+        init_state=dataclasses.replace(init_state, controller_state=init_state.tnext) if searches else init_state,
+    )
+
+    def step(times, state):
+        if not searches:
+            return body(state)
+        before = _rejections(state, times.taken)
+        after = body(dataclasses.replace(before, controller_state=times.proposed))
+        return dataclasses.replace(after, controller_state=state.controller_state)
+
+    example = jax.tree.map(jnp.array, init_state)
+    step = eqx.filter_closure_convert(step, Times(example.tnext, example.tnext), example)
+    kept = _kept(example, subs, controller_state=not searches, solver_state=not unrolls)
+    limits = searches and (stepsize_controller.dtmin, stepsize_controller.dtmax) != (None, None)
+    return Known(step, kept, rescales=searches, times_exact=not limits)
+
+
+def _body(host_loop: Callable, **kwargs: Any) -> Callable:
+    """The body of diffrax's loop; all else in the call is dead code."""
+    bodies = []
+
+    def outer_while_loop(cond_fun, body_fun, init_val, *, max_steps, buffers):
+        bodies.append(body_fun)
+        return init_val
+
+    host_loop(outer_while_loop=outer_while_loop, **kwargs)
+    return bodies[0]
+
+
+def _kept(state: Any, subs: list, *, controller_state: bool, solver_state: bool) -> Any:
+    """True for what an accepted step reads."""
+    everything = jax.tree.map(lambda _: True, state)
+    nothing = jax.tree.map(lambda _: False, state)
+    kept = dataclasses.replace(nothing, y=everything.y, tprev=True, tnext=True)
+    if controller_state:
+        kept = dataclasses.replace(kept, controller_state=everything.controller_state)
+    if solver_state:
+        kept = dataclasses.replace(kept, solver_state=everything.solver_state)
+    if state.dense_save_index is not None:
+        kept = dataclasses.replace(kept, dense_save_index=True)
+    if any(sub.steps > 1 for sub in subs):
+        kept = dataclasses.replace(kept, num_accepted_steps=True)
+    if any(sub.ts is not None or sub.steps for sub in subs):
+        # Where the next outputs go; all else in there is the outputs themselves.
+        kept = dataclasses.replace(kept, save_state=jax.tree.map(lambda x: x.ndim == 0, state.save_state))
+    return kept

@@ -1,0 +1,240 @@
+"""diffrax's loop, run with a tape, and its derivative: the accepted steps replayed from the last to the first.
+
+The backward pass is the vector-Jacobian product of one step of the loop at each state on the tape (ACA,
+arXiv 2006.02493). Two kinds of replay:
+
+- by accepted step, with a step that is known to be accepted: no error estimate, no search, no rejected try;
+- by try, with the loop's own body: exact for any solver, controller and event, and the price is that of every try.
+
+The loop's outputs are buffers that are written once at each place. Their cotangents are therefore the same at every
+step, and need not be carried.
+"""
+
+import functools
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax import lax
+from steptape._errors import UnsupportedError
+from steptape.compat._equinox import common_rewrite, nonbatchable, select_if_vmap, unvmap_max
+from steptape.jax._perturbed import perturbed_carry
+from steptape.jax._tape import Tape, Times, split
+from steptape.jax._thinning import Thinning
+
+Flags = tuple[bool, ...]  # a tree of booleans, flattened: hashable
+
+
+class Known(eqx.Module):
+    """How to take a step that is known to be accepted.
+
+    ``step(times, state)`` is the loop's body without the search; ``kept`` is true for the leaves of a state that it
+    reads; ``rescales`` says that rejected tries before a step shrink it, ``times_exact`` that ``step`` knows how.
+    """
+
+    step: Callable[[Times, Any], Any]
+    kept: Any = eqx.field(static=True)
+    rescales: bool = eqx.field(static=True)
+    times_exact: bool = eqx.field(static=True)
+
+
+class _Settings(eqx.Module):
+    max_steps: int | None = eqx.field(static=True)
+    buffers: Flags = eqx.field(static=True)
+    kept: Flags = eqx.field(static=True)
+    rescales: bool = eqx.field(static=True)
+    times_exact: bool = eqx.field(static=True)
+    refusal: str | None = eqx.field(static=True)
+
+
+class _Replay(eqx.Module):
+    """What the backward pass needs to know besides the tape."""
+
+    by_try: bool = eqx.field(static=True)
+    carried: Flags = eqx.field(static=True)
+
+    def count(self, state: Any) -> Any:
+        return state.num_steps if self.by_try else state.num_accepted_steps
+
+    def step(self, fun: Callable, times: Any, state: Any) -> Any:
+        if not self.by_try:
+            return fun(times, state)
+        running = jnp.array(True)
+        return fun((jnp.array(0), running, running, state))[-1]
+
+
+def replayed_while_loop(
+    cond_fun: Callable,
+    body_fun: Callable,
+    init_val: Any,
+    *,
+    max_steps: int | None,
+    buffers: Callable,
+    known: Known | None,
+    refusal: str | None,
+) -> Any:
+    """diffrax's outer loop over ``State``; differentiated by replaying its steps, or refused with ``refusal``."""
+    init_val = jax.tree.map(jnp.array, init_val)
+    cond, body, carry, _ = common_rewrite(cond_fun, body_fun, init_val, max_steps, buffers, makes_false_steps=False)
+    cond = eqx.filter_closure_convert(cond, carry)
+    cond = jax.tree.map(lambda x: lax.stop_gradient(x) if eqx.is_array(x) else x, cond)
+    body = eqx.filter_closure_convert(body, carry)
+    written = _marked(buffers, init_val)
+    kept = tuple(not b for b in written) if known is None else tuple(jax.tree.leaves(known.kept))
+    settings = _Settings(
+        max_steps,
+        written,
+        kept,
+        known is not None and known.rescales,
+        known is not None and known.times_exact,
+        refusal,
+    )
+    step = None if known is None else known.step
+    return _run((carry, body, step), cond, settings)[-1]
+
+
+def _marked(select: Callable, tree: Any) -> Flags:
+    leaves, treedef = jax.tree.flatten(tree)
+    marked = set(jax.tree.leaves(select(jax.tree.unflatten(treedef, range(len(leaves))))))
+    return tuple(i in marked for i in range(len(leaves)))
+
+
+def _like(tree: Any, flags: Flags) -> Any:
+    return jax.tree.unflatten(jax.tree.structure(tree), flags)
+
+
+@eqx.filter_custom_vjp
+def _run(vjp_arg, cond, settings):
+    carry, body, _ = vjp_arg
+    return lax.while_loop(lambda c: cond(c), lambda c: body(c), carry)
+
+
+@_run.def_fwd
+def _run_fwd(perturbed, vjp_arg, cond, settings):
+    carry, body, _ = vjp_arg
+    if settings.refusal is not None:
+        return lax.while_loop(lambda c: cond(c), lambda c: body(c), carry), None
+    replay, kept, proposals = _choose_replay(perturbed, vjp_arg, settings)
+    kept = _like(carry[-1], kept)
+
+    def advance(taped):
+        carry, tape = taped
+        tape = tape.write(replay.count(carry[-1]), eqx.filter(carry[-1], kept))
+        carry = body(carry)
+        return carry, tape.thin(replay.count(carry[-1]))
+
+    tape = Tape.blank(Thinning.for_steps(settings.max_steps), eqx.filter(carry[-1], kept), proposals)
+    carry, tape = lax.while_loop(lambda c: cond(c[0]), advance, (carry, tape))
+    final = carry[-1]
+    count = replay.count(final)
+    tape = tape.close(count, final.tnext)
+    outputs = eqx.filter(final, _like(final, settings.buffers))
+    return carry, (replay, count, tape, outputs)
+
+
+def _choose_replay(perturbed, vjp_arg, settings):
+    """By accepted step where that is exact, else by try; which leaves to keep, and whether to note proposals."""
+    (*_, state), body, step = vjp_arg
+    (*_, p_state), p_body, p_step = perturbed
+    times = Times(state.tnext, state.tnext)
+
+    def carried(by_try, fun, p_fun):
+        take = _Replay(by_try, ()).step
+        return perturbed_carry(lambda f, s: take(f, times, s), fun, p_fun, state, p_state)
+
+    if step is not None:
+        flags = carried(False, step, p_step)
+        times_move = flags.tprev or flags.tnext
+        if settings.times_exact or not times_move:
+            replay = _Replay(False, tuple(jax.tree.leaves(flags)))
+            return replay, settings.kept, settings.rescales and times_move
+    flags = carried(True, body, p_body)
+    return _Replay(True, tuple(jax.tree.leaves(flags))), tuple(not w for w in settings.buffers), False
+
+
+@_run.def_bwd
+def _run_bwd(residuals, g_carry, perturbed, vjp_arg, cond, settings):
+    if settings.refusal is not None:
+        raise UnsupportedError(settings.refusal)
+    replay, count, tape, outputs = residuals
+    carry, body, step = vjp_arg
+    fun, p_fun = (body, perturbed[1]) if replay.by_try else (step, perturbed[2])
+    # Constants may come back as literals, which are no arrays.
+    state = eqx.combine(outputs, jax.tree.map(jnp.array, carry[-1]))
+    g_state = _wanted(g_carry[-1], state, _like(state, replay.carried))
+    g_fun = jax.tree.map(lambda x, p: jnp.zeros_like(x) if p else None, fun, p_fun)
+    if jax.tree.leaves(g_state):
+        back = _Backward(replay, tape, fun, p_fun, state, _like(state, settings.buffers))
+        g_state, g_fun = back.run(count, g_state, g_fun)
+    none = functools.partial(jax.tree.map, lambda _: None)
+    g_carry = (None, None, None, g_state)
+    return (g_carry, g_fun, none(step)) if replay.by_try else (g_carry, none(body), g_fun)
+
+
+def _wanted(g: Any, state: Any, carried: Any) -> Any:
+    """The cotangents of the leaves that carry one, with zeros made real; nothing at all if all of them are zero."""
+    g = eqx.filter(g, carried)
+    if not jax.tree.leaves(g):
+        return g
+
+    def real(c, x, g):
+        if not c:
+            return None
+        return jnp.zeros_like(x) if g is None else g
+
+    return jax.tree.map(real, carried, state, g)
+
+
+class _Backward(eqx.Module):
+    """The reverse sweep over the tape."""
+
+    replay: _Replay
+    tape: Tape
+    fun: Any
+    p_fun: Any
+    state: Any  # any state of the loop, for the leaves that are not on the tape
+    written: Any  # true for the buffers
+
+    def run(self, count: Any, g_state: Any, g_fun: Any) -> tuple[Any, Any]:
+        """Cotangents of the initial state and of the step's closed-over arrays, given that of the final state."""
+        g_outputs, g_moving = eqx.partition(g_state, self.written)
+        trips = nonbatchable(unvmap_max(count.astype(jnp.int32)))
+
+        def sweep(loop):
+            i, memory, g_moving, g_fun = loop
+            i = i - 1
+            states, memory = self.tape.recall(i, i == trips - 1, memory, self._advance)
+            g_before, g_more = self._pull(i, states, eqx.combine(g_moving, g_outputs))
+            g_before = eqx.filter(g_before, self.written, inverse=True)
+            ran = i < count
+            g_moving = jax.tree.map(functools.partial(select_if_vmap, ran), g_before, g_moving)
+            g_more = jax.tree.map(lambda g: select_if_vmap(ran, g, jnp.zeros_like(g)), g_more)
+            return i, memory, g_moving, jax.tree.map(operator.add, g_fun, g_more)
+
+        loop = (trips, self.tape.blank_memory(), g_moving, g_fun)
+        _, _, g_moving, g_fun = lax.while_loop(lambda loop: loop[0] > 0, sweep, loop)
+        return eqx.combine(g_moving, g_outputs), g_fun
+
+    def _pull(self, i: Any, states: Any, g: Any) -> tuple[Any, Any]:
+        """The vector-Jacobian product of step ``i``: for the state before it, and for the step's closed-over arrays."""
+        row, times = self.tape.row(i, states)
+        carried = _like(self.state, self.replay.carried)
+        moving, fixed = eqx.partition(eqx.combine(row, self.state), carried)
+        moving_fun, fixed_fun = eqx.partition(self.fun, self.p_fun)
+
+        def forward(moving, moving_fun):
+            after = self.replay.step(eqx.combine(moving_fun, fixed_fun), times, eqx.combine(moving, fixed))
+            return eqx.filter(after, carried)
+
+        _, pull = jax.vjp(forward, moving, moving_fun)
+        return pull(g)
+
+    def _advance(self, i: Any, states: Any) -> Any:
+        """The states on the tape after step ``i``, recomputed."""
+        row, times = self.tape.row(i, states)
+        after = self.replay.step(self.fun, times, eqx.combine(row, self.state))
+        kept = jax.tree.map(lambda x: x is not None, row, is_leaf=lambda x: x is None)
+        return split(eqx.filter(after, kept))[1]
