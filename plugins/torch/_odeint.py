@@ -152,7 +152,7 @@ def _solve(
             f"odeint_adjoint(..., method={method!r}, adjoint_method='aca'): steps of {method!r} cannot be replayed. "
             f"Use one of {', '.join(able)}, or differentiate with torchdiffeq.odeint."
         )
-    dtype = torch.promote_types(options.get("dtype", torch.float64), y0.abs().dtype) if tableau.chained else t.dtype
+    dtype = torch.promote_types(options.get("dtype", torch.float64), y0.real.dtype) if tableau.chained else t.dtype
     points = [
         torch.as_tensor([] if options.get(name) is None else options[name], dtype=dtype, device=y0.device)
         for name in (("step_t", "jump_t") if tableau.chained else ())

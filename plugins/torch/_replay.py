@@ -48,7 +48,7 @@ def _pull_back(
         leaves = [x.detach().requires_grad_(need) for x, need in zip(inputs[:3], needed[:3], strict=True)]
         timeline = solve.timeline(tape, *leaves)
     field = Field(solve.func, inputs[0].shape, params, in_time=timeline.moves)
-    cotangents = Sweep(solve, tape, timeline, field).run(grad_solution[1:].flatten(1))
+    cotangents = Sweep(solve, tape, timeline, field, inputs[0]).run(grad_solution[1:].reshape(-1, inputs[0].numel()))
     grads = [cotangents.y0 + grad_solution[0], *map(torch.zeros_like, inputs[1:3]), *field.cotangents]
     moved = [(x, g) for x, g in zip(timeline, cotangents[1:], strict=True) if x.requires_grad]
     movers = [(i, x) for i, x in enumerate((*leaves, *params)) if x.requires_grad]

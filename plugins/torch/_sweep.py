@@ -40,19 +40,18 @@ class _Link(NamedTuple):
 
 
 class Sweep:
-    """The backward pass over one tape; ``field`` gathers the cotangents of the parameters."""
+    """The backward pass over one tape that starts from ``y0``; ``field`` gathers the cotangents of the parameters."""
 
-    def __init__(self, solve: Solve, tape: Tape, timeline: Timeline, field: Field):
+    def __init__(self, solve: Solve, tape: Tape, timeline: Timeline, field: Field, y0: Tensor):
         self.solve, self.tape, self.field = solve, tape, field
         self.tableau = solve.tableau
         self.moves = timeline.moves
-        y = tape.states[0]
-        self.times = timeline.stages.detach().to(y.real.dtype)
-        self.sizes = timeline.sizes.detach().to(y.real.dtype)
-        self.rows = self.tableau.rows.to(y)
+        self.times = timeline.stages.detach().to(y0.real.dtype)
+        self.sizes = timeline.sizes.detach().to(y0.real.dtype)
+        self.rows = self.tableau.rows.to(y0)
         weights, slopes = self.tableau.weights(timeline.places.detach().double())
-        self.weights, self.slopes = weights.to(y), slopes.to(y)
-        self.cotangents = Cotangents(*map(torch.zeros_like, (y, self.times, self.sizes, timeline.places)))
+        self.weights, self.weight_slopes = weights.to(y0), slopes.to(y0)
+        self.cotangents = Cotangents(*map(torch.zeros_like, (y0, self.times, self.sizes, timeline.places)))
 
     def run(self, grad_outputs: Tensor) -> Cotangents:
         """Pull the cotangents of the outputs after the first, (len(t) - 1, numel), back to the start of the tape."""
@@ -68,27 +67,22 @@ class Sweep:
         """Replay step n: from the cotangents of its outputs, its end and its last stage to that of its start."""
         rows = self.rows * self.sizes[n]
         stages, slopes = self._replay(n, rows, len(mu) > 0, link)
-        inside = (self.weights[outputs] * self.sizes[n]).T @ mu if len(mu) else None
-
-        last = self.tableau.stages - 1
+        asked = (self.weights[outputs] * self.sizes[n]).T @ mu if len(mu) else torch.zeros_like(slopes)
         pulled = torch.cat([torch.zeros_like(slopes), end[None]])
         left = None
-        for i in range(last, -1, -1):
-            if i == last and stages[i] is None:
-                continue
-            cotangent = rows[i + 1 :, i] @ pulled[i + 1 :]
-            if inside is not None:
-                cotangent += inside[i]
-            if i == last and link is not None:
-                cotangent += link.cotangent
+        for i in reversed(range(len(stages))):
+            stage = stages[i]
+            asked[i] += rows[i + 1 :, i] @ pulled[i + 1 :]
+            shared = link is not None and i == len(stages) - 1
+            cotangent = asked[i] + link.cotangent if shared else asked[i]
             if i == 0 and not self.tape.fresh[n]:
-                left = _Link(cotangent, stages[0])
-            else:
-                pulled[i], in_time = self.field.pull(stages[i], cotangent)
+                left = _Link(cotangent, stage)
+            elif stage is not None:
+                pulled[i], in_time = self.field.pull(stage, cotangent)
                 if in_time is not None:
                     self.cotangents.stages[n, i] = in_time
         if self.moves:
-            self._pull_times(n, outputs, mu, pulled, slopes)
+            self._pull_places(n, outputs, mu, asked, slopes)
         return pulled.sum(0) + mu.sum(0), left
 
     def _replay(self, n: int, rows: Tensor, inside: bool, link: _Link | None) -> tuple[list[Stage | None], Tensor]:
@@ -100,20 +94,21 @@ class Sweep:
             if i == 0 and self.tape.slopes and not self.tape.fresh[n]:
                 slopes[0] = self.tape.slopes[n].reshape(-1)
                 continue
+            stage = None
             if i == len(stages) - 1 and self.tableau.last_at_end:
-                if link is not None:
-                    stages[i] = link.stage
-                elif not inside:
+                if link is None and not inside:
                     continue
-            if stages[i] is None:
+                stage = link.stage if link is not None else None
+            if stage is None:
                 place = torch.addmv(y, slopes[:i].T, rows[i, :i]) if i else y
-                stages[i] = self.field.evaluate(self.times[n, i], place, self.solve.side(self.tape, n, i))
-            slopes[i] = stages[i].slope.detach().reshape(-1)
+                stage = self.field.evaluate(self.times[n, i], place, self.solve.side(self.tape, n, i))
+            stages[i] = stage
+            slopes[i] = stage.slope.detach().reshape(-1)
         return stages, slopes
 
-    def _pull_times(self, n: int, outputs: slice, mu: Tensor, pulled: Tensor, slopes: Tensor) -> None:
+    def _pull_places(self, n: int, outputs: slice, mu: Tensor, asked: Tensor, slopes: Tensor) -> None:
         """The cotangents of step n's size and of the places of the outputs inside it."""
-        by_row = (pulled.conj() @ slopes.T) * self.rows
-        by_output = mu.conj() @ slopes.T
-        self.cotangents.sizes[n] = (by_row.sum() + (by_output * self.weights[outputs]).sum()).real
-        self.cotangents.places[outputs] = (by_output * self.slopes[outputs]).sum(1).real * self.sizes[n]
+        # A step is linear in h k: what it asks of its slopes, it asks of h in proportion.
+        self.cotangents.sizes[n] = (asked.conj() * slopes).sum().real / self.sizes[n]
+        along = self.weight_slopes[outputs] @ slopes * self.sizes[n]
+        self.cotangents.places[outputs] = (mu.conj() * along).sum(1).real

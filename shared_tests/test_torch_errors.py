@@ -1,0 +1,106 @@
+"""What cannot be right is refused, in words: the call, the reason, the way out."""
+
+import pytest
+import torch
+from steptape import GradientError, OptionError, UnsupportedError
+from steptape.compat._torchdiffeq import SOLVERS
+from steptape.torch import odeint_adjoint
+
+Y0 = torch.ones(2, dtype=torch.float64, requires_grad=True)
+T = torch.tensor([0.0, 1.0], dtype=torch.float64)
+
+
+def solve(func=torch.sin, t=T, **kwargs):
+    kwargs = {"adjoint_method": "aca", "adjoint_params": (), **kwargs}
+    return odeint_adjoint(lambda t, y: func(y), Y0, t, **kwargs)
+
+
+def test_an_unknown_adjoint_option():
+    with pytest.raises(OptionError, match=r"adjoint_options=\{'checkpoint': 3\}.*unknown option 'checkpoint'"):
+        solve(adjoint_options={"checkpoint": 3})
+
+
+@pytest.mark.parametrize("name", ["adjoint_rtol", "adjoint_atol"])
+def test_a_tolerance_for_a_backward_solve_that_is_not_there(name):
+    with pytest.raises(OptionError, match=rf"{name}=0.01.*has no tolerance. Leave out {name}"):
+        solve(**{name: 0.01})
+
+
+def test_a_func_that_is_no_module():
+    with pytest.raises(OptionError, match=r"func is no torch.nn.Module.*pass adjoint_params"):
+        solve(adjoint_params=None)
+
+
+@pytest.mark.parametrize("t", [[0.0, 1.0, 0.5], [0.0, 0.0], [0.0, float("nan")]], ids=str)
+def test_times_that_are_not_monotone(t):
+    with pytest.raises(OptionError, match=r"t=\[0.0, .*strictly increasing or strictly decreasing"):
+        solve(t=torch.tensor(t, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("t", [torch.tensor([0, 1]), torch.zeros(0), torch.tensor(1.0), [0.0, 1.0]], ids=repr)
+def test_times_that_are_no_times(t):
+    with pytest.raises(OptionError, match="non-empty 1-D floating-point tensor"):
+        solve(t=t)
+
+
+@pytest.mark.parametrize("method", ["scipy_solver", "explicit_adams", "implicit_adams", "fixed_adams"])
+def test_a_solver_that_cannot_be_replayed(method):
+    with pytest.raises(UnsupportedError, match=rf"method='{method}'.*Use one of dopri8, dopri5.*torchdiffeq.odeint"):
+        solve(method=method)
+
+
+def test_a_solver_of_the_user_s_that_steps_its_own_way(monkeypatch):
+    class Mine(SOLVERS["dopri5"]):
+        def _adaptive_step(self, state):
+            return super()._adaptive_step(state)
+
+    monkeypatch.setitem(SOLVERS, "mine", Mine)
+    with pytest.raises(UnsupportedError, match="method='mine'"):
+        solve(method="mine")
+
+
+def test_an_unknown_method_in_the_host_s_words():
+    with pytest.raises(ValueError, match='Invalid method "dopri6"'):
+        solve(method="dopri6")
+
+
+def test_events():
+    with pytest.raises(UnsupportedError, match=r"event_fn=.*cannot be replayed yet.*odeint_event"):
+        solve(event_fn=lambda t, y: y[0])
+
+
+def test_a_tensor_func_closes_over():
+    hidden = torch.tensor([0.5, 0.1], dtype=torch.float64, requires_grad=True)
+    ys = solve(lambda y: hidden.exp() * y)
+    with pytest.raises(GradientError, match=r"not among its parameters \(shapes: \(2,\)\).*adjoint_params="):
+        ys.sum().backward()
+
+
+def test_random_numbers_in_func():
+    with pytest.raises(UnsupportedError, match=r"drew random numbers \(dropout\?\).*func.eval\(\)"):
+        solve(lambda y: torch.nn.functional.dropout(y), method="euler")
+
+
+def test_a_second_derivative():
+    ys = solve()
+    (gradient,) = torch.autograd.grad(ys.sum(), Y0, create_graph=True)
+    with pytest.raises(GradientError, match=r"cannot be differentiated twice.*torchdiffeq.odeint"):
+        torch.autograd.grad(gradient.sum(), Y0)
+
+
+def test_a_grid_constructor_that_changes_its_mind():
+    calls = []
+
+    def grid(func, y0, t):
+        calls.append(None)
+        return torch.linspace(0, 1, 3 + len(calls), dtype=torch.float64)
+
+    ys = solve(method="euler", options={"grid_constructor": grid})
+    with pytest.raises(GradientError, match="grid constructor returned another grid"):
+        ys.sum().backward()
+
+
+def test_a_func_that_changes_the_shape():
+    ys = solve(lambda y: y.sum(), method="euler")
+    with pytest.raises(OptionError, match=r"returned shape \(\) for a state of shape \(2,\)"):
+        ys.sum().backward()

@@ -1,0 +1,108 @@
+"""What a replay costs: evaluations and states, counted exactly."""
+
+import gc
+import weakref
+
+import pytest
+import torch
+from steptape.compat._torchdiffeq import SOLVERS
+from steptape.shared_tests._torch_oracle import ADAPTIVE, FIXED_GRID, Module
+from steptape.shared_tests.problems import PROBLEMS
+from steptape.torch import odeint_adjoint
+
+STAGES = {"dopri5": 6, "dopri8": 13, "bosh3": 3, "fehlberg2": 2, "adaptive_heun": 1}
+STAGES |= {"euler": 1, "midpoint": 2, "heun2": 2, "heun3": 3, "rk4": 4}
+pytestmark = pytest.mark.filterwarnings("ignore:Solver .* does not support callbacks")
+
+CARRIES_A_SLOPE = ("fehlberg2", "adaptive_heun")
+
+
+class Counted(Module):
+    """Counts tries and accepted steps as well."""
+
+    def __init__(self, problem):
+        super().__init__(problem)
+        self.tries = self.accepted = 0
+
+    def callback_step(self, t, y, h):
+        self.tries += 1
+
+    def callback_accept_step(self, t, y, h):
+        self.accepted += 1
+
+
+def solve(method, **kwargs):
+    problem = PROBLEMS["lotka_volterra"]
+    func = Counted(problem)
+    y0 = torch.tensor(problem.y0, dtype=torch.float64, requires_grad=True)
+    t = torch.tensor(problem.times, dtype=torch.float64)
+    if method in FIXED_GRID:
+        kwargs["options"] = {"step_size": 0.1}
+    return func, y0, odeint_adjoint(func, y0, t, method=method, rtol=1e-4, atol=1e-4, adjoint_method="aca", **kwargs)
+
+
+@pytest.mark.parametrize("method", [*ADAPTIVE, *(name for name in FIXED_GRID if name in SOLVERS)])
+def test_backward_evaluates_each_accepted_stage_once_and_no_rejected_try(method):
+    func, _, ys = solve(method)
+    steps = func.accepted or func.tries
+    if method in ("dopri5", "dopri8", "bosh3"):
+        assert func.tries > steps
+    forward = func.evaluations
+    ys.sum().backward()
+    # An adaptive solver's first stage is the last of the step before, so the chain has one more.
+    assert func.evaluations - forward == STAGES[method] * steps + (method in ADAPTIVE)
+
+
+@pytest.mark.parametrize("method", [*ADAPTIVE, "rk4"])
+def test_the_tape_holds_states_and_scalars_and_no_graph(method):
+    held = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: held.append(x) or x, lambda x: x):
+        func, y0, ys = solve(method)
+    steps = func.accepted or func.tries
+    assert all(x.grad_fn is None for x in held)
+    states = [x for x in held if x.shape == y0.shape]
+    # y0 is both an input and the first state.
+    assert len(states) == 1 + steps * (2 if method in CARRIES_A_SLOPE else 1)
+    scalars = sum(x.numel() for x in held) - sum(x.numel() for x in states) - func.params.numel()
+    assert scalars <= 2 * steps + 1 + len(ys)
+
+
+def test_nothing_of_a_step_s_graph_outlives_the_solve():
+    """Every tensor func makes in the forward pass is gone when the solve returns, those of the tape apart."""
+    made = []
+
+    class Watched(Module):
+        def forward(self, t, y):
+            slope = super().forward(t, y)
+            made.append(weakref.ref(slope))
+            return slope
+
+    problem = PROBLEMS["pendulum"]
+    func = Watched(problem)
+    y0 = torch.tensor(problem.y0, dtype=torch.float64, requires_grad=True)
+    ys = odeint_adjoint(func, y0, torch.tensor([0.0, 1.0]).double(), adjoint_method="aca")
+    gc.collect()
+    assert made
+    assert not [ref for ref in made if ref() is not None]
+    del made[:]
+    ys.sum().backward()
+    gc.collect()
+    assert made
+    assert not [ref for ref in made if ref() is not None]
+
+
+def test_the_tape_is_freed_by_the_backward_pass():
+    states = []
+
+    class Watched(Module):
+        def callback_accept_step(self, t, y, h):
+            states.append(weakref.ref(y))
+
+    problem = PROBLEMS["pendulum"]
+    func = Watched(problem)
+    y0 = torch.tensor(problem.y0, dtype=torch.float64, requires_grad=True)
+    ys = odeint_adjoint(func, y0, torch.tensor([0.0, 1.0]).double(), adjoint_method="aca")
+    ys.sum().backward()
+    gc.collect()
+    assert len(states) > 10
+    assert not [ref for ref in states[1:] if ref() is not None]
