@@ -11,16 +11,14 @@ class Ambient:
 
     def __init__(self, device: torch.device):
         self._device = device
-        self._autocast = {
-            "enabled": torch.is_autocast_enabled(device.type),
-            "dtype": torch.get_autocast_dtype(device.type),
-            "cache_enabled": torch.is_autocast_cache_enabled(),
-        }
+        self._enabled = torch.is_autocast_enabled(device.type)
+        self._dtype = torch.get_autocast_dtype(device.type)
+        self._cached = torch.is_autocast_cache_enabled()
         self._random = self._random_state()
 
     def restored(self) -> torch.autocast:
         """A context with the solve's autocast state."""
-        return torch.autocast(self._device.type, **self._autocast)
+        return torch.autocast(self._device.type, self._dtype, self._enabled, self._cached)
 
     def check_no_random_draws(self) -> None:
         """Raise if random numbers were drawn since the solve began: a replay would draw others."""

@@ -73,8 +73,7 @@ class Sweep:
         for i in reversed(range(len(stages))):
             stage = stages[i]
             asked[i] += rows[i + 1 :, i] @ pulled[i + 1 :]
-            shared = link is not None and i == len(stages) - 1
-            cotangent = asked[i] + link.cotangent if shared else asked[i]
+            cotangent = asked[i] + link.cotangent if link and i == len(stages) - 1 else asked[i]
             if i == 0 and not self.tape.fresh[n]:
                 left = _Link(cotangent, stage)
             elif stage is not None:
@@ -98,7 +97,7 @@ class Sweep:
             if i == len(stages) - 1 and self.tableau.last_at_end:
                 if link is None and not inside:
                     continue
-                stage = link.stage if link is not None else None
+                stage = link.stage if link else None
             if stage is None:
                 place = torch.addmv(y, slopes[:i].T, rows[i, :i]) if i else y
                 stage = self.field.evaluate(self.times[n, i], place, self.solve.side(self.tape, n, i))

@@ -37,7 +37,8 @@ class Tape:
 
     def emptied(self) -> Tape:
         """The tape without its tensors."""
-        return dataclasses.replace(self, nodes=None, sizes=None, states=(), slopes=())
+        none = torch.empty(0)
+        return dataclasses.replace(self, nodes=none, sizes=none, states=(), slopes=())
 
     def refilled(self, tensors: Sequence[Tensor]) -> Tape:
         """An emptied tape with its tensors again."""
