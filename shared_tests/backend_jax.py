@@ -10,7 +10,6 @@ from typing import Any
 import diffrax
 import jax
 import jax.numpy as jnp
-
 from steptape.shared_tests.backends import CAPABILITIES, PARTS, Case, Run
 from steptape.shared_tests.problems import PROBLEMS
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 import torchdiffeq
-
 from steptape.shared_tests.backends import CAPABILITIES, Case, Run
 from steptape.shared_tests.problems import PROBLEMS, Problem
 
@@ -96,9 +95,7 @@ def _integrator(method: str) -> Callable[..., Any]:
 
         return lambda *args, **settings: odeint_adjoint(*args, adjoint_method="aca", **settings)
     adjoint_options = _HOST_ADJOINTS[method]
-    return lambda *args, **settings: torchdiffeq.odeint_adjoint(
-        *args, adjoint_options=adjoint_options, **settings
-    )
+    return lambda *args, **settings: torchdiffeq.odeint_adjoint(*args, adjoint_options=adjoint_options, **settings)
 
 
 def _accept_every_step(case: Case, times: torch.Tensor) -> dict[str, Any]:

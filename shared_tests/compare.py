@@ -44,8 +44,9 @@ class Check:
 class Row:
     """One line of the table: a method of a backend on a problem.
 
-    `host_error` and `cross_error` are the largest over all runs; `reference_error` and the evaluations are those
-    of the solver and the tolerance named `HEADLINE`. None means not applicable, or nothing to show.
+    The figures are those of the solver and the tolerance named `HEADLINE`, but for `cross_error`, and for
+    `host_error` of our methods: these are the largest over all runs. None means not applicable, or nothing to
+    show. `status` is short; `note` says why a line is failing.
     """
 
     backend: str
@@ -58,6 +59,7 @@ class Row:
     backward_evaluations: int | None
     status: str
     failing: bool
+    note: str
 
 
 def relative_error(gradient: dict[str, list[float]], other: dict[str, list[float]], parts: Any = PARTS) -> float:
@@ -85,10 +87,17 @@ class Comparison:
         reference = self.references[run.case.problem]["gradient"]
         return relative_error(run.gradient, reference, REFERENCE_PARTS)
 
-    def oracle(self, run: Run) -> Run:
-        """Return the host's own back-propagation in the same setting as `run`."""
-        grade, problem, solver, method, rtol = run.case.key
-        return self.runs[run.backend, (grade, problem, solver, _method(run.backend, method).oracle, rtol)]
+    def oracle(self, run: Run) -> Run | None:
+        """Return the host's own back-propagation in the same setting as `run`, where it gave a gradient."""
+        grade, problem, solver, _, rtol = run.case.key
+        name = next(method.oracle for method in METHODS[run.backend] if method.oracle)
+        oracle = self.runs.get((run.backend, (grade, problem, solver, name, rtol)))
+        return oracle if oracle and not oracle.failure else None
+
+    def host_difference(self, run: Run) -> float:
+        """Return the difference to the host's own back-propagation; not a number for that method itself."""
+        oracle = self.oracle(run)
+        return relative_error(run.gradient, oracle.gradient) if oracle and oracle is not run else math.nan
 
     def counterpart(self, run: Run) -> Run | None:
         """Return the other framework's run on the same grid, of the method that answers to this one."""
@@ -111,11 +120,8 @@ class Comparison:
         return f"wrong: off by {error:.1g}" if error > limit else ""
 
     def _plausible_error(self, run: Run) -> float:
-        grade, problem, solver, _, rtol = run.case.key
-        oracles = [method.oracle for method in METHODS[run.backend] if method.oracle]
-        oracle = self.runs.get((run.backend, (grade, problem, solver, oracles[0], rtol)))
-        host_error = self.reference_error(oracle) if oracle and oracle.gradient else 0.0
-        return WRONG_FACTOR * max(rtol, host_error)
+        oracle = self.oracle(run)
+        return WRONG_FACTOR * max(run.case.rtol, self.reference_error(oracle) if oracle else 0.0)
 
     def checks(self) -> list[Check]:
         """Return every promise of ours, judged on every run it speaks of."""
@@ -129,7 +135,7 @@ class Comparison:
         if run.failure:
             return [Check("ACA gives a gradient", run.backend, label, math.inf, 0.0, run.failure)]
         checks = []
-        if not oracle.failure:
+        if oracle:
             error = relative_error(run.gradient, oracle.gradient)
             checks.append(Check("equals the host's back-propagation", run.backend, label, error, exact, relaxed))
             moved = float(run.ys != oracle.ys or run.loss != oracle.loss)
@@ -157,19 +163,15 @@ class Comparison:
         runs = [
             run
             for run in self.outcome.runs
-            if (run.backend, run.case.problem, run.case.method) == (backend, problem, method.name)
-            and not run.absent
+            if (run.backend, run.case.problem, run.case.method) == (backend, problem, method.name) and not run.absent
         ]
         good = [run for run in runs if not run.failure]
         pairs = [(run, self.counterpart(run)) for run in good]
         crossed = [relative_error(run.gradient, o.gradient) for run, o in pairs if o and not o.failure]
-        hosted = [
-            relative_error(run.gradient, self.oracle(run).gradient)
-            for run in good
-            if method.oracle and not self.oracle(run).failure
-        ]
         headline = [run for run in good if (run.case.solver, run.case.rtol) == HEADLINE]
-        status, failing = self._status(method, runs, [c for c in checks if _concerns(c, backend, problem)])
+        compared = good if method.oracle else headline
+        hosted = [difference for run in compared if (difference := self.host_difference(run)) >= 0]
+        concerned = [check for check in checks if _concerns(check, backend, problem)]
         return Row(
             backend,
             problem,
@@ -179,18 +181,17 @@ class Comparison:
             max(crossed, default=None),
             headline[0].forward_evaluations if headline else None,
             headline[0].backward_evaluations if headline else None,
-            status,
-            failing,
+            *self._status(method, runs, concerned),
         )
 
-    def _status(self, method: Method, runs: list[Run], checks: list[Check]) -> tuple[str, bool]:
+    def _status(self, method: Method, runs: list[Run], checks: list[Check]) -> tuple[str, bool, str]:
         failures = [failure for run in runs if (failure := self.failure(run))]
         broken = [check for check in checks if not check.holds]
         if method.oracle and broken:
-            return f"BROKEN: {broken[0].promise}", True
+            return "BROKEN", True, f"{broken[0].promise}: {broken[0].error:.1e}"
         if failures:
-            return f"fails {len(failures)} of {len(runs)}: {failures[0]}", True
-        return ("promises hold" if method.oracle else "works"), False
+            return f"fails {len(failures)}/{len(runs)}", True, failures[0]
+        return ("exact" if method.oracle else "works"), False, ""
 
 
 def _method(backend: str, name: str) -> Method:

@@ -85,9 +85,7 @@ def _solve_variational(problem: Problem, rtol: float) -> tuple[Array, Array]:
     return tables[:, :, 0], tables[:, :, 1:]
 
 
-def _reference(
-    source: str, problem: Problem, ys: Array, y0: Array, params: Array, times: Array
-) -> dict[str, Any]:
+def _reference(source: str, problem: Problem, ys: Array, y0: Array, params: Array, times: Array) -> dict[str, Any]:
     gradient = {"y0": y0.tolist(), "params": params.tolist(), "times": times.tolist()}
     return {"source": source, "loss": float(problem.loss(ys)), "ys": ys.tolist(), "gradient": gradient}
 

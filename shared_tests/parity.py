@@ -120,11 +120,7 @@ def run_parity(scope: Scope, folder: Path, on_progress: OnProgress) -> Outcome:
         finished = list(outcome.runs)
 
         def make(backend: str, grade: str = grade, finished: list[Run] = finished) -> list[Run]:
-            plan = (
-                adaptive_cases(scope, backend)
-                if grade == "adaptive"
-                else grid_cases(scope, backend, finished)
-            )
+            plan = adaptive_cases(scope, backend) if grade == "adaptive" else grid_cases(scope, backend, finished)
             versions, runs = run_backend(backend, grade, plan, folder, on_progress)
             outcome.versions.setdefault(backend, versions)
             return runs
@@ -150,9 +146,7 @@ def run_backend(
     on_progress(backend, grade, 0, len(cases))
     with (
         log.open("w", encoding="utf-8") as errors,
-        subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment
-        ) as process,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment) as process,
     ):
         assert process.stdout is not None
         finished = 0

@@ -52,8 +52,7 @@ def test_the_gradient_is_that_of_the_loss():
     stored = load_references()["three_body"]
     step = 1e-4
     losses = [
-        _loss_at(problem, tuple(m + sign * step * (k == 0) for k, m in enumerate(problem.params)))
-        for sign in (1, -1)
+        _loss_at(problem, tuple(m + sign * step * (k == 0) for k, m in enumerate(problem.params))) for sign in (1, -1)
     ]
     assert (losses[0] - losses[1]) / (2 * step) == pytest.approx(stored["gradient"]["params"][0], rel=1e-4)
 

@@ -1,0 +1,106 @@
+"""The `steptape` command. Importing this module imports no framework and no optional dependency."""
+
+import argparse
+import importlib.util
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from steptape._errors import OptionError, SteptapeError, UnsupportedHostVersion
+
+_BACKENDS = ("torch", "jax")
+_REPORT_PACKAGES = ("numpy", "array_api_compat", "matplotlib", "rich")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; return 0, or 1 where a promise is broken, or 2 where the call is wrong."""
+    options = _parser().parse_args(arguments)
+    try:
+        return _parity(options)
+    except SteptapeError as error:
+        print(f"steptape: {error}", file=sys.stderr)
+        return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="steptape", description="Exact, memory-lean gradients by replay.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    parity = commands.add_parser(
+        "parity",
+        help="run the shared problems in each framework and compare the gradients",
+        description="Runs the shared problems in each installed framework, compares every way to a gradient, prints "
+        "a table and writes a report. Exits with 1 where a promise of steptape is broken; other methods may fail.",
+    )
+    parity.add_argument("--quick", action="store_true", help="fewer problems and solvers: two minutes, not twenty")
+    parity.add_argument(
+        "--backend", action="append", choices=_BACKENDS, help="a framework to run (default: all installed)"
+    )
+    parity.add_argument("--problem", action="append", default=[], help="a problem to run (default: all)")
+    parity.add_argument("--out", type=Path, default=Path("parity-report"), metavar="DIR", help="folder of the report")
+    return parser
+
+
+def _parity(options: argparse.Namespace) -> int:
+    _require_report_extra()
+    from rich.console import Console
+    from steptape.shared_tests import parity, report
+    from steptape.shared_tests.compare import Comparison
+
+    scope = parity.Scope.of(_backends(options.backend), _problems(options.problem), options.quick)
+    folder = _folder(options.out)
+    console, start = Console(), time.monotonic()
+    with report.showing_progress(console) as on_progress:
+        outcome = parity.run_parity(scope, folder / "runs", on_progress)
+    comparison = Comparison(outcome)
+    report.print_table(console, comparison)
+    files = report.write_report(folder, comparison, time.monotonic() - start)
+    console.print(f"Report: {', '.join(map(str, files))}", highlight=False, soft_wrap=True)
+    return 1 if report.broken(comparison.checks()) else 0
+
+
+def _require_report_extra() -> None:
+    missing = [name for name in _REPORT_PACKAGES if not importlib.util.find_spec(name)]
+    if missing:
+        raise UnsupportedHostVersion(
+            f"steptape parity needs {', '.join(missing)}, not installed: pip install 'steptape[report]'"
+        )
+
+
+def _backends(asked: list[str] | None) -> list[str]:
+    """Return the backends to run, each once; all that are installed where none is asked for."""
+    from steptape.shared_tests.backends import HOSTS, installed_backends
+
+    installed = installed_backends()
+    for name in asked or ():
+        if name not in installed:
+            raise UnsupportedHostVersion(
+                f"--backend {name} needs {HOSTS[name]}, which is not installed: pip install 'steptape[{name}]'"
+            )
+    if not installed:
+        raise UnsupportedHostVersion(
+            "steptape parity found neither torchdiffeq nor diffrax: pip install 'steptape[torch]' "
+            "or 'steptape[jax]', or both with 'steptape[all]'"
+        )
+    return [name for name in _BACKENDS if name in (asked or installed)]
+
+
+def _problems(asked: list[str]) -> list[str]:
+    from steptape.shared_tests.problems import PROBLEMS
+
+    for name in asked:
+        if name not in PROBLEMS:
+            raise OptionError(f"--problem {name}: no such problem; there are {', '.join(PROBLEMS)}")
+    return list(dict.fromkeys(asked))
+
+
+def _folder(path: Path) -> Path:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OptionError(f"--out {path}: cannot make this folder: {error}") from error
+    return path
+
+
+if __name__ == "__main__":
+    sys.exit(main())
