@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
 import torch
+
 from steptape._errors import UnsupportedError
 
 
@@ -16,9 +20,15 @@ class Ambient:
         self._cached = torch.is_autocast_cache_enabled()
         self._random = self._random_state()
 
-    def restored(self) -> torch.autocast:
-        """A context with the solve's autocast state."""
-        return torch.autocast(self._device.type, self._dtype, self._enabled, self._cached)
+    def without_autocast(self) -> torch.autocast:
+        """A context for the solver's own arithmetic, which the host writes in operations that autocast leaves alone."""
+        return torch.autocast(self._device.type, enabled=False)
+
+    def around_func(self) -> AbstractContextManager[Any]:
+        """A context, inside the other one, with the autocast state that func ran under."""
+        if not self._enabled:
+            return nullcontext()
+        return torch.autocast(self._device.type, self._dtype, True, self._cached)
 
     def check_no_random_draws(self) -> None:
         """Raise if random numbers were drawn since the solve began: a replay would draw others."""

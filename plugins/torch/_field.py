@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-from steptape._errors import GradientError, OptionError
 from torch import Tensor
+
+from steptape._errors import GradientError, OptionError
+from steptape.torch._ambient import Ambient
 
 
 class Stage(NamedTuple):
@@ -24,8 +26,9 @@ class Field:
     ``in_time``: whether cotangents in t are wanted too.
     """
 
-    def __init__(self, func: Any, shape: torch.Size, params: Sequence[Tensor], in_time: bool):
+    def __init__(self, func: Any, ambient: Ambient, shape: torch.Size, params: Sequence[Tensor], in_time: bool):
         self._func = func
+        self._ambient = ambient
         self._shape = shape
         self._params = tuple(params)
         self._in_time = in_time
@@ -37,7 +40,8 @@ class Field:
         with torch.enable_grad():
             t = t.detach().requires_grad_(self._in_time)
             y = y.detach().view(self._shape).requires_grad_()
-            slope = self._func(t, y, perturb=side)
+            with self._ambient.around_func():
+                slope = self._func(t, y, perturb=side)
             if slope.shape != y.shape:
                 raise OptionError(
                     f"odeint_adjoint(func, ..., adjoint_method='aca'): func returned shape {tuple(slope.shape)} for a "

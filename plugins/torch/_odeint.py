@@ -7,12 +7,13 @@ from typing import Any
 
 import torch
 import torchdiffeq
+from torch import Tensor
+
 from steptape._errors import OptionError, UnsupportedError
 from steptape.compat import _torchdiffeq as host
 from steptape.torch._replay import Replay
 from steptape.torch._tableau import tableau_of
 from steptape.torch._torchdiffeq import Solve
-from torch import Tensor
 
 State = Any
 

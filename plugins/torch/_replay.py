@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
+
 from steptape._errors import GradientError
 from steptape.torch._ambient import Ambient
 from steptape.torch._field import Field
 from steptape.torch._sweep import Sweep
 from steptape.torch._torchdiffeq import Solve, Tape
-from torch import Tensor
 
 
 class Replay(torch.autograd.Function):
@@ -29,26 +30,30 @@ class Replay(torch.autograd.Function):
     def backward(ctx: Any, grad_solution: Tensor) -> tuple[Tensor | None, ...]:
         y0, t, points, *rest = ctx.saved_tensors
         params, tape = rest[: ctx.params], ctx.tape.refilled(rest[ctx.params :])
-        with torch.no_grad(), ctx.ambient.restored():
-            grads = _pull_back(ctx.solve, tape, (y0, t, points, *params), ctx.needs_input_grad[1:], grad_solution)
+        inputs, needed = (y0, t, points, *params), ctx.needs_input_grad[1:]
+        with torch.no_grad(), ctx.ambient.without_autocast():
+            grads = _pull_back(ctx.solve, ctx.ambient, tape, inputs, needed, grad_solution)
         if torch.is_grad_enabled():
-            grads = _OnceOnly.apply(grad_solution, y0, t, points, *params, *grads)[-len(grads) :]
-        return (
-            None,
-            *(g if needed else None for g, needed in zip(grads, ctx.needs_input_grad[1:], strict=True)),
-        )
+            grads = _OnceOnly.apply(len(grads), grad_solution, *inputs, *grads)
+        return (None, *(grad if need else None for grad, need in zip(grads, needed, strict=True)))
 
 
 def _pull_back(
-    solve: Solve, tape: Tape, inputs: tuple[Tensor, ...], needed: tuple[bool, ...], grad_solution: Tensor
+    solve: Solve,
+    ambient: Ambient,
+    tape: Tape,
+    inputs: tuple[Tensor, ...],
+    needed: tuple[bool, ...],
+    grad_solution: Tensor,
 ) -> list[Tensor]:
     """The cotangents of (y0, t, points, *params)."""
     params = inputs[3:]
     with torch.enable_grad():
         leaves = [x.detach().requires_grad_(need) for x, need in zip(inputs[:3], needed[:3], strict=True)]
         timeline = solve.timeline(tape, *leaves)
-    field = Field(solve.func, inputs[0].shape, params, in_time=timeline.moves)
-    cotangents = Sweep(solve, tape, timeline, field, inputs[0]).run(grad_solution[1:].reshape(-1, inputs[0].numel()))
+    y0 = inputs[0]
+    field = Field(solve.func, ambient, y0.shape, params, in_time=timeline.moves)
+    cotangents = Sweep(solve, tape, timeline, field, y0).run(grad_solution[1:].reshape(-1, y0.numel()))
     grads = [cotangents.y0 + grad_solution[0], *map(torch.zeros_like, inputs[1:3]), *field.cotangents]
     moved = [(x, g) for x, g in zip(timeline, cotangents[1:], strict=True) if x.requires_grad]
     movers = [(i, x) for i, x in enumerate((*leaves, *params)) if x.requires_grad]
@@ -64,11 +69,11 @@ def _grad(outputs: Any, inputs: Any, cotangents: Any) -> tuple[Tensor | None, ..
 
 
 class _OnceOnly(torch.autograd.Function):
-    """The identity, whose own backward refuses: the taped states are constants to it."""
+    """The last ``count`` tensors, as if they depended on all of them by a rule that is refused when asked for."""
 
     @staticmethod
-    def forward(ctx: Any, *tensors: Tensor) -> tuple[Tensor, ...]:
-        return tuple(x.clone() for x in tensors)
+    def forward(ctx: Any, count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
+        return tuple(x.clone() for x in tensors[-count:])
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[None, ...]:

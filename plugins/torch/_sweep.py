@@ -15,9 +15,10 @@ import bisect
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
+
 from steptape.torch._field import Field, Stage
 from steptape.torch._torchdiffeq import Solve, Tape, Timeline
-from torch import Tensor
 
 
 class Cotangents(NamedTuple):

@@ -12,8 +12,9 @@ import functools
 from typing import Any
 
 import torch
-from steptape.compat import _torchdiffeq as host
 from torch import Tensor
+
+from steptape.compat import _torchdiffeq as host
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
+
 from steptape._errors import GradientError, UnsupportedError
 from steptape.compat import _torchdiffeq as host
 from steptape.torch._tableau import Tableau
-from torch import Tensor
 
 
 @dataclasses.dataclass(frozen=True)
