@@ -67,6 +67,6 @@ def _refusal(terms: Any, max_steps: int | None) -> str | None:
     if any(isinstance(x, diffrax.UnsafeBrownianPath) for x in paths):
         return (
             f"{call} cannot be differentiated with an `UnsafeBrownianPath`: a replayed step would not see the noise "
-            "of the solve. Use `diffrax.VirtualBrownianTree`, or `adjoint=diffrax.DirectAdjoint()`."
+            "of the solve. Use `diffrax.VirtualBrownianTree`, or `adjoint=diffrax.ForwardMode()` in forward mode."
         )
     return None

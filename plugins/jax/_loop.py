@@ -19,6 +19,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.custom_derivatives import linear_call
 from steptape._errors import UnsupportedError
 from steptape.compat._equinox import common_rewrite, nonbatchable, select_if_vmap, unvmap_max
 from steptape.jax._perturbed import perturbed_carry
@@ -78,6 +79,8 @@ def replayed_while_loop(
 ) -> Any:
     """diffrax's outer loop over ``State``; differentiated by replaying its steps, or refused with ``refusal``."""
     init_val = jax.tree.map(jnp.array, init_val)
+    if max_steps == 0:
+        return init_val
     cond, body, carry, _ = common_rewrite(cond_fun, body_fun, init_val, max_steps, buffers, makes_false_steps=False)
     cond = eqx.filter_closure_convert(cond, carry)
     cond = jax.tree.map(lambda x: lax.stop_gradient(x) if eqx.is_array(x) else x, cond)
@@ -169,9 +172,28 @@ def _run_bwd(residuals, g_carry, perturbed, vjp_arg, cond, settings):
     if jax.tree.leaves(g_state):
         back = _Backward(replay, tape, fun, p_fun, state, _like(state, settings.buffers))
         g_state, g_fun = back.run(count, g_state, g_fun)
+    g_state, g_fun = jax.tree.map(_once, (g_state, g_fun))
     none = functools.partial(jax.tree.map, lambda _: None)
     g_carry = (None, None, None, g_state)
     return (g_carry, g_fun, none(step)) if replay.by_try else (g_carry, none(body), g_fun)
+
+
+@jax.custom_jvp
+def _once(g: Any) -> Any:
+    """``g``, which reverse mode may not differentiate again."""
+    return g
+
+
+@_once.defjvp
+def _once_jvp(primals, tangents):
+    def refuse(residuals, cotangent):
+        raise UnsupportedError(
+            "Reverse mode over the reverse mode of `diffeqsolve(..., adjoint=AdaptiveCheckpointAdjoint())`: the "
+            "backward pass is a loop over as many steps as the solve took, which JAX cannot run in reverse. For "
+            "second derivatives use `adjoint=diffrax.DirectAdjoint()`."
+        )
+
+    return primals[0], linear_call(lambda residuals, t: t, refuse, (), tangents[0])
 
 
 def _wanted(g: Any, state: Any, carried: Any) -> Any:
