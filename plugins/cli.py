@@ -44,6 +44,7 @@ def _parser() -> argparse.ArgumentParser:
 def _parity(options: argparse.Namespace) -> int:
     _require_report_extra()
     from rich.console import Console
+
     from steptape.shared_tests import parity, report
     from steptape.shared_tests.compare import Comparison
 

@@ -10,6 +10,7 @@ from typing import Any
 import diffrax
 import jax
 import jax.numpy as jnp
+
 from steptape.shared_tests.backends import CAPABILITIES, PARTS, Case, Run
 from steptape.shared_tests.problems import PROBLEMS
 
@@ -84,7 +85,7 @@ def _forward_evaluations(solver: str, tries: int) -> int:
 def _compiled(problem: str, method: str, solver: str, grid_size: int) -> Callable[..., Any]:
     """Return the compiled loss, outputs, tries and gradient; one compilation serves every tolerance."""
     parts = CAPABILITIES["jax", method, solver].method.parts
-    setting = {"problem": problem, "solver": solver, "has_grid": bool(grid_size)}
+    setting: dict[str, Any] = {"problem": problem, "solver": solver, "has_grid": bool(grid_size)}
 
     def loss(y0: Any, params: Any, times: Any, rtol: Any, grid: Any, counted: Any) -> Any:
         solution = _solve(y0, params, times, rtol, grid, counted, adjoint=_adjoint(method), **setting)

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 import torchdiffeq
+
 from steptape.shared_tests.backends import CAPABILITIES, Case, Run
 from steptape.shared_tests.problems import PROBLEMS, Problem
 

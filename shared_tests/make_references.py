@@ -1,4 +1,4 @@
-"""Compute and store the reference gradients: ``python -P -m steptape.shared_tests.make_references``.
+"""Compute and store the reference gradients: ``python -m steptape.shared_tests.make_references``.
 
 Where the solution has a closed form, its loss is differentiated by complex steps, which is exact to rounding.
 Elsewhere SciPy's DOP853 solves the state together with its variational equations: one column S_j = dy/dv_j
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from steptape.shared_tests.problems import PROBLEMS, Array, Problem
 
 STORED = Path(__file__).with_name("references.json")

@@ -141,8 +141,8 @@ def run_backend(
     plan, results, log = (folder / f"{backend}-{grade}.{end}" for end in ("cases.json", "runs.jsonl", "log"))
     results.unlink(missing_ok=True)
     write_cases(plan, cases)
-    command = [sys.executable, "-P", "-m", "steptape.shared_tests.worker", backend, str(plan), str(results)]
-    environment = {"OMP_NUM_THREADS": "1", "JAX_PLATFORMS": "cpu", **os.environ}
+    command = [sys.executable, "-m", "steptape.shared_tests.worker", backend, str(plan), str(results)]
+    environment = {"OMP_NUM_THREADS": "1", "JAX_PLATFORMS": "cpu", **os.environ, "PYTHONSAFEPATH": "1"}
     on_progress(backend, grade, 0, len(cases))
     with (
         log.open("w", encoding="utf-8") as errors,

@@ -11,6 +11,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
 from steptape.shared_tests.backends import METHODS, Run
 from steptape.shared_tests.compare import Comparison
 from steptape.shared_tests.parity import HEADLINE

@@ -17,6 +17,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
+
 from steptape.shared_tests import plots
 from steptape.shared_tests.compare import Check, Comparison, Row
 from steptape.shared_tests.parity import HEADLINE, OnProgress
@@ -69,10 +70,14 @@ def print_table(console: Console, comparison: Comparison) -> None:
     console.print(table)
     for row in rows:
         if row.failing:
-            console.print(f"{row.problem}, {row.backend} {row.method}: {row.note}", style="red", highlight=False)
+            _print_red(console, f"{row.problem}, {row.backend} {row.method}: {row.note}")
     for check in broken(comparison.checks()):
-        console.print(f"broken: {_sentence(check)}", style="red", highlight=False)
+        _print_red(console, f"broken: {_sentence(check)}")
     console.print(summary(comparison), highlight=False)
+
+
+def _print_red(console: Console, text: str) -> None:
+    console.print(text, style="red", highlight=False, markup=False, soft_wrap=True)
 
 
 def broken(checks: list[Check]) -> list[Check]:

@@ -5,6 +5,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
+
 import steptape.cli
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -1,11 +1,14 @@
 """`steptape parity`: one small run end to end, then what a broken promise, a failing peer and a bad call lead to."""
 
 import copy
+import io
 import json
 import math
+import os
 import re
 
 import pytest
+
 from steptape import cli
 from steptape.shared_tests import parity
 from steptape.shared_tests.backends import CAPABILITIES, METHODS, Case, Run, installed_backends
@@ -13,10 +16,11 @@ from steptape.shared_tests.compare import Comparison, relative_error
 from steptape.shared_tests.make_references import load_references
 
 pytest.importorskip("matplotlib")
-pytest.importorskip("rich")
+Console = pytest.importorskip("rich.console").Console
+report = pytest.importorskip("steptape.shared_tests.report")
 
 PROBLEM = "van_der_pol_stiff"
-BACKENDS = installed_backends()
+BACKENDS = os.environ.get("STEPTAPE_TEST_BACKENDS", "").split() or installed_backends()
 both_backends = pytest.mark.skipif(len(BACKENDS) < 2, reason="compares two frameworks")
 
 pytestmark = pytest.mark.skipif(not BACKENDS, reason="no framework is installed")
@@ -26,7 +30,7 @@ pytestmark = pytest.mark.skipif(not BACKENDS, reason="no framework is installed"
 def ran(tmp_path_factory):
     """The folder and the outcome of a quick run on one problem, asked for on the command line."""
     folder = tmp_path_factory.mktemp("parity")
-    kept = {}
+    kept: dict[str, parity.Outcome] = {}
 
     def keep(scope, *rest):
         kept["outcome"] = run_parity(scope, *rest)
@@ -210,6 +214,18 @@ def test_relative_error_takes_the_worst_part_and_nothing_is_infinite():
     assert relative_error(one, other) == 1.0
     assert relative_error(one, other, ("y0",)) == 0.0
     assert relative_error({}, other) == math.inf
+
+
+def test_progress_is_bars_on_a_terminal_and_lines_elsewhere():
+    for is_terminal in (True, False):
+        console = Console(file=io.StringIO(), force_terminal=is_terminal, width=80)
+        with report.showing_progress(console) as on_progress:
+            for finished in range(4):
+                on_progress("torch", "grid", finished, 3)
+        shown = console.file.getvalue()
+        assert "torch, same grid" in shown
+        assert ("━" in shown) is is_terminal
+        assert ("3 of 3 runs" in shown) is not is_terminal
 
 
 def test_an_unknown_problem_is_named(capsys):

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from steptape.shared_tests.make_references import (
     closed_form_reference,
     load_references,

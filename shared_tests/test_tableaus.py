@@ -6,6 +6,7 @@ state a list of coefficients.
 
 import numpy as np
 import pytest
+
 from steptape.shared_tests.backends import SHARED_SOLVERS, SOLVERS
 
 torch = pytest.importorskip("torch")

@@ -1,4 +1,4 @@
-"""The process of one backend: ``python -P -m steptape.shared_tests.worker BACKEND CASES RUNS``.
+"""The process of one backend: ``python -m steptape.shared_tests.worker BACKEND CASES RUNS``.
 
 Reads a JSON list of cases from the file CASES and appends one JSON line a run to the file RUNS, after a first line
 with the versions. Prints a line on standard output for each finished run.
