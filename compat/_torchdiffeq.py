@@ -1,6 +1,7 @@
 """torchdiffeq's private names, each with the reason steptape needs it."""
 
 from importlib.metadata import version
+from typing import Any
 
 from steptape._errors import UnsupportedHostVersion
 
@@ -18,8 +19,6 @@ try:
     # The host's normal form of a call: flat state, increasing t, wrapped func, defaults filled in.
     check_inputs = misc._check_inputs
     flat_to_shape = misc._flat_to_shape
-    # On which side of a discontinuity in t the host evaluates func.
-    Perturb = misc.Perturb
     # The adaptive loop that leaves the tape, and the tableau it steps with.
     AdaptiveRungeKutta = rk_common.RKAdaptiveStepsizeODESolver
     VALID_CALLBACKS = AdaptiveRungeKutta.valid_callbacks()
@@ -46,3 +45,8 @@ def steps_by_tableau(solver_class: type) -> bool:
     return issubclass(solver_class, AdaptiveRungeKutta) and all(
         getattr(solver_class, name) is getattr(AdaptiveRungeKutta, name) for name in own
     )
+
+
+def without_sides(func: Any) -> Any:
+    """The func in normal form without the wrapper that moves t to one side of a discontinuity."""
+    return func.base_func

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-from steptape.shared_tests.problems import Problem
 from torch import Tensor
+
+from steptape.shared_tests.problems import Problem
 
 ADAPTIVE = ("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun")
 FIXED_GRID = ("euler", "midpoint", "heun2", "heun3", "rk4")

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from steptape import GradientError, OptionError, UnsupportedError
 from steptape.compat._torchdiffeq import SOLVERS
 from steptape.torch import odeint_adjoint

@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torchdiffeq
+
 from steptape.compat._torchdiffeq import SOLVERS
 from steptape.shared_tests._torch_oracle import ADAPTIVE, FIXED_GRID, Module, differentiate, distance
 from steptape.shared_tests.problems import PROBLEMS

@@ -5,6 +5,7 @@ import weakref
 
 import pytest
 import torch
+
 from steptape.compat._torchdiffeq import SOLVERS
 from steptape.shared_tests._torch_oracle import ADAPTIVE, FIXED_GRID, Module
 from steptape.shared_tests.problems import PROBLEMS

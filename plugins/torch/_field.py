@@ -35,13 +35,13 @@ class Field:
         self._checked = False
         self.cotangents = [torch.zeros_like(p) for p in params]
 
-    def evaluate(self, t: Tensor, y: Tensor, side: Any) -> Stage:
+    def evaluate(self, t: Tensor, y: Tensor) -> Stage:
         """The stage at a scalar ``t`` and a flat ``y``."""
         with torch.enable_grad():
             t = t.detach().requires_grad_(self._in_time)
             y = y.detach().view(self._shape).requires_grad_()
             with self._ambient.around_func():
-                slope = self._func(t, y, perturb=side)
+                slope = self._func(t, y)
             if slope.shape != y.shape:
                 raise OptionError(
                     f"odeint_adjoint(func, ..., adjoint_method='aca'): func returned shape {tuple(slope.shape)} for a "

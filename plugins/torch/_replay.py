@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from steptape._errors import GradientError
+from steptape.compat import _torchdiffeq as host
 from steptape.torch._ambient import Ambient
 from steptape.torch._field import Field
 from steptape.torch._sweep import Sweep
@@ -52,8 +53,8 @@ def _pull_back(
         leaves = [x.detach().requires_grad_(need) for x, need in zip(inputs[:3], needed[:3], strict=True)]
         timeline = solve.timeline(tape, *leaves)
     y0 = inputs[0]
-    field = Field(solve.func, ambient, y0.shape, params, in_time=timeline.moves)
-    cotangents = Sweep(solve, tape, timeline, field, y0).run(grad_solution[1:].reshape(-1, y0.numel()))
+    field = Field(host.without_sides(solve.func), ambient, y0.shape, params, in_time=timeline.moves)
+    cotangents = Sweep(solve.tableau, tape, timeline, field, y0).run(grad_solution[1:].reshape(-1, y0.numel()))
     grads = [cotangents.y0 + grad_solution[0], *map(torch.zeros_like, inputs[1:3]), *field.cotangents]
     moved = [(x, g) for x, g in zip(timeline, cotangents[1:], strict=True) if x.requires_grad]
     movers = [(i, x) for i, x in enumerate((*leaves, *params)) if x.requires_grad]

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from steptape.torch._field import Field, Stage
-from steptape.torch._torchdiffeq import Solve, Tape, Timeline
+from steptape.torch._tableau import Tableau
+from steptape.torch._torchdiffeq import Tape, Timeline
 
 
 class Cotangents(NamedTuple):
@@ -43,16 +44,22 @@ class _Link(NamedTuple):
 class Sweep:
     """The backward pass over one tape that starts from ``y0``; ``field`` gathers the cotangents of the parameters."""
 
-    def __init__(self, solve: Solve, tape: Tape, timeline: Timeline, field: Field, y0: Tensor):
-        self.solve, self.tape, self.field = solve, tape, field
-        self.tableau = solve.tableau
+    def __init__(self, tableau: Tableau, tape: Tape, timeline: Timeline, field: Field, y0: Tensor):
+        self.tableau, self.tape, self.field = tableau, tape, field
         self.moves = timeline.moves
-        self.times = timeline.stages.detach().to(y0.real.dtype)
-        self.sizes = timeline.sizes.detach().to(y0.real.dtype)
-        self.rows = self.tableau.rows.to(y0)
-        weights, slopes = self.tableau.weights(timeline.places.detach().double())
+        self.times = timeline.stages.detach()
+        self.sizes = timeline.sizes.tolist()
+        weights, slopes = tableau.weights(timeline.places.detach().double())
         self.weights, self.weight_slopes = weights.to(y0), slopes.to(y0)
-        self.cotangents = Cotangents(*map(torch.zeros_like, (y0, self.times, self.sizes, timeline.places)))
+        self.cotangents = Cotangents(*map(torch.zeros_like, (y0, *timeline)))
+
+        # Of the step at hand: k_i, and g_i with λ below. The table by rows makes the places of the stages of the one,
+        # and by columns their cotangents of the other.
+        self.k = y0.new_zeros(tableau.stages, y0.numel())
+        self.g = y0.new_zeros(tableau.stages + 1, y0.numel())
+        rows = tableau.rows.to(y0)
+        self.by_row = [(self.k[:i].T, rows[i, :i]) for i in range(tableau.stages)]
+        self.by_column = [(self.g[i + 1 :].T, rows[i + 1 :, i].contiguous()) for i in range(tableau.stages)]
 
     def run(self, grad_outputs: Tensor) -> Cotangents:
         """Pull the cotangents of the outputs after the first, (len(t) - 1, numel), back to the start of the tape."""
@@ -66,49 +73,56 @@ class Sweep:
 
     def _step(self, n: int, outputs: slice, mu: Tensor, end: Tensor, link: _Link | None) -> tuple[Tensor, _Link | None]:
         """Replay step n: from the cotangents of its outputs, its end and its last stage to that of its start."""
-        rows = self.rows * self.sizes[n]
-        stages, slopes = self._replay(n, rows, len(mu) > 0, link)
-        asked = (self.weights[outputs] * self.sizes[n]).T @ mu if len(mu) else torch.zeros_like(slopes)
-        pulled = torch.cat([torch.zeros_like(slopes), end[None]])
-        left = None
+        h = self.sizes[n]
+        stages = self._replay(n, len(mu) > 0, link)
+        inside = self.weights[outputs].T @ mu if len(mu) else None
+        self.g.zero_()
+        self.g[-1] = end
+        left, asked = None, []
         for i in reversed(range(len(stages))):
             stage = stages[i]
-            asked[i] += rows[i + 1 :, i] @ pulled[i + 1 :]
-            cotangent = asked[i] + link.cotangent if link and i == len(stages) - 1 else asked[i]
+            if inside is None:
+                cotangent = torch.mv(*self.by_column[i]).mul_(h)
+            else:
+                cotangent = torch.addmv(inside[i], *self.by_column[i]).mul_(h)
+            asked.append(cotangent)
+            if link and i == len(stages) - 1:
+                cotangent = cotangent + link.cotangent
             if i == 0 and not self.tape.fresh[n]:
                 left = _Link(cotangent, stage)
             elif stage is not None:
-                pulled[i], in_time = self.field.pull(stage, cotangent)
+                self.g[i], in_time = self.field.pull(stage, cotangent)
                 if in_time is not None:
                     self.cotangents.stages[n, i] = in_time
         if self.moves:
-            self._pull_places(n, outputs, mu, asked, slopes)
-        return pulled.sum(0) + mu.sum(0), left
+            self._pull_places(n, outputs, mu, torch.stack(asked[::-1]))
+        start = self.g.sum(0)
+        return start + mu.sum(0) if len(mu) else start, left
 
-    def _replay(self, n: int, rows: Tensor, inside: bool, link: _Link | None) -> tuple[list[Stage | None], Tensor]:
-        """Step n again from its taped state: its stages, and their slopes, (s, numel), zero where not evaluated."""
+    def _replay(self, n: int, inside: bool, link: _Link | None) -> list[Stage | None]:
+        """Step n again from its taped state: its stages, with slopes in ``k``, zero where not evaluated."""
         y = self.tape.states[n].reshape(-1)
-        stages: list[Stage | None] = [None] * self.tableau.stages
-        slopes = y.new_zeros(len(stages), len(y))
+        stages: list[Stage | None] = [None] * len(self.k)
         for i in range(len(stages)):
             if i == 0 and self.tape.slopes and not self.tape.fresh[n]:
-                slopes[0] = self.tape.slopes[n].reshape(-1)
+                self.k[0] = self.tape.slopes[n].reshape(-1)
                 continue
             stage = None
             if i == len(stages) - 1 and self.tableau.last_at_end:
                 if link is None and not inside:
+                    self.k[i] = 0
                     continue
                 stage = link.stage if link else None
             if stage is None:
-                place = torch.addmv(y, slopes[:i].T, rows[i, :i]) if i else y
-                stage = self.field.evaluate(self.times[n, i], place, self.solve.side(self.tape, n, i))
+                place = torch.addmv(y, *self.by_row[i], alpha=self.sizes[n]) if i else y
+                stage = self.field.evaluate(self.times[n, i], place)
             stages[i] = stage
-            slopes[i] = stage.slope.detach().reshape(-1)
-        return stages, slopes
+            self.k[i] = stage.slope.reshape(-1)
+        return stages
 
-    def _pull_places(self, n: int, outputs: slice, mu: Tensor, asked: Tensor, slopes: Tensor) -> None:
+    def _pull_places(self, n: int, outputs: slice, mu: Tensor, asked: Tensor) -> None:
         """The cotangents of step n's size and of the places of the outputs inside it."""
         # A step is linear in h k: what it asks of its slopes, it asks of h in proportion.
-        self.cotangents.sizes[n] = (asked.conj() * slopes).sum().real / self.sizes[n]
-        along = self.weight_slopes[outputs] @ slopes * self.sizes[n]
+        self.cotangents.sizes[n] = (asked.conj() * self.k).sum().real / self.sizes[n]
+        along = self.weight_slopes[outputs] @ self.k * self.sizes[n]
         self.cotangents.places[outputs] = (mu.conj() * along).sum(1).real

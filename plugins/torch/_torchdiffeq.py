@@ -154,9 +154,11 @@ class Solve:
         else:
             nodes = self._grid(tape, y0, t)
             sizes = nodes.diff()
-        c = torch.tensor(self.tableau.c, dtype=nodes.dtype, device=nodes.device)
-        starts, ends = nodes[:-1, None], nodes[1:, None]
-        stages = torch.where(c == 1, ends, starts + c * sizes[:, None])
+        stages = self._stages(nodes, sizes).to(y0.real.dtype)
+        sides = self._sides(tape)
+        if sides.any():
+            at = stages.detach()
+            stages = stages + (torch.nextafter(at, at + sides.to(at)) - at)
         serving = torch.tensor(tape.serving, dtype=torch.long, device=t.device)
         places = (t[1:].to(nodes.dtype) - nodes[serving]) / (nodes[serving + 1] - nodes[serving])
         if not self.tableau.chained and len(self.tableau.dense) == 1:
@@ -164,18 +166,22 @@ class Solve:
             places = torch.where(places == 1, places.detach(), places)
         return Timeline(stages, sizes, places)
 
-    def side(self, tape: Tape, step: int, stage: int) -> Any:
-        """On which side of a discontinuity in t the host evaluates this stage."""
-        at_end = stage > 0 and self.tableau.c[stage] == 1
+    def _stages(self, nodes: Tensor, sizes: Tensor) -> Tensor:
+        c = torch.tensor(self.tableau.c, dtype=nodes.dtype, device=nodes.device)
+        return torch.where(c == 1, nodes[1:, None], nodes[:-1, None] + c * sizes[:, None])
+
+    def _sides(self, tape: Tape) -> Tensor:
+        """On which side of a discontinuity in t the host evaluates the stages: -1 before, 1 behind, else 0; (N, s)."""
+        c = torch.tensor(self.tableau.c)
+        sides = -(c == 1).double().expand(len(tape.fresh), -1).clone()
         if self.tableau.chained:
-            if stage == 0 and step > 0:
-                return host.Perturb.NEXT if tape.fresh[step] else host.Perturb.PREV
-            return host.Perturb.PREV if at_end else host.Perturb.NONE
-        if not self.options.get("perturb", False) or (at_end and self.tableau.last_at_end):
-            return host.Perturb.NONE
-        if stage == 0:
-            return host.Perturb.NEXT
-        return host.Perturb.PREV if at_end else host.Perturb.NONE
+            sides[:, 0] = torch.tensor(tape.fresh).double() * 2 - 1
+            sides[0, 0] = 0
+            return sides
+        sides[:, 0] = 1
+        if self.tableau.last_at_end:
+            sides[:, -1] = 0
+        return sides * self.options.get("perturb", False)
 
     def _solver(self, y0: Tensor) -> Any:
         return host.SOLVERS[self.method](func=self.func, y0=y0, rtol=self.rtol, atol=self.atol, **self.options)
