@@ -46,18 +46,17 @@ def _parity(options: argparse.Namespace) -> int:
     from rich.console import Console
 
     from steptape.shared_tests import parity, report
-    from steptape.shared_tests.compare import Comparison
 
     scope = parity.Scope.of(_backends(options.backend), _problems(options.problem), options.quick)
     folder = _folder(options.out)
     console, start = Console(), time.monotonic()
     with report.showing_progress(console) as on_progress:
         outcome = parity.run_parity(scope, folder / "runs", on_progress)
-    comparison = Comparison(outcome)
-    report.print_table(console, comparison)
-    files = report.write_report(folder, comparison, time.monotonic() - start)
+    made = report.Report.of(outcome, time.monotonic() - start)
+    report.print_report(console, made)
+    files = report.write_report(folder, made)
     console.print(f"Report: {', '.join(map(str, files))}", highlight=False, soft_wrap=True)
-    return 1 if report.broken(comparison.checks()) else 0
+    return 1 if made.broken else 0
 
 
 def _require_report_extra() -> None:

@@ -6,7 +6,7 @@ import os
 import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from importlib.metadata import version
 from itertools import groupby
@@ -19,8 +19,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 
 from steptape.shared_tests import plots
-from steptape.shared_tests.compare import Check, Comparison, Row
-from steptape.shared_tests.parity import HEADLINE, OnProgress
+from steptape.shared_tests.compare import Comparison
+from steptape.shared_tests.parity import HEADLINE, OnProgress, Outcome
+from steptape.shared_tests.promises import Check, check_all
+from steptape.shared_tests.table import Row, make_rows
 
 _GRADES = {"adaptive": "adaptive steps", "grid": "same grid"}
 _COLUMNS = ("method", "vs host", "reference", "vs other", "evaluations", "status")
@@ -56,62 +58,72 @@ def _print_stage(console: Console, backend: str, grade: str, finished: int, plan
         console.print(f"{backend}, {_GRADES[grade]}: {finished} of {planned} runs", highlight=False)
 
 
-def print_table(console: Console, comparison: Comparison) -> None:
+@dataclass(frozen=True)
+class Report:
+    """A parity outcome with what was concluded from it; `seconds` is the wall time of all runs."""
+
+    comparison: Comparison
+    checks: list[Check]
+    rows: list[Row]
+    seconds: float
+
+    @classmethod
+    def of(cls, outcome: Outcome, seconds: float) -> "Report":
+        """Compare the runs of an outcome and judge every promise."""
+        comparison = Comparison(outcome)
+        checks = check_all(comparison)
+        return cls(comparison, checks, make_rows(comparison, checks), seconds)
+
+    @property
+    def broken(self) -> list[Check]:
+        """The promises that do not hold."""
+        return [check for check in self.checks if not check.holds]
+
+    @property
+    def summary(self) -> str:
+        """One sentence that counts promises and failing rows."""
+        held, failing = len(self.checks) - len(self.broken), sum(row.failing for row in self.rows)
+        return (
+            f"{held} of {len(self.checks)} promises hold over {len(self.comparison.outcome.runs)} runs; "
+            f"{failing} of {len(self.rows)} methods shown fail."
+        )
+
+
+def print_report(console: Console, report: Report) -> None:
     """Print the table of all rows; below it, why a row fails, and every promise that does not hold."""
     table = Table(box=SIMPLE_HEAD, caption=_LEGEND, caption_justify="left", padding=(0, 1, 0, 0))
     for column in _COLUMNS:
         table.add_column(column, no_wrap=True)
-    rows = comparison.rows()
-    for problem, group in groupby(rows, key=lambda row: row.problem):
+    for problem, rows in groupby(report.rows, key=lambda row: row.problem):
         table.add_row(problem, style="bold")
-        for row in group:
+        for row in rows:
             table.add_row(*_cells(row, indent="  "), style="red" if row.failing else "")
         table.add_section()
     console.print(table)
-    for row in rows:
-        if row.failing:
-            _print_red(console, f"{row.problem}, {row.backend} {row.method}: {row.note}")
-    for check in broken(comparison.checks()):
-        _print_red(console, f"broken: {_sentence(check)}")
-    console.print(summary(comparison), highlight=False)
+    failing = [f"{row.problem}, {row.backend} {row.method}: {row.note}" for row in report.rows if row.failing]
+    for line in (*failing, *(f"broken: {check.promise}: {_sentence(check)}" for check in report.broken)):
+        console.print(line, style="red", highlight=False, markup=False, soft_wrap=True)
+    console.print(report.summary, highlight=False)
 
 
-def _print_red(console: Console, text: str) -> None:
-    console.print(text, style="red", highlight=False, markup=False, soft_wrap=True)
-
-
-def broken(checks: list[Check]) -> list[Check]:
-    """Return the promises that do not hold."""
-    return [check for check in checks if not check.holds]
-
-
-def summary(comparison: Comparison) -> str:
-    """Return one sentence that counts promises and failing rows."""
-    checks, rows = comparison.checks(), comparison.rows()
-    failing = sum(row.failing for row in rows)
-    return (
-        f"{len(checks) - len(broken(checks))} of {len(checks)} promises hold over {len(comparison.outcome.runs)} "
-        f"runs; {failing} of {len(rows)} methods shown fail."
-    )
-
-
-def write_report(folder: Path, comparison: Comparison, seconds: float) -> list[Path]:
+def write_report(folder: Path, report: Report) -> list[Path]:
     """Write `parity.json`, `parity.md` and the plots into `folder`; return the files."""
     data, markdown = folder / "parity.json", folder / "parity.md"
-    content = json.dumps(as_data(comparison, seconds), indent=1, allow_nan=False)
-    data.write_text(content + "\n", encoding="utf-8")
-    figures = plots.draw_all(folder, comparison)
-    markdown.write_text(as_markdown(comparison, seconds, figures), encoding="utf-8")
+    data.write_text(json.dumps(as_data(report), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    figures = plots.draw_all(folder, report.comparison)
+    markdown.write_text(as_markdown(report, figures), encoding="utf-8")
     return [data, markdown, *figures]
 
 
-def as_data(comparison: Comparison, seconds: float) -> dict[str, Any]:
+def as_data(report: Report) -> dict[str, Any]:
     """Return the whole report as plain data; numbers that are not finite become None."""
-    outcome = comparison.outcome
-    runs = [{**run.to_json(), "reference_error": comparison.reference_error(run)} for run in outcome.runs]
-    for run in runs:
-        run["steps"] = max(len(run.pop("grid")) - 1, 0)
-        del run["case"]["grid"]
+    outcome = report.comparison.outcome
+    runs = []
+    for run in outcome.runs:
+        entry = {**run.to_json(), "reference_error": report.comparison.reference_error(run)}
+        entry["steps"] = max(len(entry.pop("grid")) - 1, 0)
+        del entry["case"]["grid"]
+        runs.append(entry)
     return _finite_only(
         {
             "format": 1,
@@ -120,9 +132,9 @@ def as_data(comparison: Comparison, seconds: float) -> dict[str, Any]:
             "machine": {"platform": platform.platform(), "processors": os.cpu_count()},
             "scope": asdict(outcome.scope),
             "versions": outcome.versions,
-            "seconds": seconds,
-            "rows": [asdict(row) for row in comparison.rows()],
-            "promises": [{**asdict(check), "holds": check.holds} for check in comparison.checks()],
+            "seconds": report.seconds,
+            "rows": [asdict(row) for row in report.rows],
+            "promises": [{**asdict(check), "holds": check.holds} for check in report.checks],
             "runs": runs,
         }
     )
@@ -136,27 +148,27 @@ def _finite_only(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def as_markdown(comparison: Comparison, seconds: float, figures: list[Path]) -> str:
+def as_markdown(report: Report, figures: list[Path]) -> str:
     """Return the report as Markdown, the figures shown by relative links."""
-    outcome = comparison.outcome
+    outcome = report.comparison.outcome
     versions = [f"{name} {number}" for found in outcome.versions.values() for name, number in found.items()]
     lines = [
         "# steptape parity",
         "",
         f"steptape {version('steptape')}; {', '.join(dict.fromkeys(versions))}; {platform.platform()}; "
-        f"{seconds:.0f} s{'; quick' if outcome.scope.quick else ''}.",
+        f"{report.seconds:.0f} s{'; quick' if outcome.scope.quick else ''}.",
         "",
-        summary(comparison),
+        report.summary,
         "",
         _markdown_row(("problem", *_COLUMNS, "note")),
         _markdown_row(("---",) * (len(_COLUMNS) + 2)),
-        *(_markdown_row((row.problem, *_cells(row), row.note)) for row in comparison.rows()),
+        *(_markdown_row((row.problem, *_cells(row), row.note)) for row in report.rows),
         "",
         _LEGEND,
         "",
         "## Promises",
         "",
-        *_promise_lines(comparison.checks()),
+        *_promise_lines(report.checks),
         "",
     ]
     for figure in figures:
@@ -171,15 +183,15 @@ def _promise_lines(checks: list[Check]) -> list[str]:
         judged = [check for check in checks if check.promise == promise]
         worst = max(judged, key=lambda check: check.error / check.limit if check.limit else check.error)
         held = sum(check.holds for check in judged)
-        lines.append(f"- {promise}: {held} of {len(judged)}; worst {_sentence(worst, named=False)}")
-        lines += [f"  - broken: {_sentence(check, named=False)}" for check in broken(judged)]
+        lines.append(f"- {promise}: {held} of {len(judged)}{f'; worst {_sentence(worst)}' if worst.error else ''}")
+        lines += [f"  - broken: {_sentence(check)}" for check in judged if not check.holds]
     return lines
 
 
-def _sentence(check: Check, named: bool = True) -> str:
-    name = f"{check.promise}: " if named else ""
+def _sentence(check: Check) -> str:
     reason = f" ({check.reason})" if check.reason else ""
-    return f"{name}{check.backend}, {check.case}: {check.error:.1e}, allowed {check.limit:.0e}{reason}"
+    figures = f"{check.error:.1e}, allowed {check.limit:.0e}"
+    return f"{check.backend}, {check.problem}, {check.setting}: {figures}{reason}"
 
 
 def _cells(row: Row, indent: str = "") -> tuple[str, ...]:
