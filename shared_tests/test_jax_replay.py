@@ -1,0 +1,140 @@
+"""What the backward pass of AdaptiveCheckpointAdjoint costs: field evaluations, and memory held until it runs."""
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from steptape.jax._thinning import Thinning
+from steptape.shared_tests._jax_solves import OURS, Inputs, inputs, pid, solve, x64
+
+
+@pytest.fixture(autouse=True)
+def _x64():
+    with x64():
+        yield
+
+
+class _Counted(eqx.Module):
+    """A field that counts its evaluations as they happen."""
+
+    field: eqx.Module
+    calls: list = eqx.field(static=True)
+
+    def __call__(self, t, y, args):
+        jax.debug.callback(lambda: self.calls.append(None))
+        return self.field(t, y, args)
+
+
+def _evaluations(run, x):
+    """Field evaluations of the forward pass, of the backward pass, and the solve's statistics."""
+    calls = []
+
+    def counted(y0, times):
+        return run(x._replace(y0=y0, times=times, field=_Counted(x.field, calls)))
+
+    stats = jax.block_until_ready(jax.jit(counted)(x.y0, x.times)).stats
+    jax.effects_barrier()
+    forward = len(calls)
+    calls.clear()
+    jax.block_until_ready(jax.jit(jax.grad(lambda *a: jnp.sum(counted(*a).ys), argnums=(0, 1)))(x.y0, x.times))
+    jax.effects_barrier()
+    return forward, len(calls) - forward, {name: int(n) for name, n in stats.items()}
+
+
+@pytest.mark.parametrize(
+    ("solver", "per_step"),
+    [(diffrax.Heun(), 2), (diffrax.Dopri5(), 6), (diffrax.Dopri8(), 13)],
+    ids=["Heun", "Dopri5", "Dopri8"],
+)
+def test_the_backward_pass_evaluates_the_field_for_accepted_steps_only(solver, per_step):
+    controller = diffrax.PIDController(rtol=1e-2, atol=1e-2)
+    forward, backward, stats = _evaluations(
+        lambda x: solve(x, OURS, solver, stepsize_controller=controller, max_steps=64 + 32), inputs()
+    )
+    accepted = stats["num_accepted_steps"]
+    assert stats["num_rejected_steps"] >= 3
+    assert forward >= per_step * stats["num_steps"]
+    recomputed = 0 if accepted <= Thinning.for_steps(96).slots else per_step * accepted
+    assert per_step * accepted <= backward <= per_step * accepted + recomputed
+
+
+def test_output_inside_a_step_costs_one_more_evaluation():
+    saveat = diffrax.SaveAt(ts=[0.5, 1.0])
+    _, backward, stats = _evaluations(lambda x: solve(x, OURS, saveat=saveat), inputs())
+    assert backward == 7 * stats["num_accepted_steps"]
+
+
+def test_a_thinned_tape_recomputes_a_step_at_most_once():
+    _, backward, stats = _evaluations(
+        lambda x: solve(x, OURS, stepsize_controller=diffrax.PIDController(rtol=1e-7, atol=1e-9)), inputs()
+    )
+    accepted = stats["num_accepted_steps"]
+    assert accepted > 2 * Thinning.for_steps(256).slots
+    assert 6 * accepted < backward < 2 * 6 * accepted
+
+
+def _held(solver, max_steps=256, dim=29):
+    """The arrays that the backward pass closes over, besides the inputs of the solve."""
+    x = inputs()
+    field = eqx.tree_at(lambda f: f.matrix, x.field, jnp.eye(dim))
+    x = Inputs(field, jnp.linspace(-1.0, 1.0, dim), x.args, x.times)
+
+    def final(y0):
+        return solve(x._replace(y0=y0), OURS, solver, stepsize_controller=pid(), max_steps=max_steps).ys
+
+    _, pull = jax.vjp(final, x.y0)
+    return [leaf for leaf in jax.tree.leaves(pull) if eqx.is_array(leaf)]
+
+
+def test_until_the_backward_pass_only_states_and_scalars_are_held():
+    dim, max_steps = 29, 256
+    shapes = [leaf.shape for leaf in _held(diffrax.Dopri8(), max_steps, dim)]
+    states = sum(np.prod(shape[:-1], dtype=int) for shape in shapes if shape[-1:] == (dim,) and shape != (dim, dim))
+    slots = Thinning.for_steps(max_steps).slots
+    # The tape, and a few single states: the initial one, the solution, the spare slot.
+    assert slots <= states <= slots + 6
+    assert all(len(shape) <= 1 for shape in shapes if dim not in shape)
+    assert max(np.prod(shape, dtype=int) for shape in shapes if dim not in shape) <= max_steps + 1
+
+
+def test_what_is_held_does_not_depend_on_the_number_of_stages():
+    few, many = (sum(leaf.nbytes for leaf in _held(solver)) for solver in (diffrax.Bosh3(), diffrax.Dopri8()))
+    # Tableaux are the only difference.
+    assert abs(many - few) < 29 * 8
+
+
+def test_a_large_max_steps_costs_its_square_root_in_states():
+    def states(max_steps):
+        return sum(leaf.shape[0] for leaf in _held(diffrax.Bosh3(), max_steps) if leaf.ndim == 2)
+
+    assert states(4096) < 4096 // 16
+    assert states(65536) < 65536 // 64
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 7, 16, 60, 100, 1000, 4096])
+def test_a_kept_step_never_moves_and_no_two_share_a_slot(steps):
+    plan = Thinning.for_steps(steps)
+    slot_of, step_in = {}, {}
+    level = 0
+    for i in range(steps):
+        if i == plan.slots << level:
+            level += 1
+            slot_of = {step: slot for step, slot in slot_of.items() if step % 2**level == 0}
+        if i % 2**level == 0:
+            slot = int(plan.table[level, i >> level])
+            assert step_in.get(slot) not in slot_of, "a step that is still wanted was overwritten"
+            slot_of[i], step_in[slot] = slot, i
+        assert len(slot_of) <= plan.slots
+        assert set(slot_of) == set(range(0, i + 1, 2**level))
+        assert all(plan.table[level, step >> level] == slot for step, slot in slot_of.items())
+    assert level <= plan.levels
+    assert 2**level <= plan.span
+
+
+def test_the_plan_needs_about_two_square_roots_of_states():
+    for steps in (100, 4096, 10**6):
+        plan = Thinning.for_steps(steps)
+        assert plan.slots + plan.span <= 5 * np.sqrt(steps)
