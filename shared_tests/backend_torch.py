@@ -13,6 +13,7 @@ from steptape.shared_tests.backends import CAPABILITIES, Case, Run
 from steptape.shared_tests.problems import PROBLEMS, Problem
 
 _MAX_ADJOINT_STEPS = 10_000
+# Named options keep the forward solve's first_step, which the host would hand down, from the backward solve.
 _HOST_ADJOINTS = {
     "adjoint": {"max_num_steps": _MAX_ADJOINT_STEPS},
     "seminorm": {"max_num_steps": _MAX_ADJOINT_STEPS, "norm": "seminorm"},

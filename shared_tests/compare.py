@@ -1,8 +1,12 @@
-"""Compares the gradients of runs with each other and with the stored references.
+"""Compares the gradients of runs with each other and with the stored references, in three grades.
+
+*Same grid*: both frameworks differentiate on identical steps and agree to rounding. *Adaptive*: each takes its own
+steps, and they agree to tolerance. *Reference*: the distance to the stored reference, the solver's own error.
 
 A gradient's error is the largest over its parts (y0, params, times) of |g - g'| / |g'| in the 2-norm. Against the
-reference only y0 and params count: at an output inside a step the gradient in its time is the slope of the host's
-interpolant, which is less accurate than the solver.
+reference, and between frameworks on their own steps, only y0 and params count: at an output inside a step the
+gradient in its time is the slope of the host's interpolant, which is less accurate than the solver and not the
+same in both hosts.
 """
 
 import math
@@ -15,7 +19,13 @@ from steptape.shared_tests.parity import Outcome
 STATE_PARTS = ("y0", "params")
 WRONG_FACTOR = 1000.0
 
-_COUNTERPARTS = {"aca": "aca", "backprop": "recursive", "recursive": "backprop"}
+_COUNTERPARTS = {
+    "aca": "aca",
+    "backprop": "recursive",
+    "recursive": "backprop",
+    "adjoint": "backsolve",
+    "backsolve": "adjoint",
+}
 
 
 def relative_error(
@@ -61,9 +71,9 @@ class Comparison:
         return relative_error(run.gradient, oracle.gradient) if oracle and oracle is not run else math.nan
 
     def counterpart(self, run: Run) -> Run | None:
-        """Return the other framework's run on the same grid, of the method that answers to this one."""
+        """Return the other framework's run in the same setting, of the method that answers to this one."""
         grade, problem, solver, method, rtol = run.case.key
-        if grade != "grid" or solver not in SHARED_SOLVERS:
+        if method not in _COUNTERPARTS or solver not in SHARED_SOLVERS:
             return None
         other = "jax" if run.backend == "torch" else "torch"
         return self._good(other, (grade, problem, solver, _COUNTERPARTS[method], rtol))

@@ -84,7 +84,7 @@ def _keeps_the_forward(comparison: Comparison, run: Run) -> Iterator[Check]:
 
 def _agrees_across(comparison: Comparison, run: Run) -> Iterator[Check]:
     other, problem = comparison.counterpart(run), PROBLEMS[run.case.problem]
-    if run.failure or not other or run.backend != "torch":
+    if run.failure or not other or run.case.grade != "grid" or run.backend != "torch":
         return
     error = relative_error(run.gradient, other.gradient)
     yield _check(run, "torch equals JAX on the same grid", error, problem.exact, problem.relaxed, "both")

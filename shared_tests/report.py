@@ -25,13 +25,13 @@ from steptape.shared_tests.promises import Check, check_all
 from steptape.shared_tests.table import Row, make_rows
 
 _GRADES = {"adaptive": "adaptive steps", "grid": "same grid"}
-_COLUMNS = ("method", "vs host", "reference", "vs other", "evaluations", "status")
+_COLUMNS = ("method", "host", "reference", "same grid", "own steps", "evals", "status")
 _SETTING = f"{HEADLINE[0]} at {HEADLINE[1]:g}"
 _LEGEND = (
-    f"{_SETTING}. vs host: difference of the gradient to the host's own back-propagation; for aca the largest over "
-    "all solvers and tolerances. reference: error of the gradient in y0 and params. vs other: largest difference "
-    "to the other framework on the same grid. evaluations: of the field, forward + backward; torch's "
-    "back-propagation holds every graph and evaluates nothing again."
+    f"{_SETTING}. host: difference of the gradient to the host's own back-propagation; for aca the largest over all "
+    "solvers and tolerances. reference: error of the gradient in y0 and params. same grid, own steps: difference to "
+    "the other framework, on one grid the largest over all solvers. evals: evaluations of the field, forward + "
+    "backward; torch's back-propagation holds every graph and evaluates nothing again."
 )
 
 
@@ -91,7 +91,7 @@ class Report:
 
 def print_report(console: Console, report: Report) -> None:
     """Print the table of all rows; below it, why a row fails, and every promise that does not hold."""
-    table = Table(box=SIMPLE_HEAD, caption=_LEGEND, caption_justify="left", padding=(0, 1, 0, 0))
+    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
     for column in _COLUMNS:
         table.add_column(column, no_wrap=True)
     for problem, rows in groupby(report.rows, key=lambda row: row.problem):
@@ -100,6 +100,7 @@ def print_report(console: Console, report: Report) -> None:
             table.add_row(*_cells(row, indent="  "), style="red" if row.failing else "")
         table.add_section()
     console.print(table)
+    console.print(f"\n{_LEGEND}\n", highlight=False)
     failing = [f"{row.problem}, {row.backend} {row.method}: {row.note}" for row in report.rows if row.failing]
     for line in (*failing, *(f"broken: {check.promise}: {_sentence(check)}" for check in report.broken)):
         console.print(line, style="red", highlight=False, markup=False, soft_wrap=True)
@@ -196,11 +197,11 @@ def _sentence(check: Check) -> str:
 
 def _cells(row: Row, indent: str = "") -> tuple[str, ...]:
     counts = (row.forward_evaluations, row.backward_evaluations)
-    errors = (row.host_error, row.reference_error, row.cross_error)
+    errors = (row.host_error, row.reference_error, row.grid_error, row.adaptive_error)
     return (
         f"{indent}{row.backend} {row.method}",
         *("" if error is None else f"{error:.1e}" for error in errors),
-        "" if None in counts else "{} + {}".format(*counts),
+        "" if None in counts else "{}+{}".format(*counts),
         row.status,
     )
 

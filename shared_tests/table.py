@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from steptape.shared_tests.backends import METHODS, Method, Run
-from steptape.shared_tests.compare import Comparison, relative_error
+from steptape.shared_tests.compare import STATE_PARTS, Comparison, relative_error
 from steptape.shared_tests.parity import HEADLINE
 from steptape.shared_tests.promises import EQUALS_HOST, Check
 
@@ -12,9 +12,10 @@ from steptape.shared_tests.promises import EQUALS_HOST, Check
 class Row:
     """One line of the table: a method of a backend on a problem.
 
-    The figures are those of the solver and the tolerance named `HEADLINE`, but for `cross_error`, and for
-    `host_error` of our methods: these are the largest over all runs. None means not applicable, or nothing to
-    show. `status` is short; `note` says why a line is failing.
+    `grid_error` and `adaptive_error` are differences to the other framework. The figures are those of the solver
+    and the tolerance named `HEADLINE`, but for `grid_error`, and for `host_error` of our methods: these are the
+    largest over all runs. None means not applicable, or nothing to show. `status` is short; `note` says why a
+    line is failing.
     """
 
     backend: str
@@ -22,7 +23,8 @@ class Row:
     method: str
     host_error: float | None
     reference_error: float | None
-    cross_error: float | None
+    grid_error: float | None
+    adaptive_error: float | None
     forward_evaluations: int | None
     backward_evaluations: int | None
     status: str
@@ -50,8 +52,9 @@ def _make_row(comparison: Comparison, checks: list[Check], problem: str, backend
     ]
     good = [run for run in runs if not run.failure]
     headline = [run for run in good if (run.case.solver, run.case.rtol) == HEADLINE]
-    pairs = [(run, comparison.counterpart(run)) for run in good]
-    crossed = [relative_error(run.gradient, other.gradient) for run, other in pairs if other]
+    pairs = [(run, other) for run in good if (other := comparison.counterpart(run))]
+    on_grid = [relative_error(run.gradient, other.gradient) for run, other in pairs if run.case.grid]
+    own_steps = [relative_error(run.gradient, other.gradient, STATE_PARTS) for run, other in pairs if run in headline]
     compared = good if method.oracle else headline
     hosted = [difference for run in compared if (difference := comparison.host_difference(run)) >= 0]
     judged = [check for check in checks if check.problem == problem and check.backend in (backend, "both")]
@@ -61,7 +64,8 @@ def _make_row(comparison: Comparison, checks: list[Check], problem: str, backend
         method.name,
         max(hosted, default=None),
         comparison.reference_error(headline[0]) if headline else None,
-        max(crossed, default=None),
+        max(on_grid, default=None),
+        max(own_steps, default=None),
         headline[0].forward_evaluations if headline else None,
         headline[0].backward_evaluations if headline else None,
         *(_our_status(judged) if method.oracle else _peer_status(comparison, runs)),
@@ -75,7 +79,7 @@ def _our_status(judged: list[Check]) -> tuple[str, bool, str]:
             reason = f", {check.reason}" if check.reason else ""
             return "BROKEN", True, f"{check.promise}: {check.error:.1e}, {check.setting}{reason}"
     if not any(check.promise == EQUALS_HOST for check in judged):
-        return "not judged", False, "the host's own back-propagation failed"
+        return "unjudged", False, "the host's own back-propagation failed"
     return "exact", False, ""
 
 
