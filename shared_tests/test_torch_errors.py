@@ -1,5 +1,7 @@
 """What cannot be right is refused, in words: the call, the reason, the way out."""
 
+import re
+
 import pytest
 import torch
 
@@ -16,9 +18,21 @@ def solve(func=torch.sin, t=T, **kwargs):
     return odeint_adjoint(lambda t, y: func(y), Y0, t, **kwargs)
 
 
-def test_an_unknown_adjoint_option():
-    with pytest.raises(OptionError, match=r"adjoint_options=\{'checkpoint': 3\}.*unknown option 'checkpoint'"):
-        solve(adjoint_options={"checkpoint": 3})
+@pytest.mark.parametrize(
+    ("option", "reason"),
+    [
+        ({"checkpoint": 3}, "unknown option.*'checkpoints', 'checkpoint_device' and 'graph'"),
+        ({"checkpoints": 0}, "must be a positive number of states, or None"),
+        ({"checkpoints": 2.5}, "must be a positive number of states, or None"),
+        ({"checkpoint_device": "disk"}, "no torch device"),
+        ({"graph": "solve"}, "must be 'step' or 'stage'"),
+    ],
+    ids=repr,
+)
+def test_a_wrong_adjoint_option(option, reason):
+    call = re.escape(f"adjoint_options={option}")
+    with pytest.raises(OptionError, match=f"{call}.*{reason}"):
+        solve(adjoint_options=option)
 
 
 @pytest.mark.parametrize("name", ["adjoint_rtol", "adjoint_atol"])

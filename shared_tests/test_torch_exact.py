@@ -12,9 +12,9 @@ from steptape.torch import odeint_adjoint
 AVAILABLE_FIXED_GRID = [name for name in FIXED_GRID if name in SOLVERS]
 
 
-def assert_exact(problem, **kwargs):
+def assert_exact(problem, adjoint_options=None, **kwargs):
     host = differentiate(torchdiffeq.odeint, problem, **kwargs)
-    ours = differentiate(odeint_adjoint, problem, adjoint_method="aca", **kwargs)
+    ours = differentiate(odeint_adjoint, problem, adjoint_method="aca", adjoint_options=adjoint_options, **kwargs)
     assert torch.equal(ours.solution, host.solution)
     assert distance(ours.gradients, host.gradients) <= problem.exact
 
@@ -36,6 +36,19 @@ def test_fixed_grid_solvers(name, method, options):
     problem = PROBLEMS[name]
     span = problem.times[-1] - problem.times[0]
     assert_exact(problem, method=method, options={"step_size": span / 617.3, **options})
+
+
+@pytest.mark.parametrize(
+    "memory",
+    [{"checkpoints": 1}, {"checkpoints": 7}, {"graph": "stage"}, {"checkpoints": 5, "graph": "stage"}],
+    ids=repr,
+)
+@pytest.mark.parametrize("method", ["dopri5", "bosh3", "adaptive_heun", "rk4"])
+@pytest.mark.parametrize("name", ["rotation", "mlp"])
+def test_less_memory_gives_the_same_gradient(name, method, memory):
+    problem = PROBLEMS[name]
+    options = {"first_step": 0.05} if method in ADAPTIVE else {"step_size": 0.02}
+    assert_exact(problem, method=method, rtol=1e-3, atol=1e-3, options=options, adjoint_options=memory)
 
 
 @pytest.mark.parametrize("method", AVAILABLE_FIXED_GRID)

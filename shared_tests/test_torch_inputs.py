@@ -207,6 +207,26 @@ def test_two_backward_passes_over_one_tape():
     assert torch.equal(first[0], torch.autograd.grad(ys.sum(), y0)[0])
 
 
+def test_saved_tensors_kept_on_the_cpu():
+    def solve(odeint, extra):
+        func, y0 = Net(), state(3)
+        with torch.autograd.graph.save_on_cpu():
+            ys = odeint(func, y0, torch.tensor([0.0, 1.0]).double(), options={"first_step": 0.1}, **extra)
+        return torch.autograd.grad(ys.square().sum(), (y0, func.weight))
+
+    expected, found = both(solve)
+    assert distance(found, expected) <= 1e-12
+
+
+def test_a_parameter_changed_before_the_backward_pass_is_noticed():
+    func, y0 = Net(), state(3)
+    ys = odeint_adjoint(func, y0, torch.tensor([0.0, 1.0]).double(), adjoint_method="aca")
+    with torch.no_grad():
+        func.weight.add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        ys.sum().backward()
+
+
 def test_a_replay_runs_func_under_the_autocast_of_its_solve():
     dtypes = []
 

@@ -35,23 +35,30 @@ class Field:
         self._checked = False
         self.cotangents = [torch.zeros_like(p) for p in params]
 
+    def value(self, t: Tensor, y: Tensor) -> Tensor:
+        """The flat slope at a scalar ``t`` and a flat ``y``, without a graph."""
+        return self._slope(t, y.view(self._shape)).reshape(-1)
+
     def evaluate(self, t: Tensor, y: Tensor) -> Stage:
-        """The stage at a scalar ``t`` and a flat ``y``."""
+        """The stage at a scalar ``t`` and a flat ``y``, with its graph."""
         with torch.enable_grad():
             t = t.detach().requires_grad_(self._in_time)
             y = y.detach().view(self._shape).requires_grad_()
-            with self._ambient.around_func():
-                slope = self._func(t, y)
-            if slope.shape != y.shape:
-                raise OptionError(
-                    f"odeint_adjoint(func, ..., adjoint_method='aca'): func returned shape {tuple(slope.shape)} for a "
-                    f"state of shape {tuple(y.shape)}. Return the shape of y from func."
-                )
-            stage = Stage(t, y, slope.to(y.dtype))
+            stage = Stage(t, y, self._slope(t, y))
         if not self._checked:
             self._check_inputs(stage)
             self._checked = True
         return stage
+
+    def _slope(self, t: Tensor, y: Tensor) -> Tensor:
+        with self._ambient.around_func():
+            slope = self._func(t, y)
+        if slope.shape != y.shape:
+            raise OptionError(
+                f"odeint_adjoint(func, ..., adjoint_method='aca'): func returned shape {tuple(slope.shape)} for a "
+                f"state of shape {tuple(y.shape)}. Return the shape of y from func."
+            )
+        return slope.to(y.dtype)
 
     def pull(self, stage: Stage, cotangent: Tensor) -> tuple[Tensor, Tensor | None]:
         """The flat cotangents of the stage's y and t, if wanted; those of the parameters are added up."""

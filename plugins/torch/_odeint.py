@@ -11,6 +11,7 @@ from torch import Tensor
 
 from steptape._errors import OptionError, UnsupportedError
 from steptape.compat import _torchdiffeq as host
+from steptape.torch._keep import Keep
 from steptape.torch._replay import Replay
 from steptape.torch._tableau import tableau_of
 from steptape.torch._torchdiffeq import Solve
@@ -51,7 +52,10 @@ def odeint_adjoint(
         event_fn: not yet with ``"aca"``.
         adjoint_rtol, adjoint_atol: not with ``"aca"``, which solves nothing backward.
         adjoint_method: ``"aca"``, or one of the host's methods.
-        adjoint_options: with ``"aca"``, none yet: any key is refused.
+        adjoint_options: with ``"aca"``, any of ``"checkpoints"`` (int: keep at most so many states, recompute the
+            others with their known step sizes; None, the default, keeps all), ``"checkpoint_device"`` (keep them on
+            another device, such as ``"cpu"``) and ``"graph"`` (``"step"``, the default: build the graphs of one step
+            at a time; ``"stage"``: of one evaluation of func at a time, which takes each one twice).
         adjoint_params: the tensors besides ``y0`` and ``t`` to differentiate with respect to; by default
             ``func.parameters()``. Tensors that do not require a gradient are left out.
 
@@ -64,9 +68,9 @@ def odeint_adjoint(
         GradientError: in the backward pass, where a gradient would be wrong: func uses a tensor that requires one and
             is no parameter, or a second derivative is asked for.
 
-    Memory held between forward and backward: one state per accepted step (two for ``fehlberg2`` and
-    ``adaptive_heun``, whose steps start from a slope they cannot recompute) and a few scalars each, besides the
-    solution itself.
+    Memory held between forward and backward: one state per accepted step, or ``checkpoints`` states, (two each for
+    ``fehlberg2`` and ``adaptive_heun``, whose steps start from a slope they cannot recompute) and a few scalars per
+    step, besides the solution itself. The backward pass adds the graph of one step or stage.
 
     Supports:
         Solvers dopri5, dopri8, bosh3, fehlberg2, adaptive_heun, euler, midpoint, heun2, heun3, rk4 with all their
@@ -92,17 +96,18 @@ def odeint_adjoint(
             adjoint_options=adjoint_options,
             adjoint_params=adjoint_params,
         )
-    _check_call(t, event_fn, adjoint_rtol, adjoint_atol, adjoint_options)
+    _check_call(t, event_fn, adjoint_rtol, adjoint_atol)
+    keep = Keep.from_options(adjoint_options)
     params = _parameters(func, adjoint_params)
     shapes, func, y0, t, rtol, atol, method, options, _, _ = host.check_inputs(
         func, y0, t, rtol, atol, method, options, None, host.SOLVERS
     )
-    solve, points = _solve(func, y0, t, rtol, atol, method, options)
+    solve, points = _solve(func, y0, t, rtol, atol, method, options, keep)
     solution = Replay.apply(solve, y0, t, points, *params)
     return solution if shapes is None else host.flat_to_shape(solution, (len(t),), shapes)
 
 
-def _check_call(t: Any, event_fn: Any, adjoint_rtol: Any, adjoint_atol: Any, adjoint_options: Any) -> None:
+def _check_call(t: Any, event_fn: Any, adjoint_rtol: Any, adjoint_atol: Any) -> None:
     if event_fn is not None:
         raise UnsupportedError(
             "odeint_adjoint(..., event_fn=..., adjoint_method='aca'): events cannot be replayed yet. "
@@ -114,11 +119,6 @@ def _check_call(t: Any, event_fn: Any, adjoint_rtol: Any, adjoint_atol: Any, adj
                 f"odeint_adjoint(..., {name}={value!r}, adjoint_method='aca'): a replay solves nothing backward, so it "
                 f"has no tolerance. Leave out {name}."
             )
-    if adjoint_options:
-        raise OptionError(
-            f"odeint_adjoint(..., adjoint_method='aca', adjoint_options={adjoint_options!r}): unknown option "
-            f"{next(iter(adjoint_options))!r}; the adaptive checkpoint adjoint takes none. Leave out adjoint_options."
-        )
     if not isinstance(t, Tensor) or not t.is_floating_point() or t.ndim != 1 or len(t) == 0:
         raise OptionError(f"odeint_adjoint(func, y0, t={t!r}): t must be a non-empty 1-D floating-point tensor.")
     forward = t.diff() > 0
@@ -143,7 +143,7 @@ def _parameters(func: Any, adjoint_params: Iterable[Tensor] | None) -> list[Tens
 
 
 def _solve(
-    func: Any, y0: Tensor, t: Tensor, rtol: Any, atol: Any, method: str, options: dict[str, Any]
+    func: Any, y0: Tensor, t: Tensor, rtol: Any, atol: Any, method: str, options: dict[str, Any], keep: Keep
 ) -> tuple[Solve, Tensor]:
     """The call as a ``Solve``, and the points its steps may be cut short to end at: step_t, then jump_t."""
     tableau = tableau_of(host.SOLVERS[method], options.get("interp", "linear"))
@@ -159,4 +159,6 @@ def _solve(
         for name in (("step_t", "jump_t") if tableau.chained else ())
     ]
     jumps = len(points[1]) if points else 0
-    return Solve(func, rtol, atol, method, options, tableau, jumps), torch.cat([t.new_zeros(0, dtype=dtype), *points])
+    return Solve(func, rtol, atol, method, options, tableau, jumps, keep), torch.cat(
+        [t.new_zeros(0, dtype=dtype), *points]
+    )

@@ -12,7 +12,8 @@ from steptape.compat import _torchdiffeq as host
 from steptape.torch._ambient import Ambient
 from steptape.torch._field import Field
 from steptape.torch._sweep import Sweep
-from steptape.torch._torchdiffeq import Solve, Tape
+from steptape.torch._tape import Tape
+from steptape.torch._torchdiffeq import Solve
 
 
 class Replay(torch.autograd.Function):
@@ -23,15 +24,17 @@ class Replay(torch.autograd.Function):
         ctx.ambient = Ambient(y0.device)
         solution, tape = solve.record(y0, t, points)
         ctx.ambient.check_no_random_draws()
-        ctx.solve, ctx.tape, ctx.params = solve, tape.emptied(), len(params)
+        # Saved parameters are watched for changes in place, but hooks such as save_on_cpu unpack copies of them, and
+        # the replay differentiates with respect to the very tensors.
+        ctx.solve, ctx.tape, ctx.params = solve, tape.emptied(), params
         ctx.save_for_backward(y0, t, points, *params, *tape.tensors())
         return solution
 
     @staticmethod
     def backward(ctx: Any, grad_solution: Tensor) -> tuple[Tensor | None, ...]:
         y0, t, points, *rest = ctx.saved_tensors
-        params, tape = rest[: ctx.params], ctx.tape.refilled(rest[ctx.params :])
-        inputs, needed = (y0, t, points, *params), ctx.needs_input_grad[1:]
+        tape = ctx.tape.refilled(rest[len(ctx.params) :])
+        inputs, needed = (y0, t, points, *ctx.params), ctx.needs_input_grad[1:]
         with torch.no_grad(), ctx.ambient.without_autocast():
             grads = _pull_back(ctx.solve, ctx.ambient, tape, inputs, needed, grad_solution)
         if torch.is_grad_enabled():
@@ -54,7 +57,9 @@ def _pull_back(
         timeline = solve.timeline(tape, *leaves)
     y0 = inputs[0]
     field = Field(host.without_sides(solve.func), ambient, y0.shape, params, in_time=timeline.moves)
-    cotangents = Sweep(solve.tableau, tape, timeline, field, y0).run(grad_solution[1:].reshape(-1, y0.numel()))
+    cotangents = Sweep(solve.tableau, tape, timeline, field, y0, solve.keep.graph == "step").run(
+        grad_solution[1:].reshape(-1, y0.numel())
+    )
     grads = [cotangents.y0 + grad_solution[0], *map(torch.zeros_like, inputs[1:3]), *field.cotangents]
     moved = [(x, g) for x, g in zip(timeline, cotangents[1:], strict=True) if x.requires_grad]
     movers = [(i, x) for i, x in enumerate((*leaves, *params)) if x.requires_grad]

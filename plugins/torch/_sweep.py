@@ -1,12 +1,13 @@
 """The adaptive checkpoint adjoint of an explicit Runge–Kutta solve: replay the accepted steps, last to first.
 
-Each accepted step is taken again from its taped state, stage by stage under autograd, with its known size: no error
+Each accepted step is taken again from its state, stage by stage under autograd, with its known size: no error
 estimate, no rejected try. Its adjoint is the matching discrete one (Hu, arXiv 2402.15141, point 3), exact to rounding:
 with λ the cotangent of the step's end and μ_q those of the outputs inside it,
 
     ℓ_i = h (b_i λ + Σ_q w_i(x_q) μ_q + Σ_j a_ji g_j),    g_i = (∂f/∂y)ᵀ ℓ_i,    i = s … 1,
 
-the cotangent of the step's start is λ + Σ_q μ_q + Σ_i g_i, and the parameters gain Σ_i (∂f/∂θ)ᵀ ℓ_i.
+the cotangent of the step's start is λ + Σ_q μ_q + Σ_i g_i, and the parameters gain Σ_i (∂f/∂θ)ᵀ ℓ_i. States that the
+tape does not hold are recomputed with known step sizes, as the checkpoint plan says.
 """
 
 from __future__ import annotations
@@ -17,9 +18,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from steptape._plan import reversal
 from steptape.torch._field import Field, Stage
 from steptape.torch._tableau import Tableau
-from steptape.torch._torchdiffeq import Tape, Timeline
+from steptape.torch._tape import State, Tape, Timeline
 
 
 class Cotangents(NamedTuple):
@@ -32,20 +34,22 @@ class Cotangents(NamedTuple):
 
 
 class _Link(NamedTuple):
-    """What a step leaves to the one before, whose last stage is its first: that stage's cotangent and evaluation.
-
-    ``stage`` is None where the step before has to evaluate it, not being at the end of the step.
-    """
+    """What a step leaves to the one before, whose last stage is its first: its cotangent, and its graph if built."""
 
     cotangent: Tensor
     stage: Stage | None
 
 
 class Sweep:
-    """The backward pass over one tape that starts from ``y0``; ``field`` gathers the cotangents of the parameters."""
+    """The backward pass over one tape that starts from ``y0``; ``field`` gathers the cotangents of the parameters.
 
-    def __init__(self, tableau: Tableau, tape: Tape, timeline: Timeline, field: Field, y0: Tensor):
-        self.tableau, self.tape, self.field = tableau, tape, field
+    ``whole_steps``: build the graphs of all stages of a step at once, rather than take each stage twice to have one
+    graph alive at a time.
+    """
+
+    def __init__(self, tableau: Tableau, tape: Tape, timeline: Timeline, field: Field, y0: Tensor, whole_steps: bool):
+        self.tableau, self.tape, self.field, self.whole_steps = tableau, tape, field, whole_steps
+        self.last = tableau.stages - 1
         self.moves = timeline.moves
         self.times = timeline.stages.detach()
         self.sizes = timeline.sizes.tolist()
@@ -60,37 +64,51 @@ class Sweep:
         rows = tableau.rows.to(y0)
         self.by_row = [(self.k[:i].T, rows[i, :i]) for i in range(tableau.stages)]
         self.by_column = [(self.g[i + 1 :].T, rows[i + 1 :, i].contiguous()) for i in range(tableau.stages)]
+        self.end_row = rows[-1]
 
     def run(self, grad_outputs: Tensor) -> Cotangents:
         """Pull the cotangents of the outputs after the first, (len(t) - 1, numel), back to the start of the tape."""
+        slots = self.tape.states()
         end, link = grad_outputs.new_zeros(grad_outputs.shape[1]), None
         last = len(grad_outputs)
-        for n in reversed(range(len(self.tape.states))):
-            first = bisect.bisect_left(self.tape.serving, n, hi=last)
-            end, link = self._step(n, slice(first, last), grad_outputs[first:last], end, link)
-            last = first
+        for move, n in reversal(self.tape.kept, len(self.sizes), self.tape.slots):
+            if move == "load":
+                state = slots[n].to(end.device)
+            elif move == "advance":
+                state = self._advance(n, state)
+            elif move == "keep":
+                slots[n] = state
+            elif move == "drop":
+                del slots[n]
+            else:
+                first = bisect.bisect_left(self.tape.serving, n, hi=last)
+                end, link = self._step(n, state, slice(first, last), grad_outputs[first:last], end, link)
+                last = first
         return self.cotangents._replace(y0=end.view_as(self.cotangents.y0))
 
-    def _step(self, n: int, outputs: slice, mu: Tensor, end: Tensor, link: _Link | None) -> tuple[Tensor, _Link | None]:
+    def _step(
+        self, n: int, state: State, outputs: slice, mu: Tensor, end: Tensor, link: _Link | None
+    ) -> tuple[Tensor, _Link | None]:
         """Replay step n: from the cotangents of its outputs, its end and its last stage to that of its start."""
-        h = self.sizes[n]
-        stages = self._replay(n, len(mu) > 0, link)
+        # A last stage at the end of the step is the next step's first, or of use to outputs inside the step alone.
+        own = self.last if self.tableau.last_at_end and (link or not len(mu)) else self.last + 1
+        stages = self._slopes(n, state, own, graphs=self.whole_steps)
+        if own == self.last:
+            stages[own] = link.stage if link else None
+            self.k[own] = stages[own].slope.reshape(-1) if stages[own] else 0
         inside = self.weights[outputs].T @ mu if len(mu) else None
         self.g.zero_()
         self.g[-1] = end
         left, asked = None, []
-        for i in reversed(range(len(stages))):
-            stage = stages[i]
-            if inside is None:
-                cotangent = torch.mv(*self.by_column[i]).mul_(h)
-            else:
-                cotangent = torch.addmv(inside[i], *self.by_column[i]).mul_(h)
-            asked.append(cotangent)
-            if link and i == len(stages) - 1:
+        for i in range(self.last, -1, -1):
+            cotangent = torch.mv(*self.by_column[i]) if inside is None else torch.addmv(inside[i], *self.by_column[i])
+            asked.append(cotangent.mul_(self.sizes[n]))
+            if link and i == self.last:
                 cotangent = cotangent + link.cotangent
             if i == 0 and not self.tape.fresh[n]:
-                left = _Link(cotangent, stage)
-            elif stage is not None:
+                left = _Link(cotangent, stages[0])
+            elif i < own or link:
+                stage = stages[i] or self._stage(n, i, state)
                 self.g[i], in_time = self.field.pull(stage, cotangent)
                 if in_time is not None:
                     self.cotangents.stages[n, i] = in_time
@@ -99,26 +117,33 @@ class Sweep:
         start = self.g.sum(0)
         return start + mu.sum(0) if len(mu) else start, left
 
-    def _replay(self, n: int, inside: bool, link: _Link | None) -> list[Stage | None]:
-        """Step n again from its taped state: its stages, with slopes in ``k``, zero where not evaluated."""
-        y = self.tape.states[n].reshape(-1)
+    def _advance(self, n: int, state: State) -> State:
+        """The state at the end of step n."""
+        own = self.last if self.tableau.last_at_end else self.last + 1
+        self._slopes(n, state, own, graphs=False)
+        y = torch.addmv(state.y, self.k[:own].T, self.end_row[:own], alpha=self.sizes[n])
+        carries = own > self.last and not self.tape.fresh[n + 1]
+        return State(y, self.k[-1].clone() if carries else None)
+
+    def _slopes(self, n: int, state: State, count: int, graphs: bool) -> list[Stage | None]:
+        """Take the first ``count`` stages of step n again: their slopes into ``k``, and their graphs if asked for."""
         stages: list[Stage | None] = [None] * len(self.k)
-        for i in range(len(stages)):
-            if i == 0 and self.tape.slopes and not self.tape.fresh[n]:
-                self.k[0] = self.tape.slopes[n].reshape(-1)
-                continue
-            stage = None
-            if i == len(stages) - 1 and self.tableau.last_at_end:
-                if link is None and not inside:
-                    self.k[i] = 0
-                    continue
-                stage = link.stage if link else None
-            if stage is None:
-                place = torch.addmv(y, *self.by_row[i], alpha=self.sizes[n]) if i else y
-                stage = self.field.evaluate(self.times[n, i], place)
-            stages[i] = stage
-            self.k[i] = stage.slope.reshape(-1)
+        for i in range(count):
+            if i == 0 and state.slope is not None:
+                self.k[0] = state.slope
+            elif graphs:
+                stages[i] = self._stage(n, i, state)
+            else:
+                self.k[i] = self.field.value(self.times[n, i], self._place(n, i, state))
         return stages
+
+    def _stage(self, n: int, i: int, state: State) -> Stage:
+        stage = self.field.evaluate(self.times[n, i], self._place(n, i, state))
+        self.k[i] = stage.slope.reshape(-1)
+        return stage
+
+    def _place(self, n: int, i: int, state: State) -> Tensor:
+        return torch.addmv(state.y, *self.by_row[i], alpha=self.sizes[n]) if i else state.y
 
     def _pull_places(self, n: int, outputs: slice, mu: Tensor, asked: Tensor) -> None:
         """The cotangents of step n's size and of the places of the outputs inside it."""

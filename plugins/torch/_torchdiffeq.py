@@ -3,105 +3,69 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from steptape._errors import GradientError, UnsupportedError
+from steptape._plan import Keeper
 from steptape.compat import _torchdiffeq as host
+from steptape.torch._keep import Keep
 from steptape.torch._tableau import Tableau
-
-
-@dataclasses.dataclass(frozen=True)
-class Tape:
-    """N accepted steps, in the host's increasing time.
-
-    ``nodes``: the N + 1 ends of the steps. ``sizes``: h_n, N. ``states``: y_n, N tensors like y0. ``slopes``: the first
-    stages k_0, N tensors, for a solver that cannot evaluate them from y_n; else empty. ``fresh``: whether a step
-    evaluates its own first stage, or takes over the last stage of the step before. ``anchors``: what a node moves
-    with, t[0] (0) or entry i of the points (i + 1). ``serving``: for each output after the first, the step it lies in.
-    """
-
-    nodes: Tensor
-    sizes: Tensor
-    states: Sequence[Tensor]
-    slopes: Sequence[Tensor]
-    fresh: Sequence[bool]
-    anchors: Sequence[int]
-    serving: Sequence[int]
-
-    def tensors(self) -> list[Tensor]:
-        """Everything autograd must watch over between forward and backward."""
-        return [self.nodes, self.sizes, *self.states, *self.slopes]
-
-    def emptied(self) -> Tape:
-        """The tape without its tensors."""
-        none = torch.empty(0)
-        return dataclasses.replace(self, nodes=none, sizes=none, states=(), slopes=())
-
-    def refilled(self, tensors: Sequence[Tensor]) -> Tape:
-        """An emptied tape with its tensors again."""
-        steps = len(self.fresh)
-        nodes, sizes, states, slopes = *tensors[:2], tensors[2 : 2 + steps], tensors[2 + steps :]
-        return dataclasses.replace(self, nodes=nodes, sizes=sizes, states=states, slopes=slopes)
-
-
-class Timeline(NamedTuple):
-    """The times of a solve, differentiable in the inputs they move with.
-
-    ``stages``: (N, s). ``sizes``: (N,). ``places``: for each output after the first, its place in [0, 1] in its step.
-    """
-
-    stages: Tensor
-    sizes: Tensor
-    places: Tensor
-
-    @property
-    def moves(self) -> bool:
-        """Whether any time depends on an input that requires a gradient."""
-        return any(x.requires_grad for x in self)
+from steptape.torch._tape import State, Tape, Timeline
 
 
 class Recorder:
-    """The func a solver integrates: the user's, noting each accepted step through the host's own callbacks."""
+    """The func a solver integrates: the user's, noting each accepted step through the host's own callbacks.
 
-    def __init__(self, func: Any, keep_slopes: bool):
+    After the solve: ``starts`` and ``sizes`` of all steps, whether they were ``cut`` short to end at an entry of
+    ``step_t`` or ``jump_t``, and the ``states`` that were kept, with their first slopes if asked for.
+    """
+
+    def __init__(self, func: Any, carries_slopes: bool, keep: Keep):
         self._func = func
-        self._keep_slopes = keep_slopes
-        self._slope: Tensor | None = None
+        self._carries_slopes = carries_slopes
+        self._keep = keep
+        self._keeper = Keeper(keep.checkpoints)
         self._tried: Tensor | None = None
+        self._latest: Tensor | None = None
+        self._first: Tensor | None = None
         self.starts: list[Tensor] = []
         self.sizes: list[Tensor] = []
-        self.states: list[Tensor] = []
-        self.slopes: list[Tensor] = []
         self.cut: list[bool] = []
+        self.states: dict[int, State] = {}
         self.callback_reject_step = func.callback_reject_step
 
     def __call__(self, t: Tensor, y: Tensor, **kwargs: Any) -> Tensor:
         slope = self._func(t, y, **kwargs)
-        if self._keep_slopes:
-            self._slope = slope
+        if self._carries_slopes:
+            self._latest = slope
         return slope
 
     def callback_step(self, t: Tensor, y: Tensor, h: Tensor) -> None:
         self._func.callback_step(t, y, h)
         # The latest evaluation before a step's first try is the slope the host steps from.
-        if self._slope is not None and len(self.slopes) == len(self.starts):
-            self.slopes.append(self._slope.to(y.dtype, copy=True))
+        if self._first is None and self._latest is not None:
+            self._first = self._latest.to(y.dtype, copy=True)
         self._tried = h
 
     def callback_accept_step(self, t: Tensor, y: Tensor, h: Tensor) -> None:
         self._func.callback_accept_step(t, y, h)
-        self._append(t, y, h)
-        # The host makes a new size when it cuts a try short to end at an entry of step_t or jump_t.
-        self.cut.append(h is not self._tried)
+        # The host makes a new size when it cuts a try short.
+        self._note(t, y, h, cut=h is not self._tried)
 
-    def _append(self, t: Tensor, y: Tensor, h: Tensor) -> None:
+    def _note(self, t: Tensor, y: Tensor, h: Tensor, cut: bool) -> None:
+        step = len(self.starts)
         self.starts.append(t)
-        self.states.append(y)
         self.sizes.append(h)
+        self.cut.append(cut)
+        state = State(y, self._first)
+        self.states[step] = state if step == 0 or self._keep.device is None else state.to(self._keep.device)
+        self._first = None
+        dropped = self._keeper.offer(step)
+        if dropped is not None:
+            del self.states[dropped]
 
 
 class FixedGridRecorder(Recorder):
@@ -109,8 +73,7 @@ class FixedGridRecorder(Recorder):
 
     def callback_step(self, t: Tensor, y: Tensor, h: Tensor) -> None:
         self._func.callback_step(t, y, h)
-        self._append(t, y, h)
-        self.cut.append(False)
+        self._note(t, y, h, cut=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,15 +90,16 @@ class Solve:
     options: dict[str, Any]
     tableau: Tableau
     jumps: int
+    keep: Keep
 
     def record(self, y0: Tensor, t: Tensor, points: Tensor) -> tuple[Tensor, Tape]:
         """Run the host's solver: its solution, (len(t), *y0.shape), and the tape of its accepted steps."""
         solver = self._solver(y0)
-        keep_slopes = self.tableau.chained and not self.tableau.last_at_end
-        recorder = (Recorder if self.tableau.chained else FixedGridRecorder)(self.func, keep_slopes)
-        solver.func = recorder
+        carries_slopes = self.tableau.chained and not self.tableau.last_at_end
+        make_recorder = Recorder if self.tableau.chained else FixedGridRecorder
+        solver.func = recorder = make_recorder(self.func, carries_slopes, self.keep)
         solution = solver.integrate(t)
-        if any(y.dtype != y0.dtype or y.shape != y0.shape for y in recorder.states):
+        if any(x.y.dtype != y0.dtype or x.y.shape != y0.shape for x in recorder.states.values()):
             raise UnsupportedError(
                 f"odeint_adjoint(..., adjoint_method='aca'): func turned the state y0 ({y0.dtype}, shape "
                 f"{tuple(y0.shape)}) into another dtype or shape. Return the dtype and shape of y from func."
@@ -198,7 +162,7 @@ class Solve:
     def _tape(self, recorder: Recorder, t: Tensor, points: Tensor) -> Tape:
         steps = len(recorder.starts)
         if steps == 0:
-            return Tape(t, t, (), (), (), (), ())
+            return Tape(t, t[:0], (), (), (), None, (), (), ())
         starts, sizes = torch.stack(recorder.starts), torch.stack(recorder.sizes)
         end = starts[-1:] + sizes[-1:]
         if recorder.cut[-1]:
@@ -213,4 +177,15 @@ class Solve:
             anchors.append(anchors[-1] if point is None else point + 1)
             fresh.append(not self.tableau.chained or (point is not None and point >= len(points) - self.jumps))
         serving = torch.searchsorted(nodes[1:].contiguous(), t[1:].to(nodes.dtype).contiguous())
-        return Tape(nodes, sizes, recorder.states, recorder.slopes, fresh[:-1], anchors, serving.tolist())
+        ys, slopes = zip(*recorder.states.values(), strict=True)
+        return Tape(
+            nodes=nodes,
+            sizes=sizes,
+            ys=[y.reshape(-1) for y in ys],
+            slopes=[x.reshape(-1) for x in slopes if x is not None],
+            kept=list(recorder.states),
+            slots=self.keep.checkpoints,
+            fresh=fresh[:-1],
+            anchors=anchors,
+            serving=serving.tolist(),
+        )

@@ -1,0 +1,45 @@
+"""The options of the adaptive checkpoint adjoint: what to keep, where, and how much graph to build at a time."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Literal
+
+import torch
+
+from steptape._errors import OptionError
+
+
+@dataclasses.dataclass(frozen=True)
+class Keep:
+    """``checkpoints``: at most so many states (None: all); ``device``: where (None: where they are); ``graph``."""
+
+    checkpoints: int | None = None
+    device: torch.device | None = None
+    graph: Literal["step", "stage"] = "step"
+
+    @classmethod
+    def from_options(cls, options: dict[str, Any] | None) -> Keep:
+        """Read ``adjoint_options``, or raise ``OptionError``."""
+        options = dict(options or {})
+        checkpoints = options.pop("checkpoints", None)
+        device = options.pop("checkpoint_device", None)
+        graph = options.pop("graph", "step")
+        call = "odeint_adjoint(..., adjoint_method='aca', adjoint_options={"
+        if options:
+            name, value = next(iter(options.items()))
+            raise OptionError(
+                f"{call}{name!r}: {value!r}}}): unknown option. The adaptive checkpoint adjoint takes 'checkpoints', "
+                "'checkpoint_device' and 'graph'."
+            )
+        if checkpoints is not None and (not isinstance(checkpoints, int) or checkpoints < 1):
+            raise OptionError(
+                f"{call}'checkpoints': {checkpoints!r}}}): must be a positive number of states, or None to keep all."
+            )
+        if graph not in ("step", "stage"):
+            raise OptionError(f"{call}'graph': {graph!r}}}): must be 'step' or 'stage'.")
+        try:
+            device = None if device is None else torch.device(device)
+        except (RuntimeError, TypeError) as error:
+            raise OptionError(f"{call}'checkpoint_device': {device!r}}}): no torch device ({error}).") from error
+        return cls(checkpoints, device, graph)

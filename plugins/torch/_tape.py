@@ -1,0 +1,83 @@
+"""The tape of a solve: the scalars of every accepted step, and the states that the checkpoint plan keeps."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class State(NamedTuple):
+    """Where a step starts: y, flat, and the first slope where it cannot be evaluated from y."""
+
+    y: Tensor
+    slope: Tensor | None
+
+    def to(self, device: torch.device) -> State:
+        """The state on a device, itself if it is there."""
+        return State(self.y.to(device), None if self.slope is None else self.slope.to(device))
+
+
+@dataclasses.dataclass(frozen=True)
+class Tape:
+    """N accepted steps, in the host's increasing time.
+
+    ``nodes``: the N + 1 ends of the steps. ``sizes``: h_n, N. ``kept``: the steps whose starting states are kept, in
+    at most ``slots`` slots (None: no limit); ``ys``: these states y_n, flat. ``slopes``: the first stages k_0 that
+    go with them, for a solver that cannot evaluate them from y_n; else empty. ``fresh``: whether a step evaluates its
+    own first stage, or takes over the last stage of the step before. ``anchors``: what a node moves with, t[0] (0) or
+    entry i of the points (i + 1). ``serving``: for each output after the first, the step it lies in.
+    """
+
+    nodes: Tensor
+    sizes: Tensor
+    ys: Sequence[Tensor]
+    slopes: Sequence[Tensor]
+    kept: Sequence[int]
+    slots: int | None
+    fresh: Sequence[bool]
+    anchors: Sequence[int]
+    serving: Sequence[int]
+
+    def states(self) -> dict[int, State]:
+        """The kept states by step."""
+        slopes = self.slopes or [None] * len(self.kept)
+        return {
+            n: State(y, None if self.fresh[n] else slope)
+            for n, y, slope in zip(self.kept, self.ys, slopes, strict=True)
+        }
+
+    def tensors(self) -> list[Tensor]:
+        """Everything autograd must watch over between forward and backward."""
+        return [self.nodes, self.sizes, *self.ys, *self.slopes]
+
+    def emptied(self) -> Tape:
+        """The tape without its tensors."""
+        none = torch.empty(0)
+        return dataclasses.replace(self, nodes=none, sizes=none, ys=(), slopes=())
+
+    def refilled(self, tensors: Sequence[Tensor]) -> Tape:
+        """An emptied tape with its tensors again."""
+        slopes = 2 + len(self.kept)
+        return dataclasses.replace(
+            self, nodes=tensors[0], sizes=tensors[1], ys=tensors[2:slopes], slopes=tensors[slopes:]
+        )
+
+
+class Timeline(NamedTuple):
+    """The times of a solve, differentiable in the inputs they move with.
+
+    ``stages``: (N, s). ``sizes``: (N,). ``places``: for each output after the first, its place in [0, 1] in its step.
+    """
+
+    stages: Tensor
+    sizes: Tensor
+    places: Tensor
+
+    @property
+    def moves(self) -> bool:
+        """Whether any time depends on an input that requires a gradient."""
+        return any(x.requires_grad for x in self)
