@@ -8,6 +8,7 @@ import numpy as np
 import optimistix
 import pytest
 
+from steptape.jax._thinning import Thinning
 from steptape.shared_tests._jax_solves import HOST, OURS, assert_as_host, identical, inputs, pid, solve, worst, x64
 
 
@@ -53,13 +54,10 @@ def test_euler_has_the_gradient_of_its_own_discrete_solution():
     np.testing.assert_allclose(got, want, rtol=1e-13)
 
 
-# Each solver with the adaptive controller, and with one that never rejects.
 SOLVES = [
     (diffrax.Euler, "constant"),
-    (diffrax.Euler, "step_to"),
     (diffrax.Heun, "pid"),
     (diffrax.Heun, "step_to"),
-    (diffrax.Midpoint, "pid"),
     (diffrax.Midpoint, "constant"),
     (diffrax.Ralston, "pid"),
     (diffrax.Bosh3, "pid"),
@@ -67,9 +65,8 @@ SOLVES = [
     (diffrax.Tsit5, "pid"),
     (diffrax.Tsit5, "step_to"),
     (diffrax.Dopri5, "pid"),
-    (diffrax.Dopri5, "constant"),
     (diffrax.Dopri8, "pid"),
-    (diffrax.Dopri8, "step_to"),
+    (diffrax.Dopri8, "constant"),
 ]
 
 
@@ -102,7 +99,7 @@ def test_several_outputs_with_functions_of_their_own():
     assert_as_host(lambda x, adjoint: solve(x, adjoint, saveat=saveat), inputs())
 
 
-@pytest.mark.parametrize("output", ["t1", "steps", "ts", "dense", "solver_state"])
+@pytest.mark.parametrize("output", ["steps", "ts", "dense", "solver_state"])
 def test_rejected_tries_leave_the_gradient_exact(output):
     asked = {output: jnp.array([0.2, 1.0, 1.001, 2.9]) if output == "ts" else True}
     saveat = diffrax.SaveAt(**{"t1": True, **asked})
@@ -211,8 +208,7 @@ def test_jit_of_grad_and_grad_of_jit_agree():
     assert identical(inside, jax.jit(jax.grad(final))(x.y0))
 
 
-@pytest.mark.parametrize("max_steps", [256, 60], ids=["thinned", "all"])
-def test_vmap_equals_a_loop_when_the_elements_take_different_numbers_of_steps(max_steps):
+def test_vmap_equals_a_loop_when_the_elements_take_different_numbers_of_steps():
     x = inputs()
     spans = [(0.1, 0.1), (0.6, 0.5), (2.9, 0.8), (1.4, 0.1)]
     times = jnp.array([(0.1, t1, dt0) for t1, dt0 in spans])
@@ -220,7 +216,7 @@ def test_vmap_equals_a_loop_when_the_elements_take_different_numbers_of_steps(ma
 
     def one(field, y0, times, adjoint):
         saveat = diffrax.SaveAt(steps=True, t1=True)
-        solution = solve(x._replace(field=field, y0=y0, times=times), adjoint, saveat=saveat, max_steps=max_steps)
+        solution = solve(x._replace(field=field, y0=y0, times=times), adjoint, saveat=saveat, max_steps=64)
         return jnp.sum(jnp.where(jnp.isfinite(solution.ys), solution.ys, 0.0) ** 2), solution.stats
 
     def batched(field, y0, times, adjoint):
@@ -239,44 +235,48 @@ def test_vmap_equals_a_loop_when_the_elements_take_different_numbers_of_steps(ma
     # Batched, the field's last bits differ, and the controller magnifies them by the inverse of the tolerance.
     assert worst(got, (jax.tree.map(lambda g: jnp.sum(g, 0), fields), states, spans)) < 1e-9
     assert int(jnp.min(stats["num_accepted_steps"])) == 0
-    assert int(jnp.max(stats["num_accepted_steps"])) > 30
+    # More than the tape has room for, so some states are recomputed.
+    assert int(jnp.max(stats["num_accepted_steps"])) > Thinning.for_steps(64).slots
+
+
+def _half_solver(x, adjoint):
+    return solve(x, adjoint, diffrax.HalfSolver(diffrax.Bosh3()))
+
+
+def _step_size_limit(x, adjoint):
+    return solve(x, adjoint, stepsize_controller=pid(dtmax=0.08))
+
+
+def _steps_to_given_times(x, adjoint):
+    times = {"step_ts": jnp.array([1.0, 2.0]), "jump_ts": jnp.array([1.5])}
+    return solve(x, adjoint, stepsize_controller=diffrax.ClipStepSizeController(pid(), **times))
+
+
+def _root_found_event(x, adjoint):
+    root_finder = optimistix.Newton(1e-8, 1e-8)
+    event = diffrax.Event(lambda t, y, args, **kwargs: y[0] - 0.2, root_finder)
+    return solve(x, adjoint, event=event)
+
+
+def _implicit(x, adjoint):
+    return solve(x, adjoint, diffrax.Kvaerno3(), stepsize_controller=diffrax.PIDController(rtol=1e-2, atol=1e-2))
+
+
+def _stochastic(x, adjoint):
+    path = diffrax.VirtualBrownianTree(0.0, 3.0, 1e-2, (2,), jax.random.key(0))
+    noise = diffrax.ControlTerm(lambda t, y, args: jnp.diag(args * jnp.sin(y)), path)
+    terms = diffrax.MultiTerm(diffrax.ODETerm(x.field), noise)
+    return diffrax.diffeqsolve(terms, diffrax.Heun(), 0.0, 1.0, 0.1, x.y0, x.args, adjoint=adjoint)
 
 
 @pytest.mark.parametrize(
-    "case",
-    ["half_solver", "dtmax", "clip", "boolean_event", "root_found_event", "implicit", "brownian", "reversible_heun"],
+    "run", [_half_solver, _step_size_limit, _steps_to_given_times, _root_found_event, _implicit, _stochastic]
 )
-def test_what_has_no_lean_replay_is_exact_all_the_same(case):
-    def run(x, adjoint):
-        if case == "half_solver":
-            return solve(x, adjoint, diffrax.HalfSolver(diffrax.Bosh3()))
-        if case == "dtmax":
-            return solve(x, adjoint, stepsize_controller=pid(dtmax=0.08))
-        if case == "clip":
-            times = {"step_ts": jnp.array([1.0, 2.0]), "jump_ts": jnp.array([1.5])}
-            return solve(x, adjoint, stepsize_controller=diffrax.ClipStepSizeController(pid(), **times))
-        if case == "boolean_event":
-            return solve(x, adjoint, event=diffrax.Event(lambda t, y, args, **kwargs: t > 1.2))
-        if case == "root_found_event":
-            root_finder = optimistix.Newton(1e-8, 1e-8)
-            event = diffrax.Event(lambda t, y, args, **kwargs: y[0] - 0.2, root_finder)
-            return solve(x, adjoint, event=event)
-        if case == "implicit":
-            controller = diffrax.PIDController(rtol=1e-2, atol=1e-2)
-            return solve(x, adjoint, diffrax.Kvaerno3(), stepsize_controller=controller)
-        if case == "reversible_heun":
-            controller = diffrax.PIDController(rtol=1e-2, atol=1e-2)
-            return solve(x, adjoint, diffrax.ReversibleHeun(), stepsize_controller=controller)
-        path = diffrax.VirtualBrownianTree(0.0, 3.0, 1e-2, (2,), jax.random.key(0))
-        noise = diffrax.ControlTerm(lambda t, y, args: jnp.diag(args * jnp.sin(y)), path)
-        terms = diffrax.MultiTerm(diffrax.ODETerm(x.field), noise)
-        return diffrax.diffeqsolve(terms, diffrax.Heun(), 0.0, 1.0, 0.1, x.y0, x.args, adjoint=adjoint)
-
-    x = inputs()
-    if case == "brownian":
-        x = x._replace(times=None)
-    # Newton's iterations in a step are not replayed to the last bit.
-    assert_as_host(run, x, rtol=1e-10 if case in ("implicit", "reversible_heun") else 1e-12)
+def test_what_has_no_lean_replay_is_exact_all_the_same(run):
+    # A Brownian path does not let itself be differentiated for time.
+    x = inputs()._replace(times=None) if run is _stochastic else inputs()
+    # Newton's iterations are replayed to rounding, magnified by the Jacobian's condition.
+    assert_as_host(run, x, rtol=1e-10 if run is _implicit else 1e-12)
 
 
 def test_a_solve_that_runs_out_of_steps_has_the_hosts_gradient():
