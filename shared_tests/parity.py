@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from steptape.shared_tests.backends import CAPABILITIES, METHODS, SHARED_SOLVERS, SOLVERS, Case, Run
+from steptape.shared_tests.backends import CAPABILITIES, SHARED_SOLVERS, Capability, Case, Run
 from steptape.shared_tests.problems import PROBLEMS
 from steptape.shared_tests.worker import read_runs, write_cases
 
@@ -71,15 +71,12 @@ def adaptive_cases(scope: Scope, backend: str) -> list[Case]:
     """
     cases = []
     for problem in scope.problems:
-        for solver in SOLVERS[backend]:
-            if scope.quick and solver.name != HEADLINE[0]:
+        for capability in _capabilities(backend, "adaptive"):
+            solver = capability.solver.name
+            if solver != HEADLINE[0] and (scope.quick or not capability.method.on_given_grid):
                 continue
-            for method in METHODS[backend]:
-                grades = CAPABILITIES[backend, method.name, solver.name].grades
-                if "adaptive" not in grades or ("grid" not in grades and solver.name != HEADLINE[0]):
-                    continue
-                tolerances = _QUICK_SWEEP if scope.quick else _TOLERANCES[solver.name]
-                cases += [Case(problem, method.name, solver.name, rtol) for rtol in tolerances]
+            tolerances = _QUICK_SWEEP if scope.quick else _TOLERANCES[solver]
+            cases += [Case(problem, capability.method.name, solver, rtol) for rtol in tolerances]
     return cases
 
 
@@ -87,48 +84,56 @@ def grid_cases(scope: Scope, backend: str, runs: list[Run]) -> list[Case]:
     """Return the cases of one backend on grids from the adaptive `runs` of all backends."""
     cases = []
     for index, problem in enumerate(scope.problems):
-        giver = scope.backends[index % len(scope.backends)]
-        for solver in SOLVERS[backend]:
-            wanted = _QUICK_GRID_SOLVERS if scope.quick else SHARED_SOLVERS
-            if solver.name not in wanted and (scope.quick or solver.adaptive):
-                continue
-            grid = _given_grid(runs, giver, problem, solver.name)
-            cases += [
-                Case(problem, method.name, solver.name, grid=grid)
-                for method in METHODS[backend]
-                if grid and "grid" in CAPABILITIES[backend, method.name, solver.name].grades
-            ]
+        turn = index % len(scope.backends)
+        givers = scope.backends[turn:] + scope.backends[:turn]
+        for capability in _capabilities(backend, "grid"):
+            solver = capability.solver
+            shared = solver.name in (_QUICK_GRID_SOLVERS if scope.quick else SHARED_SOLVERS)
+            if shared or not (solver.adaptive or scope.quick):
+                grid = _given_grid(runs, givers, problem, solver.name)
+                cases += [Case(problem, capability.method.name, solver.name, grid=grid)] if grid else []
     return cases
 
 
-def _given_grid(runs: list[Run], giver: str, problem: str, solver: str) -> tuple[float, ...]:
-    """Return the grid for a solver on a problem, or nothing where the giver's runs failed."""
+def _capabilities(backend: str, grade: str) -> list[Capability]:
+    rows = CAPABILITIES.items()
+    return [row for (owner, _, _), row in rows if owner == backend and grade in row.grades]
+
+
+def _given_grid(runs: list[Run], givers: tuple[str, ...], problem: str, solver: str) -> tuple[float, ...]:
+    """Return the grid for a solver on a problem from the first giver that has one, or nothing where all failed."""
     source = _GRID_SOURCES.get(solver, _FINE_GRID)
     times = PROBLEMS[problem].times
-    for run in runs:
-        case = run.case
-        if run.backend == giver and case.problem == problem and (case.solver, case.rtol) == source and run.grid:
-            return tuple(sorted({t for t in run.grid if t < times[-1]} | set(times)))
+    for giver in givers:
+        for run in runs:
+            setting = (run.backend, run.case.problem, (run.case.solver, run.case.rtol))
+            if setting == (giver, problem, source) and run.grid:
+                return tuple(sorted({t for t in run.grid if t < times[-1]} | set(times)))
     return ()
 
 
 def run_parity(scope: Scope, folder: Path, on_progress: OnProgress) -> Outcome:
     """Make all runs of a scope and leave the files the processes exchanged in `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
-    outcome = Outcome(scope, {}, [])
-    for grade in ("adaptive", "grid"):
-        finished = list(outcome.runs)
+    plans = {backend: adaptive_cases(scope, backend) for backend in scope.backends}
+    versions, adaptive = _run_all(plans, "adaptive", folder, on_progress)
+    plans = {backend: grid_cases(scope, backend, adaptive) for backend in scope.backends}
+    _, on_grids = _run_all(plans, "grid", folder, on_progress)
+    return Outcome(scope, versions, adaptive + on_grids)
 
-        def make(backend: str, grade: str = grade, finished: list[Run] = finished) -> list[Run]:
-            plan = adaptive_cases(scope, backend) if grade == "adaptive" else grid_cases(scope, backend, finished)
-            versions, runs = run_backend(backend, grade, plan, folder, on_progress)
-            outcome.versions.setdefault(backend, versions)
-            return runs
 
-        with ThreadPoolExecutor(len(scope.backends)) as pool:
-            for runs in pool.map(make, scope.backends):
-                outcome.runs += runs
-    return outcome
+def _run_all(
+    plans: dict[str, list[Case]], grade: str, folder: Path, on_progress: OnProgress
+) -> tuple[dict[str, dict[str, str]], list[Run]]:
+    """Run the cases of every backend side by side; return the versions by backend, and all runs."""
+
+    def make(backend: str) -> tuple[dict[str, str], list[Run]]:
+        return run_backend(backend, grade, plans[backend], folder, on_progress)
+
+    with ThreadPoolExecutor(len(plans)) as pool:
+        made = dict(zip(plans, pool.map(make, plans), strict=True))
+    versions = {backend: found for backend, (found, _) in made.items()}
+    return versions, [run for _, runs in made.values() for run in runs]
 
 
 def run_backend(
