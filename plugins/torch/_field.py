@@ -37,20 +37,21 @@ class Field:
 
     def value(self, t: Tensor, y: Tensor) -> Tensor:
         """The flat slope at a scalar ``t`` and a flat ``y``, without a graph."""
-        return self._slope(t, y.view(self._shape)).reshape(-1)
+        return self.slope(t, y.view(self._shape)).reshape(-1)
 
     def evaluate(self, t: Tensor, y: Tensor) -> Stage:
         """The stage at a scalar ``t`` and a flat ``y``, with its graph."""
         with torch.enable_grad():
             t = t.detach().requires_grad_(self._in_time)
             y = y.detach().view(self._shape).requires_grad_()
-            stage = Stage(t, y, self._slope(t, y))
+            stage = Stage(t, y, self.slope(t, y))
         if not self._checked:
             self._check_inputs(stage)
             self._checked = True
         return stage
 
-    def _slope(self, t: Tensor, y: Tensor) -> Tensor:
+    def slope(self, t: Tensor, y: Tensor) -> Tensor:
+        """f(t, y) for ``y`` in its own shape, as part of the caller's graph if there is one."""
         with self._ambient.around_func():
             slope = self._func(t, y)
         if slope.shape != y.shape:

@@ -66,7 +66,7 @@ def odeint_adjoint(
         OptionError: an argument is wrong, such as times that are not monotone or an unknown option.
         UnsupportedError: a solver or a use whose steps cannot be replayed exactly.
         GradientError: in the backward pass, where a gradient would be wrong: func uses a tensor that requires one and
-            is no parameter, or a second derivative is asked for.
+            is no parameter.
 
     Memory held between forward and backward: one state per accepted step, or ``checkpoints`` states, (two each for
     ``fehlberg2`` and ``adaptive_heun``, whose steps start from a slope they cannot recompute) and a few scalars per
@@ -74,8 +74,9 @@ def odeint_adjoint(
 
     Supports:
         Solvers dopri5, dopri8, bosh3, fehlberg2, adaptive_heun, euler, midpoint, heun2, heun3, rk4 with all their
-        options; gradients in ``y0``, parameters, ``t``, ``step_t`` and ``jump_t``; autocast. Not yet: events, Adams
-        and SciPy solvers, random numbers drawn in func, second derivatives, ``torch.func``.
+        options; gradients in ``y0``, parameters, ``t``, ``step_t`` and ``jump_t``; autocast; second
+        derivatives (``create_graph=True``), for which the whole chain of steps is rebuilt with its graph. Not yet:
+        events, Adams and SciPy solvers, random numbers drawn in func, ``torch.func``.
 
     Source: Zhuang et al., arXiv 2006.02493 (the tape and its replay); Hu, arXiv 2402.15141 (the step's adjoint). Where
     ``options["first_step"]`` is not given, the host's own back-propagation also differentiates its guess of that step.

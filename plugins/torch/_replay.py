@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from steptape._errors import GradientError
 from steptape.compat import _torchdiffeq as host
 from steptape.torch._ambient import Ambient
+from steptape.torch._chain import chain
 from steptape.torch._field import Field
 from steptape.torch._sweep import Sweep
 from steptape.torch._tape import Tape
@@ -35,10 +35,9 @@ class Replay(torch.autograd.Function):
         y0, t, points, *rest = ctx.saved_tensors
         tape = ctx.tape.refilled(rest[len(ctx.params) :])
         inputs, needed = (y0, t, points, *ctx.params), ctx.needs_input_grad[1:]
-        with torch.no_grad(), ctx.ambient.without_autocast():
-            grads = _pull_back(ctx.solve, ctx.ambient, tape, inputs, needed, grad_solution)
-        if torch.is_grad_enabled():
-            grads = _OnceOnly.apply(len(grads), grad_solution, *inputs, *grads)
+        pull_back = _pull_back_differentiably if torch.is_grad_enabled() else _pull_back
+        with ctx.ambient.without_autocast():
+            grads = pull_back(ctx.solve, ctx.ambient, tape, inputs, needed, grad_solution)
         return (None, *(grad if need else None for grad, need in zip(grads, needed, strict=True)))
 
 
@@ -74,16 +73,24 @@ def _grad(outputs: Any, inputs: Any, cotangents: Any) -> tuple[Tensor | None, ..
     return torch.autograd.grad(outputs, inputs, cotangents, allow_unused=True)
 
 
-class _OnceOnly(torch.autograd.Function):
-    """The last ``count`` tensors, as if they depended on all of them by a rule that is refused when asked for."""
-
-    @staticmethod
-    def forward(ctx: Any, count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
-        return tuple(x.clone() for x in tensors[-count:])
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[None, ...]:
-        raise GradientError(
-            "odeint_adjoint(..., adjoint_method='aca') cannot be differentiated twice: its backward pass holds the "
-            "taped states constant, so a second derivative would be wrong. Use torchdiffeq.odeint for this one."
-        )
+def _pull_back_differentiably(
+    solve: Solve,
+    ambient: Ambient,
+    tape: Tape,
+    inputs: tuple[Tensor, ...],
+    needed: tuple[bool, ...],
+    grad_solution: Tensor,
+) -> list[Tensor]:
+    """The same, as functions of the inputs and of ``grad_solution``."""
+    y0 = inputs[0]
+    timeline = solve.timeline(tape, *inputs[:3])
+    field = Field(host.without_sides(solve.func), ambient, y0.shape, inputs[3:], in_time=timeline.moves)
+    if tape.kept:
+        field.evaluate(timeline.stages[0, 0], y0.reshape(-1))  # for its check of what func depends on
+    solution = chain(solve.tableau, tape, timeline, field, y0)
+    wanted = [x for x, need in zip(inputs, needed, strict=True) if need]
+    grads = torch.autograd.grad(
+        solution, wanted, grad_solution, create_graph=True, allow_unused=True, materialize_grads=True
+    )
+    found = iter(grads)
+    return [next(found) if need else x for x, need in zip(inputs, needed, strict=True)]

@@ -1,0 +1,42 @@
+"""The taped solve as one differentiable function: what back-propagation would hold, for second derivatives.
+
+The sweep treats the taped states as constants, which is right for a gradient and wrong for the gradient of a gradient.
+Here the accepted steps are taken again from y0, whole and under autograd.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from steptape.torch._field import Field
+from steptape.torch._tableau import Tableau
+from steptape.torch._tape import Tape, Timeline
+
+
+def chain(tableau: Tableau, tape: Tape, timeline: Timeline, field: Field, y0: Tensor) -> Tensor:
+    """The solution at all outputs, (len(t), *y0.shape), along the steps of the tape."""
+    sizes = timeline.sizes.to(y0.real.dtype)
+    weights = tableau.weights(timeline.places.double())[0].to(y0)
+    rows = tableau.rows.tolist()
+    ys, y, slope = [y0], y0, None
+    for n, h in enumerate(sizes):
+        ahead = n + 1 < len(sizes) and not tape.fresh[n + 1]
+        inside = [q for q, step in enumerate(tape.serving) if step == n]
+        k = [field.slope(timeline.stages[n, 0], y) if slope is None else slope]
+        for i in range(1, tableau.stages):
+            if i == tableau.stages - 1 and tableau.last_at_end and not (ahead or inside):
+                break
+            k.append(field.slope(timeline.stages[n, i], y + h * _combined(rows[i], k)))
+        slopes = torch.stack(k)
+        ys += [y + h * torch.tensordot(weights[q, : len(k)], slopes, 1) for q in inside]
+        y = y + h * _combined(rows[-1], k)
+        slope = k[-1] if ahead else None
+    return torch.stack(ys)
+
+
+def _combined(row: Sequence[float], k: Sequence[Tensor]) -> Tensor:
+    terms = [a * slope for a, slope in zip(row, k, strict=False) if a]
+    return torch.stack(terms).sum(0)
