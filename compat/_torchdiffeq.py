@@ -3,6 +3,8 @@
 from importlib.metadata import version
 from typing import Any
 
+import torch
+
 from steptape._errors import UnsupportedHostVersion
 
 _WAY_OUT = "Install a supported one with: pip install 'torchdiffeq>=0.2.4'"
@@ -50,3 +52,14 @@ def steps_by_tableau(solver_class: type) -> bool:
 def without_sides(func: Any) -> Any:
     """The func in normal form without the wrapper that moves t to one side of a discontinuity."""
     return func.base_func
+
+
+def call_before_steps(solver: Any, note: Any) -> None:
+    """Let a fixed-grid solver call ``note(t, y, h)`` before each step: it does not call back when it seeks an event."""
+    step = solver._step_func
+
+    def noted_step(func: Any, t0: Any, dt: Any, t1: Any, y0: Any) -> Any:
+        note(t0, y0, torch.as_tensor(dt, dtype=t0.dtype, device=t0.device))
+        return step(func, t0, dt, t1, y0)
+
+    solver._step_func = noted_step

@@ -79,11 +79,6 @@ def test_an_unknown_method_in_the_host_s_words():
         solve(method="dopri6")
 
 
-def test_events():
-    with pytest.raises(UnsupportedError, match=r"event_fn=.*cannot be replayed yet.*odeint_event"):
-        solve(event_fn=lambda t, y: y[0])
-
-
 @pytest.mark.parametrize("create_graph", [False, True])
 def test_a_tensor_func_closes_over(create_graph):
     hidden = torch.tensor([0.5, 0.1], dtype=torch.float64, requires_grad=True)

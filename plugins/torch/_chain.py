@@ -34,7 +34,8 @@ def chain(tableau: Tableau, tape: Tape, timeline: Timeline, field: Field, y0: Te
         ys += [y + h * torch.tensordot(weights[q, : len(k)], slopes, 1) for q in inside]
         y = y + h * _combined(rows[-1], k)
         slope = k[-1] if ahead else None
-    return torch.stack(ys)
+    outside = [y0] * (len(tape.outputs) - len(tape.serving))
+    return torch.stack(ys + outside)
 
 
 def _combined(row: Sequence[float], k: Sequence[Tensor]) -> Tensor:

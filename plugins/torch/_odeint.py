@@ -49,7 +49,8 @@ def odeint_adjoint(
         y0: the state at ``t[0]``: a floating-point tensor of any shape, or a tuple of them.
         t: the output times, 1-D, floating point, strictly increasing or decreasing.
         rtol, atol, method, options: the forward solve's, as in ``torchdiffeq.odeint``.
-        event_fn: not yet with ``"aca"``.
+        event_fn: as in ``torchdiffeq.odeint``: the solve ends where it is zero, at a time without a gradient;
+            ``torchdiffeq.odeint_event(..., odeint_interface=odeint_adjoint)`` adds that one.
         adjoint_rtol, adjoint_atol: not with ``"aca"``, which solves nothing backward.
         adjoint_method: ``"aca"``, or one of the host's methods.
         adjoint_options: with ``"aca"``, any of ``"checkpoints"`` (int: keep at most so many states, recompute the
@@ -60,7 +61,8 @@ def odeint_adjoint(
             ``func.parameters()``. Tensors that do not require a gradient are left out.
 
     Returns:
-        The solution at the times ``t``, shape (len(t), *y0.shape), or a tuple of such.
+        The solution at the times ``t``, shape (len(t), *y0.shape), or a tuple of such. With ``event_fn``, the time of
+        the event and the solution at ``t[0]`` and there.
 
     Raises:
         OptionError: an argument is wrong, such as times that are not monotone or an unknown option.
@@ -74,9 +76,9 @@ def odeint_adjoint(
 
     Supports:
         Solvers dopri5, dopri8, bosh3, fehlberg2, adaptive_heun, euler, midpoint, heun2, heun3, rk4 with all their
-        options; gradients in ``y0``, parameters, ``t``, ``step_t`` and ``jump_t``; autocast; second
-        derivatives (``create_graph=True``), for which the whole chain of steps is rebuilt with its graph. Not yet:
-        events, Adams and SciPy solvers, random numbers drawn in func, ``torch.func``.
+        options; gradients in ``y0``, parameters, ``t``, ``step_t`` and ``jump_t``; events; autocast; second derivatives
+        (``create_graph=True``), for which the whole chain of steps is rebuilt with its graph. Not yet: Adams and SciPy
+        solvers, random numbers drawn in func, ``torch.func``.
 
     Source: Zhuang et al., arXiv 2006.02493 (the tape and its replay); Hu, arXiv 2402.15141 (the step's adjoint). Where
     ``options["first_step"]`` is not given, the host's own back-propagation also differentiates its guess of that step.
@@ -97,23 +99,23 @@ def odeint_adjoint(
             adjoint_options=adjoint_options,
             adjoint_params=adjoint_params,
         )
-    _check_call(t, event_fn, adjoint_rtol, adjoint_atol)
+    _check_call(t, adjoint_rtol, adjoint_atol)
     keep = Keep.from_options(adjoint_options)
     params = _parameters(func, adjoint_params)
-    shapes, func, y0, t, rtol, atol, method, options, _, _ = host.check_inputs(
-        func, y0, t, rtol, atol, method, options, None, host.SOLVERS
+    shapes, func, y0, t, rtol, atol, method, options, event_fn, reverse = host.check_inputs(
+        func, y0, t, rtol, atol, method, options, event_fn, host.SOLVERS
     )
-    solve, points = _solve(func, y0, t, rtol, atol, method, options, keep)
-    solution = Replay.apply(solve, y0, t, points, *params)
-    return solution if shapes is None else host.flat_to_shape(solution, (len(t),), shapes)
+    solve, points = _solve(func, y0, t, rtol, atol, method, options, keep, event_fn)
+    solution, end = Replay.apply(solve, y0, t, points, *params)
+    if shapes is not None:
+        solution = host.flat_to_shape(solution, (len(t),), shapes)
+    if event_fn is None:
+        return solution
+    end = end.to(t)
+    return -end if reverse else end, solution
 
 
-def _check_call(t: Any, event_fn: Any, adjoint_rtol: Any, adjoint_atol: Any) -> None:
-    if event_fn is not None:
-        raise UnsupportedError(
-            "odeint_adjoint(..., event_fn=..., adjoint_method='aca'): events cannot be replayed yet. "
-            "Use torchdiffeq.odeint_event with odeint_interface=torchdiffeq.odeint_adjoint."
-        )
+def _check_call(t: Any, adjoint_rtol: Any, adjoint_atol: Any) -> None:
     for name, value in (("adjoint_rtol", adjoint_rtol), ("adjoint_atol", adjoint_atol)):
         if value is not None:
             raise OptionError(
@@ -144,7 +146,15 @@ def _parameters(func: Any, adjoint_params: Iterable[Tensor] | None) -> list[Tens
 
 
 def _solve(
-    func: Any, y0: Tensor, t: Tensor, rtol: Any, atol: Any, method: str, options: dict[str, Any], keep: Keep
+    func: Any,
+    y0: Tensor,
+    t: Tensor,
+    rtol: Any,
+    atol: Any,
+    method: str,
+    options: dict[str, Any],
+    keep: Keep,
+    event_fn: Any,
 ) -> tuple[Solve, Tensor]:
     """The call as a ``Solve``, and the points its steps may be cut short to end at: step_t, then jump_t."""
     tableau = tableau_of(host.SOLVERS[method], options.get("interp", "linear"))
@@ -160,6 +170,6 @@ def _solve(
         for name in (("step_t", "jump_t") if tableau.chained else ())
     ]
     jumps = len(points[1]) if points else 0
-    return Solve(func, rtol, atol, method, options, tableau, jumps, keep), torch.cat(
+    return Solve(func, rtol, atol, method, options, tableau, jumps, keep, event_fn), torch.cat(
         [t.new_zeros(0, dtype=dtype), *points]
     )

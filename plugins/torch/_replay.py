@@ -17,21 +17,28 @@ from steptape.torch._torchdiffeq import Solve
 
 
 class Replay(torch.autograd.Function):
-    """(y0, t, points, *params) to the solution at t, (len(t), *y0.shape). Holds the tape in between, and no graph."""
+    """(y0, t, points, *params) to the solution at t, (len(t), *y0.shape), and the time it ends, which has no gradient.
+
+    Holds the tape in between, and no graph.
+    """
 
     @staticmethod
-    def forward(ctx: Any, solve: Solve, y0: Tensor, t: Tensor, points: Tensor, *params: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, solve: Solve, y0: Tensor, t: Tensor, points: Tensor, *params: Tensor
+    ) -> tuple[Tensor, Tensor]:
         ctx.ambient = Ambient(y0.device)
-        solution, tape = solve.record(y0, t, points)
+        solution, end, tape = solve.record(y0, t, points)
         ctx.ambient.check_no_random_draws()
         # Saved parameters are watched for changes in place, but hooks such as save_on_cpu unpack copies of them, and
         # the replay differentiates with respect to the very tensors.
         ctx.solve, ctx.tape, ctx.params = solve, tape.emptied(), params
         ctx.save_for_backward(y0, t, points, *params, *tape.tensors())
-        return solution
+        end = end.clone()
+        ctx.mark_non_differentiable(end)
+        return solution, end
 
     @staticmethod
-    def backward(ctx: Any, grad_solution: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_solution: Tensor, _: Any) -> tuple[Tensor | None, ...]:
         y0, t, points, *rest = ctx.saved_tensors
         tape = ctx.tape.refilled(rest[len(ctx.params) :])
         inputs, needed = (y0, t, points, *ctx.params), ctx.needs_input_grad[1:]

@@ -69,8 +69,9 @@ class Sweep:
     def run(self, grad_outputs: Tensor) -> Cotangents:
         """Pull the cotangents of the outputs after the first, (len(t) - 1, numel), back to the start of the tape."""
         slots = self.tape.states()
-        end, link = grad_outputs.new_zeros(grad_outputs.shape[1]), None
-        last = len(grad_outputs)
+        # Outputs of a solve without steps are its initial state.
+        end = (grad_outputs if not self.sizes else grad_outputs[:0]).sum(0)
+        link, last = None, len(grad_outputs)
         for move, n in reversal(self.tape.kept, len(self.sizes), self.tape.slots):
             if move == "load":
                 state = slots[n].to(end.device)

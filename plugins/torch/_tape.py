@@ -25,7 +25,8 @@ class State(NamedTuple):
 class Tape:
     """N accepted steps, in the host's increasing time.
 
-    ``nodes``: the N + 1 ends of the steps. ``sizes``: h_n, N. ``kept``: the steps whose starting states are kept, in
+    ``nodes``: the N + 1 ends of the steps. ``sizes``: h_n, N. ``outputs``: the times of the outputs after the first.
+    ``kept``: the steps whose starting states are kept, in
     at most ``slots`` slots (None: no limit); ``ys``: these states y_n, flat. ``slopes``: the first stages k_0 that
     go with them, for a solver that cannot evaluate them from y_n; else empty. ``fresh``: whether a step evaluates its
     own first stage, or takes over the last stage of the step before. ``anchors``: what a node moves with, t[0] (0) or
@@ -34,6 +35,7 @@ class Tape:
 
     nodes: Tensor
     sizes: Tensor
+    outputs: Tensor
     ys: Sequence[Tensor]
     slopes: Sequence[Tensor]
     kept: Sequence[int]
@@ -52,19 +54,18 @@ class Tape:
 
     def tensors(self) -> list[Tensor]:
         """Everything autograd must watch over between forward and backward."""
-        return [self.nodes, self.sizes, *self.ys, *self.slopes]
+        return [self.nodes, self.sizes, self.outputs, *self.ys, *self.slopes]
 
     def emptied(self) -> Tape:
         """The tape without its tensors."""
         none = torch.empty(0)
-        return dataclasses.replace(self, nodes=none, sizes=none, ys=(), slopes=())
+        return dataclasses.replace(self, nodes=none, sizes=none, outputs=none, ys=(), slopes=())
 
     def refilled(self, tensors: Sequence[Tensor]) -> Tape:
         """An emptied tape with its tensors again."""
-        slopes = 2 + len(self.kept)
-        return dataclasses.replace(
-            self, nodes=tensors[0], sizes=tensors[1], ys=tensors[2:slopes], slopes=tensors[slopes:]
-        )
+        (nodes, sizes, outputs), states = tensors[:3], tensors[3:]
+        ys, slopes = states[: len(self.kept)], states[len(self.kept) :]
+        return dataclasses.replace(self, nodes=nodes, sizes=sizes, outputs=outputs, ys=ys, slopes=slopes)
 
 
 class Timeline(NamedTuple):

@@ -91,26 +91,32 @@ class Solve:
     tableau: Tableau
     jumps: int
     keep: Keep
+    event_fn: Any = None
 
-    def record(self, y0: Tensor, t: Tensor, points: Tensor) -> tuple[Tensor, Tape]:
-        """Run the host's solver: its solution, (len(t), *y0.shape), and the tape of its accepted steps."""
+    def record(self, y0: Tensor, t: Tensor, points: Tensor) -> tuple[Tensor, Tensor, Tape]:
+        """Run the host's solver: its solution, (len(t), *y0.shape), the time it ends, and the tape of its steps."""
         solver = self._solver(y0)
         carries_slopes = self.tableau.chained and not self.tableau.last_at_end
         make_recorder = Recorder if self.tableau.chained else FixedGridRecorder
         solver.func = recorder = make_recorder(self.func, carries_slopes, self.keep)
-        solution = solver.integrate(t)
+        if self.event_fn is None:
+            end, solution = t[-1], solver.integrate(t)
+        else:
+            if not self.tableau.chained:
+                host.call_before_steps(solver, recorder.callback_step)
+            end, solution = solver.integrate_until_event(t[0], self.event_fn)
         if any(x.y.dtype != y0.dtype or x.y.shape != y0.shape for x in recorder.states.values()):
             raise UnsupportedError(
                 f"odeint_adjoint(..., adjoint_method='aca'): func turned the state y0 ({y0.dtype}, shape "
                 f"{tuple(y0.shape)}) into another dtype or shape. Return the dtype and shape of y from func."
             )
-        return solution, self._tape(recorder, t, points)
+        return solution, end, self._tape(recorder, t[1:] if self.event_fn is None else end[None], points)
 
     def timeline(self, tape: Tape, y0: Tensor, t: Tensor, points: Tensor) -> Timeline:
         """The tape's times as a function of y0 (a grid constructor may read it), t and the points."""
         if not len(tape.fresh):
             return Timeline(t.new_zeros(0, self.tableau.stages), t.new_zeros(0), t.new_zeros(0))
-        if self.tableau.chained:
+        if self.tableau.chained or self.event_fn is not None:
             inputs = torch.cat([t[:1].to(tape.nodes.dtype), points])
             # Zero with a gradient: the times keep the very bits the host stepped with.
             shift = (inputs - inputs.detach())[torch.tensor(tape.anchors, device=t.device)]
@@ -124,7 +130,8 @@ class Solve:
             at = stages.detach()
             stages = stages + (torch.nextafter(at, at + sides.to(at)) - at)
         serving = torch.tensor(tape.serving, dtype=torch.long, device=t.device)
-        places = (t[1:].to(nodes.dtype) - nodes[serving]) / (nodes[serving + 1] - nodes[serving])
+        outputs = t[1:].to(nodes.dtype) if self.event_fn is None else tape.outputs
+        places = (outputs - nodes[serving]) / (nodes[serving + 1] - nodes[serving])
         if not self.tableau.chained and len(self.tableau.dense) == 1:
             # A linear interpolation returns the state at the end of a step as it is.
             places = torch.where(places == 1, places.detach(), places)
@@ -159,16 +166,15 @@ class Solve:
             )
         return grid
 
-    def _tape(self, recorder: Recorder, t: Tensor, points: Tensor) -> Tape:
-        steps = len(recorder.starts)
-        if steps == 0:
-            return Tape(t, t[:0], (), (), (), None, (), (), ())
+    def _tape(self, recorder: Recorder, outputs: Tensor, points: Tensor) -> Tape:
+        if not recorder.starts:
+            return Tape(outputs[:0], outputs[:0], outputs, (), (), (), None, (), (), ())
         starts, sizes = torch.stack(recorder.starts), torch.stack(recorder.sizes)
         end = starts[-1:] + sizes[-1:]
         if recorder.cut[-1]:
             end = points[(points - end).abs().argmin()][None]
-        elif not self.tableau.chained:
-            end = t[-1:].to(end.dtype)
+        elif not self.tableau.chained and self.event_fn is None:
+            end = outputs[-1:].to(end.dtype)
         nodes = torch.cat([starts, end])
 
         fresh, anchors = [True], [0]
@@ -176,11 +182,13 @@ class Solve:
             point = int((points == nodes[n + 1]).nonzero()[0]) if cut else None
             anchors.append(anchors[-1] if point is None else point + 1)
             fresh.append(not self.tableau.chained or (point is not None and point >= len(points) - self.jumps))
-        serving = torch.searchsorted(nodes[1:].contiguous(), t[1:].to(nodes.dtype).contiguous())
+        outputs = outputs.to(nodes.dtype)
+        serving = torch.searchsorted(nodes[1:].contiguous(), outputs.contiguous())
         ys, slopes = zip(*recorder.states.values(), strict=True)
         return Tape(
             nodes=nodes,
             sizes=sizes,
+            outputs=outputs,
             ys=[y.reshape(-1) for y in ys],
             slopes=[x.reshape(-1) for x in slopes if x is not None],
             kept=list(recorder.states),
