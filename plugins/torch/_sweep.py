@@ -95,8 +95,8 @@ class Sweep:
         own = self.last if self.tableau.last_at_end and (link or not len(mu)) else self.last + 1
         stages = self._slopes(n, state, own, graphs=self.whole_steps)
         if own == self.last:
-            stages[own] = link.stage if link else None
-            self.k[own] = stages[own].slope.reshape(-1) if stages[own] else 0
+            stages[own] = shared = link.stage if link else None
+            self.k[own] = shared.slope.reshape(-1) if shared else 0
         inside = self.weights[outputs].T @ mu if len(mu) else None
         self.g.zero_()
         self.g[-1] = end

@@ -46,7 +46,7 @@ class Tape:
 
     def states(self) -> dict[int, State]:
         """The kept states by step."""
-        slopes = self.slopes or [None] * len(self.kept)
+        slopes: Sequence[Tensor | None] = self.slopes or [None] * len(self.kept)
         return {
             n: State(y, None if self.fresh[n] else slope)
             for n, y, slope in zip(self.kept, self.ys, slopes, strict=True)
