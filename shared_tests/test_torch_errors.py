@@ -92,6 +92,19 @@ def test_random_numbers_in_func():
         solve(lambda y: torch.nn.functional.dropout(y), method="euler")
 
 
+@pytest.mark.parametrize("method", ["dopri5", "rk4"])
+def test_a_func_that_changes_between_the_passes(method):
+    generator = torch.Generator()
+
+    def func(y):
+        return y * (0.5 + torch.rand((), generator=generator).round())
+
+    options = {"max_step": 0.1} if method == "dopri5" else {"step_size": 0.1}
+    ys = solve(func, method=method, rtol=1e-1, atol=1e3, options=options)
+    with pytest.raises(GradientError, match=r"returned other values in the backward pass.*of its arguments"):
+        ys.sum().backward()
+
+
 def test_a_grid_constructor_that_changes_its_mind():
     calls = []
 

@@ -18,6 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from steptape._errors import GradientError
 from steptape._plan import reversal
 from steptape.torch._field import Field, Stage
 from steptape.torch._tableau import Tableau
@@ -69,6 +70,7 @@ class Sweep:
     def run(self, grad_outputs: Tensor) -> Cotangents:
         """Pull the cotangents of the outputs after the first, (len(t) - 1, numel), back to the start of the tape."""
         slots = self.tape.states()
+        witness = self.tape.kept[-1] if self.tape.kept else 0
         # Outputs of a solve without steps are its initial state.
         end = (grad_outputs if not self.sizes else grad_outputs[:0]).sum(0)
         link, last = None, len(grad_outputs)
@@ -85,6 +87,8 @@ class Sweep:
                 first = bisect.bisect_left(self.tape.serving, n, hi=last)
                 end, link = self._step(n, state, slice(first, last), grad_outputs[first:last], end, link)
                 last = first
+                if n + 1 == witness:
+                    self._check_end(n, state, self.tape.ys[-1].to(end.device))
         return self.cotangents._replace(y0=end.view_as(self.cotangents.y0))
 
     def _step(
@@ -120,11 +124,25 @@ class Sweep:
 
     def _advance(self, n: int, state: State) -> State:
         """The state at the end of step n."""
-        own = self.last if self.tableau.last_at_end else self.last + 1
-        self._slopes(n, state, own, graphs=False)
-        y = torch.addmv(state.y, self.k[:own].T, self.end_row[:own], alpha=self.sizes[n])
-        carries = own > self.last and not self.tape.fresh[n + 1]
+        self._slopes(n, state, self.last + (not self.tableau.last_at_end), graphs=False)
+        y = self._end(n, state)
+        carries = not self.tableau.last_at_end and self.tableau.chained and not self.tape.fresh[n + 1]
         return State(y, self.k[-1].clone() if carries else None)
+
+    def _end(self, n: int, state: State) -> Tensor:
+        own = self.last if self.tableau.last_at_end else self.last + 1
+        return torch.addmv(state.y, self.k[:own].T, self.end_row[:own], alpha=self.sizes[n])
+
+    def _check_end(self, n: int, state: State, taped: Tensor) -> None:
+        """Raise if step n, just replayed, came out elsewhere than in the forward pass, by more than rounding."""
+        moved = (taped - state.y).abs().max()
+        rounding = 1e3 * torch.finfo(taped.dtype).eps * taped.abs().max()
+        if (self._end(n, state) - taped).abs().max() > 0.01 * moved + rounding:
+            raise GradientError(
+                "odeint_adjoint(func, ..., adjoint_method='aca'): func returned other values in the backward pass than "
+                "in the forward pass, so the replay would give the gradient of another solution. Make func a function "
+                "of its arguments and parameters alone: no random numbers, and no state that evaluations change."
+            )
 
     def _slopes(self, n: int, state: State, count: int, graphs: bool) -> list[Stage | None]:
         """Take the first ``count`` stages of step n again: their slopes into ``k``, and their graphs if asked for."""
