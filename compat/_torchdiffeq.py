@@ -1,5 +1,6 @@
 """torchdiffeq's private names, each with the reason steptape needs it."""
 
+import inspect
 from importlib.metadata import version
 from typing import Any
 
@@ -11,9 +12,13 @@ _WAY_OUT = "Install a supported one with: pip install 'torchdiffeq>=0.2.4'"
 
 try:
     from torchdiffeq._impl import fixed_grid, misc, rk_common
+    from torchdiffeq._impl.adjoint import OdeintAdjointMethod
 
     # The parameters odeint_adjoint differentiates, also inside a DataParallel replica.
     from torchdiffeq._impl.adjoint import find_parameters as find_parameters
+
+    # The host's own function, whatever its name stands for later.
+    from torchdiffeq._impl.adjoint import odeint_adjoint as odeint_adjoint
 
     # Solver classes by name.
     from torchdiffeq._impl.odeint import SOLVERS as SOLVERS
@@ -24,6 +29,8 @@ try:
     # The adaptive loop that leaves the tape, and the tableau it steps with.
     AdaptiveRungeKutta = rk_common.RKAdaptiveStepsizeODESolver
     VALID_CALLBACKS = AdaptiveRungeKutta.valid_callbacks()
+    _WRAPPERS = (misc._PerturbFunc, misc._ReverseFunc, misc._TupleFunc)
+    _BACKSOLVE = OdeintAdjointMethod.backward.__qualname__
 except (ImportError, AttributeError) as error:
     raise UnsupportedHostVersion(
         f"steptape.torch cannot use the installed torchdiffeq ({error}). {_WAY_OUT}"
@@ -33,6 +40,9 @@ if "callback_accept_step" not in VALID_CALLBACKS:
     raise UnsupportedHostVersion(
         f"torchdiffeq {version('torchdiffeq')} has no step callbacks: its accepted steps cannot be taped. {_WAY_OUT}"
     )
+
+# The modules that hold odeint_adjoint under its name.
+HOLDERS = ("torchdiffeq", "torchdiffeq._impl", "torchdiffeq._impl.adjoint")
 
 FIXED_GRID_NAMES = {
     getattr(fixed_grid, name): name.lower()
@@ -52,6 +62,26 @@ def steps_by_tableau(solver_class: type) -> bool:
 def without_sides(func: Any) -> Any:
     """The func in normal form without the wrapper that moves t to one side of a discontinuity."""
     return func.base_func
+
+
+def original_func(func: Any) -> Any:
+    """The func the user passed, from its normal form."""
+    while isinstance(func, _WRAPPERS):
+        func = func.base_func
+    return func
+
+
+def is_backsolve(func: Any) -> bool:
+    """Whether a func in normal form is the augmented system that the host's own odeint_adjoint solves backward."""
+    return getattr(original_func(func), "__qualname__", "").startswith(_BACKSOLVE)
+
+
+def option_names(solver_class: type) -> set[str]:
+    """The names of the options that a solver class reads; the host only warns of others."""
+    inits = [vars(base)["__init__"] for base in solver_class.__mro__[:-1] if "__init__" in vars(base)]
+    parameters = [p for init in inits for p in inspect.signature(init).parameters.values()]
+    names = {p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
+    return names - {"self", "func", "y0", "rtol", "atol"} | {"norm"}
 
 
 def call_before_steps(solver: Any, note: Any) -> None:

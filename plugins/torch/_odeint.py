@@ -6,7 +6,6 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-import torchdiffeq
 from torch import Tensor
 
 from steptape._errors import OptionError, UnsupportedError
@@ -51,7 +50,8 @@ def odeint_adjoint(
         rtol, atol, method, options: the forward solve's, as in ``torchdiffeq.odeint``.
         event_fn: as in ``torchdiffeq.odeint``: the solve ends where it is zero, at a time without a gradient;
             ``torchdiffeq.odeint_event(..., odeint_interface=odeint_adjoint)`` adds that one.
-        adjoint_rtol, adjoint_atol: not with ``"aca"``, which solves nothing backward.
+        adjoint_rtol, adjoint_atol: not with ``"aca"``, which solves nothing backward, unless they are those of the
+            solve, which is the host's default.
         adjoint_method: ``"aca"``, or one of the host's methods.
         adjoint_options: with ``"aca"``, any of ``"checkpoints"`` (int: keep at most so many states, recompute the
             others with their known step sizes; None, the default, keeps all), ``"checkpoint_device"`` (keep them on
@@ -84,7 +84,7 @@ def odeint_adjoint(
     ``options["first_step"]`` is not given, the host's own back-propagation also differentiates its guess of that step.
     """
     if adjoint_method != "aca":
-        return torchdiffeq.odeint_adjoint(
+        return host.odeint_adjoint(
             func,
             y0,
             t,
@@ -99,7 +99,7 @@ def odeint_adjoint(
             adjoint_options=adjoint_options,
             adjoint_params=adjoint_params,
         )
-    _check_call(t, adjoint_rtol, adjoint_atol)
+    _check_call(t, {"adjoint_rtol": (adjoint_rtol, rtol), "adjoint_atol": (adjoint_atol, atol)})
     keep = Keep.from_options(adjoint_options)
     params = _parameters(func, adjoint_params)
     shapes, func, y0, t, rtol, atol, method, options, event_fn, reverse = host.check_inputs(
@@ -115,9 +115,11 @@ def odeint_adjoint(
     return -end if reverse else end, solution
 
 
-def _check_call(t: Any, adjoint_rtol: Any, adjoint_atol: Any) -> None:
-    for name, value in (("adjoint_rtol", adjoint_rtol), ("adjoint_atol", adjoint_atol)):
-        if value is not None:
+def _check_call(t: Any, tolerances: dict[str, tuple[Any, Any]]) -> None:
+    """``tolerances``: by name, that of the adjoint and that of the solve, which is the former's default."""
+    for name, (value, default) in tolerances.items():
+        same = value is default or (isinstance(value, float) and isinstance(default, float) and value == default)
+        if value is not None and not same:
             raise OptionError(
                 f"odeint_adjoint(..., {name}={value!r}, adjoint_method='aca'): a replay solves nothing backward, so it "
                 f"has no tolerance. Leave out {name}."
