@@ -82,8 +82,8 @@ def test_gradient_equals_the_hosts_for_every_solver_and_controller(solver, contr
         elif controller == "constant":
             how = {"stepsize_controller": diffrax.ConstantStepSize()}
         else:
-            how = {"stepsize_controller": diffrax.PIDController(rtol=1e-2, atol=1e-2)}
-        return solve(x, adjoint, solver(), saveat=saveat, max_steps=80, **how)
+            how = {"stepsize_controller": diffrax.PIDController(rtol=3e-2, atol=3e-2)}
+        return solve(x, adjoint, solver(), saveat=saveat, **how)
 
     solution = assert_as_host(run, inputs())
     assert solution.stats["num_accepted_steps"] >= 4
@@ -208,7 +208,9 @@ def test_jit_of_grad_and_grad_of_jit_agree():
     assert identical(inside, jax.jit(jax.grad(final))(x.y0))
 
 
-def test_vmap_equals_a_loop_when_the_elements_take_different_numbers_of_steps():
+def test_vmap_equals_a_loop_when_the_elements_take_different_numbers_of_steps(monkeypatch):
+    # Fewer slots than the longest solve has steps, so some states are recomputed.
+    monkeypatch.setattr(Thinning, "for_steps", classmethod(lambda cls, steps: cls(steps, 8)))
     x = inputs()
     spans = [(0.1, 0.1), (0.6, 0.5), (2.9, 0.8), (1.4, 0.1)]
     times = jnp.array([(0.1, t1, dt0) for t1, dt0 in spans])
@@ -235,8 +237,7 @@ def test_vmap_equals_a_loop_when_the_elements_take_different_numbers_of_steps():
     # Batched, the field's last bits differ, and the controller magnifies them by the inverse of the tolerance.
     assert worst(got, (jax.tree.map(lambda g: jnp.sum(g, 0), fields), states, spans)) < 1e-9
     assert int(jnp.min(stats["num_accepted_steps"])) == 0
-    # More than the tape has room for, so some states are recomputed.
-    assert int(jnp.max(stats["num_accepted_steps"])) > Thinning.for_steps(64).slots
+    assert int(jnp.max(stats["num_accepted_steps"])) > 16
 
 
 def _half_solver(x, adjoint):
@@ -259,7 +260,8 @@ def _root_found_event(x, adjoint):
 
 
 def _implicit(x, adjoint):
-    return solve(x, adjoint, diffrax.Kvaerno3(), stepsize_controller=diffrax.PIDController(rtol=1e-2, atol=1e-2))
+    controller = diffrax.PIDController(rtol=1e-2, atol=1e-2)
+    return solve(x, adjoint, diffrax.Kvaerno3(), stepsize_controller=controller, max_steps=256)
 
 
 def _stochastic(x, adjoint):

@@ -52,13 +52,11 @@ def _evaluations(run, x):
 def test_the_backward_pass_evaluates_the_field_for_accepted_steps_only(solver, per_step):
     controller = diffrax.PIDController(rtol=1e-2, atol=1e-2)
     forward, backward, stats = _evaluations(
-        lambda x: solve(x, OURS, solver, stepsize_controller=controller, max_steps=64 + 32), inputs()
+        lambda x: solve(x, OURS, solver, stepsize_controller=controller, max_steps=80), inputs()
     )
-    accepted = stats["num_accepted_steps"]
     assert stats["num_rejected_steps"] >= 3
     assert forward >= per_step * stats["num_steps"]
-    recomputed = 0 if accepted <= Thinning.for_steps(96).slots else per_step * accepted
-    assert per_step * accepted <= backward <= per_step * accepted + recomputed
+    assert backward == per_step * stats["num_accepted_steps"]
 
 
 def test_output_inside_a_step_costs_one_more_evaluation():
@@ -67,13 +65,15 @@ def test_output_inside_a_step_costs_one_more_evaluation():
     assert backward == 7 * stats["num_accepted_steps"]
 
 
-def test_a_thinned_tape_recomputes_a_step_at_most_once():
-    _, backward, stats = _evaluations(
-        lambda x: solve(x, OURS, stepsize_controller=diffrax.PIDController(rtol=1e-7, atol=1e-9)), inputs()
-    )
+def test_a_thinned_tape_recomputes_a_step_at_most_once(monkeypatch):
+    monkeypatch.setattr(Thinning, "for_steps", classmethod(lambda cls, steps: cls(steps, 8)))
+    _, backward, stats = _evaluations(lambda x: solve(x, OURS), inputs())
     accepted = stats["num_accepted_steps"]
-    assert accepted > 2 * Thinning.for_steps(256).slots
-    assert 6 * accepted < backward < 2 * 6 * accepted
+    stride = 1 << (accepted // 8).bit_length()
+    assert stride >= 4
+    # All but the kept ones, save that nothing follows the last step.
+    recomputed = sum(1 for i in range(accepted - 1) if (i + 1) % stride)
+    assert backward == 6 * (accepted + recomputed)
 
 
 def _held(solver, max_steps=256, dim=29):
@@ -115,7 +115,7 @@ def test_a_large_max_steps_costs_its_square_root_in_states():
     assert states(65536) < 65536 // 64
 
 
-@pytest.mark.parametrize("steps", [1, 2, 3, 7, 16, 60, 100, 1000, 4096])
+@pytest.mark.parametrize("steps", [1, 2, 7, 60, 65, 100, 1000, 4096])
 def test_a_kept_step_never_moves_and_no_two_share_a_slot(steps):
     plan = Thinning.for_steps(steps)
     slot_of, step_in = {}, {}
@@ -136,6 +136,8 @@ def test_a_kept_step_never_moves_and_no_two_share_a_slot(steps):
 
 
 def test_the_plan_needs_about_two_square_roots_of_states():
-    for steps in (100, 4096, 10**6):
+    for steps in (1000, 4096, 10**6):
         plan = Thinning.for_steps(steps)
-        assert plan.slots + plan.span <= 5 * np.sqrt(steps)
+        assert plan.slots <= 4 * np.sqrt(steps)
+        assert plan.span <= np.sqrt(steps)
+    assert Thinning.for_steps(64).levels == 0

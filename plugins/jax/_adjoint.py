@@ -5,6 +5,7 @@ from typing import Any, final
 
 import diffrax
 import jax
+
 from steptape.compat._diffrax import loop
 from steptape.compat._equinox import while_loop
 from steptape.jax._known import known_step
@@ -13,7 +14,46 @@ from steptape.jax._loop import replayed_while_loop
 
 @final
 class AdaptiveCheckpointAdjoint(diffrax.AbstractAdjoint):
-    """Exact gradients of ``diffeqsolve``."""
+    """Exact gradients of ``diffrax.diffeqsolve`` by replaying its accepted steps: pass it as ``adjoint=``.
+
+    The solution is diffrax's, bit for bit. While it is computed, each accepted step leaves its times on a tape, and
+    some leave their state; the backward pass takes the steps once more under autodiff, the last one first. Rejected
+    tries are not replayed and the error estimate is not differentiated.
+
+    Arguments:
+        None.
+
+    Exact:
+        The gradient is that of the discrete solution, with the factor between one step's size and the next held
+        constant. That is what diffrax's own ``RecursiveCheckpointAdjoint`` gives, to rounding: for ``y0``, ``args``,
+        ``terms``, ``t0``, ``t1``, ``dt0`` and ``StepTo(ts=...)``, also where tries were rejected.
+
+    Memory:
+        About ``2 sqrt(max_steps)`` states, or 64 if that is more, and half as many again in the backward pass (128 and
+        32 at diffrax's ``max_steps=4096``), plus a few numbers per step of ``max_steps``. Up to the first figure every
+        accepted step's state is kept; a longer solve recomputes each step once. A state is one ``y``; solvers that
+        carry more than ``y`` from step to step, a solve with an event and one that goes on from a ``solver_state``
+        keep that too.
+
+    Supports:
+        - Problems: ODEs, SDEs with a ``VirtualBrownianTree``, CDEs; pytree states; time running either way.
+        - Solvers: any that keep to diffrax's interface; explicit Runge-Kutta methods are replayed with an unrolled
+          step, the others with their own.
+        - Controllers: ``ConstantStepSize``, ``StepTo`` and ``PIDController``. Any other, an event, or ``dtmin`` or
+          ``dtmax`` with a gradient for the times, has every try replayed by diffrax's own loop body: as exact, but
+          with rejected tries, and up to ``2 sqrt(max_steps)`` tries kept.
+        - Output: ``SaveAt`` in all its forms.
+        - Transforms: ``jit``, ``vmap``, ``scan``, ``checkpoint`` and reverse mode. Forward mode raises JAX's
+          ``TypeError``; so does forward over reverse, unless the solver was made with ``scan_kind="bounded"``.
+
+    Raises:
+        steptape.UnsupportedError: when the solve is differentiated, not when it runs: with ``max_steps=None``, with
+            an ``UnsafeBrownianPath``, and for reverse mode over reverse mode.
+
+    Source:
+        Zhuang et al., "Adaptive Checkpoint Adjoint Method for Gradient Estimation in Neural ODE", ICML 2020,
+        arXiv 2006.02493, section 3.2.
+    """
 
     def loop(
         self,

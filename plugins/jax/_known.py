@@ -9,6 +9,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import lax
+
 from steptape.jax._erk import UnrolledERK, can_unroll
 from steptape.jax._loop import Known
 from steptape.jax._tape import Times

@@ -10,6 +10,7 @@ The loop's outputs are buffers that are written once at each place. Their cotang
 step, and need not be carried.
 """
 
+import dataclasses
 import functools
 import operator
 from collections.abc import Callable
@@ -20,47 +21,46 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.custom_derivatives import linear_call
+
 from steptape._errors import UnsupportedError
 from steptape.compat._equinox import common_rewrite, nonbatchable, select_if_vmap, unvmap_max
 from steptape.jax._perturbed import perturbed_carry
 from steptape.jax._tape import Tape, Times, split
 from steptape.jax._thinning import Thinning
 
-Flags = tuple[bool, ...]  # a tree of booleans, flattened: hashable
-
 
 class Known(eqx.Module):
     """How to take a step that is known to be accepted.
 
-    ``step(times, state)`` is the loop's body without the search; ``kept`` is true for the leaves of a state that it
-    reads; ``rescales`` says that rejected tries before a step shrink it, ``times_exact`` that ``step`` knows how.
+    ``step(times, state)`` is the loop's body without the search, and ``kept`` is true for the leaves of a state that
+    it reads. ``rescales``: rejected tries may have shrunk a step. ``times_exact``: ``step`` knows how all times move.
     """
 
-    step: Callable[[Times, Any], Any]
-    kept: Any = eqx.field(static=True)
-    rescales: bool = eqx.field(static=True)
-    times_exact: bool = eqx.field(static=True)
+    step: Callable[[Times, Any], Any] | None
+    kept: Any
+    rescales: bool
+    times_exact: bool
 
 
 class _Settings(eqx.Module):
-    max_steps: int | None = eqx.field(static=True)
-    buffers: Flags = eqx.field(static=True)
-    kept: Flags = eqx.field(static=True)
-    rescales: bool = eqx.field(static=True)
-    times_exact: bool = eqx.field(static=True)
-    refusal: str | None = eqx.field(static=True)
+    max_steps: int | None
+    written: Any  # true for the buffers of a state
+    known: Known | None  # without its step, which is differentiated
+    refusal: str | None
 
 
 class _Replay(eqx.Module):
-    """What the backward pass needs to know besides the tape."""
+    """The kind of replay, and which leaves of a state carry a cotangent."""
 
-    by_try: bool = eqx.field(static=True)
-    carried: Flags = eqx.field(static=True)
+    by_try: bool
+    carried: Any = None
 
     def count(self, state: Any) -> Any:
+        """The row of the tape that ``state`` belongs in."""
         return state.num_steps if self.by_try else state.num_accepted_steps
 
-    def step(self, fun: Callable, times: Any, state: Any) -> Any:
+    def step(self, fun: Callable, times: Times, state: Any) -> Any:
+        """One step of the loop, by the body or by the known step."""
         if not self.by_try:
             return fun(times, state)
         running = jnp.array(True)
@@ -85,28 +85,19 @@ def replayed_while_loop(
     cond = eqx.filter_closure_convert(cond, carry)
     cond = jax.tree.map(lambda x: lax.stop_gradient(x) if eqx.is_array(x) else x, cond)
     body = eqx.filter_closure_convert(body, carry)
-    written = _marked(buffers, init_val)
-    kept = tuple(not b for b in written) if known is None else tuple(jax.tree.leaves(known.kept))
-    settings = _Settings(
-        max_steps,
-        written,
-        kept,
-        known is not None and known.rescales,
-        known is not None and known.times_exact,
-        refusal,
-    )
-    step = None if known is None else known.step
-    return _run((carry, body, step), cond, settings)[-1]
+    written = _selected(buffers, init_val)
+    step = None
+    if known is not None:
+        step, known = known.step, dataclasses.replace(known, step=None)
+    return _run((carry, body, step), cond, _Settings(max_steps, written, known, refusal))[-1]
 
 
-def _marked(select: Callable, tree: Any) -> Flags:
-    leaves, treedef = jax.tree.flatten(tree)
-    marked = set(jax.tree.leaves(select(jax.tree.unflatten(treedef, range(len(leaves))))))
-    return tuple(i in marked for i in range(len(leaves)))
-
-
-def _like(tree: Any, flags: Flags) -> Any:
-    return jax.tree.unflatten(jax.tree.structure(tree), flags)
+def _selected(select: Callable, tree: Any) -> Any:
+    """True for the leaves of ``tree`` that are among those of ``select(tree)``."""
+    leaves, structure = jax.tree.flatten(tree)
+    places = jax.tree.unflatten(structure, range(len(leaves)))
+    selected = set(jax.tree.leaves(select(places)))
+    return jax.tree.map(lambda place: place in selected, places)
 
 
 @eqx.filter_custom_vjp
@@ -121,7 +112,6 @@ def _run_fwd(perturbed, vjp_arg, cond, settings):
     if settings.refusal is not None:
         return lax.while_loop(lambda c: cond(c), lambda c: body(c), carry), None
     replay, kept, proposals = _choose_replay(perturbed, vjp_arg, settings)
-    kept = _like(carry[-1], kept)
 
     def advance(taped):
         carry, tape = taped
@@ -133,9 +123,7 @@ def _run_fwd(perturbed, vjp_arg, cond, settings):
     carry, tape = lax.while_loop(lambda c: cond(c[0]), advance, (carry, tape))
     final = carry[-1]
     count = replay.count(final)
-    tape = tape.close(count, final.tnext)
-    outputs = eqx.filter(final, _like(final, settings.buffers))
-    return carry, (replay, count, tape, outputs)
+    return carry, (replay, count, tape.close(count, final.tnext), eqx.filter(final, settings.written))
 
 
 def _choose_replay(perturbed, vjp_arg, settings):
@@ -144,18 +132,17 @@ def _choose_replay(perturbed, vjp_arg, settings):
     (*_, p_state), p_body, p_step = perturbed
     times = Times(state.tnext, state.tnext)
 
-    def carried(by_try, fun, p_fun):
-        take = _Replay(by_try, ()).step
-        return perturbed_carry(lambda f, s: take(f, times, s), fun, p_fun, state, p_state)
+    def replay(by_try, fun, p_fun):
+        step = _Replay(by_try).step
+        return _Replay(by_try, perturbed_carry(lambda f, s: step(f, times, s), fun, p_fun, state, p_state))
 
-    if step is not None:
-        flags = carried(False, step, p_step)
-        times_move = flags.tprev or flags.tnext
-        if settings.times_exact or not times_move:
-            replay = _Replay(False, tuple(jax.tree.leaves(flags)))
-            return replay, settings.kept, settings.rescales and times_move
-    flags = carried(True, body, p_body)
-    return _Replay(True, tuple(jax.tree.leaves(flags))), tuple(not w for w in settings.buffers), False
+    if settings.known is not None:
+        by_step = replay(False, step, p_step)
+        times_move = by_step.carried.tprev or by_step.carried.tnext
+        if settings.known.times_exact or not times_move:
+            return by_step, settings.known.kept, settings.known.rescales and times_move
+    everything_else = jax.tree.map(operator.not_, settings.written)
+    return replay(True, body, p_body), everything_else, False
 
 
 @_run.def_bwd
@@ -167,10 +154,10 @@ def _run_bwd(residuals, g_carry, perturbed, vjp_arg, cond, settings):
     fun, p_fun = (body, perturbed[1]) if replay.by_try else (step, perturbed[2])
     # Constants may come back as literals, which are no arrays.
     state = eqx.combine(outputs, jax.tree.map(jnp.array, carry[-1]))
-    g_state = _wanted(g_carry[-1], state, _like(state, replay.carried))
+    g_state = _wanted(g_carry[-1], state, replay.carried)
     g_fun = jax.tree.map(lambda x, p: jnp.zeros_like(x) if p else None, fun, p_fun)
     if jax.tree.leaves(g_state):
-        back = _Backward(replay, tape, fun, p_fun, state, _like(state, settings.buffers))
+        back = _Backward(replay, tape, fun, p_fun, state, settings.written)
         g_state, g_fun = back.run(count, g_state, g_fun)
     g_state, g_fun = jax.tree.map(_once, (g_state, g_fun))
     none = functools.partial(jax.tree.map, lambda _: None)
@@ -243,13 +230,12 @@ class _Backward(eqx.Module):
     def _pull(self, i: Any, states: Any, g: Any) -> tuple[Any, Any]:
         """The vector-Jacobian product of step ``i``: for the state before it, and for the step's closed-over arrays."""
         row, times = self.tape.row(i, states)
-        carried = _like(self.state, self.replay.carried)
-        moving, fixed = eqx.partition(eqx.combine(row, self.state), carried)
+        moving, fixed = eqx.partition(eqx.combine(row, self.state), self.replay.carried)
         moving_fun, fixed_fun = eqx.partition(self.fun, self.p_fun)
 
         def forward(moving, moving_fun):
             after = self.replay.step(eqx.combine(moving_fun, fixed_fun), times, eqx.combine(moving, fixed))
-            return eqx.filter(after, carried)
+            return eqx.filter(after, self.replay.carried)
 
         _, pull = jax.vjp(forward, moving, moving_fun)
         return pull(g)

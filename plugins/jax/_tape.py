@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+
 from steptape.compat._equinox import nonbatchable, unvmap_any
 from steptape.jax._thinning import Thinning
 

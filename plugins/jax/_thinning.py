@@ -20,8 +20,8 @@ class Thinning:
 
     @classmethod
     def for_steps(cls, steps: int) -> "Thinning":
-        """The plan with the fewest states that recomputes no step twice: about ``2 sqrt(steps)`` slots."""
-        slots = 2 ** math.ceil(math.log2(2 * math.sqrt(steps)))
+        """A plan of few states that recomputes no step twice: about ``2 sqrt(steps)`` slots, or 64 if that is more."""
+        slots = max(64, 2 ** math.ceil(math.log2(2 * math.sqrt(steps))))
         return cls(steps, min(slots, steps))
 
     @property
