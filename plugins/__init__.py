@@ -7,6 +7,7 @@ package imports neither framework.
 from importlib.metadata import version as _version
 
 from steptape._errors import GradientError as GradientError
+from steptape._errors import HostChangedError as HostChangedError
 from steptape._errors import OptionError as OptionError
 from steptape._errors import SteptapeError as SteptapeError
 from steptape._errors import UnsupportedError as UnsupportedError

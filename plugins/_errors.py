@@ -17,5 +17,9 @@ class GradientError(SteptapeError, RuntimeError):
     """A backward pass would have returned a wrong gradient: nothing was returned."""
 
 
+class HostChangedError(SteptapeError, RuntimeError):
+    """Someone else replaced what ``install()`` replaces in a host library: undo that first."""
+
+
 class UnsupportedHostVersion(SteptapeError, ImportError):
     """A host library is missing, or its installed version lacks what steptape relies on: install another version."""

@@ -11,7 +11,7 @@ from torch import Tensor
 from steptape._errors import OptionError, UnsupportedError
 from steptape.compat import _torchdiffeq as host
 from steptape.torch._keep import Keep
-from steptape.torch._replay import Replay
+from steptape.torch._stats import replay
 from steptape.torch._tableau import tableau_of
 from steptape.torch._torchdiffeq import Solve
 
@@ -105,8 +105,8 @@ def odeint_adjoint(
     shapes, func, y0, t, rtol, atol, method, options, event_fn, reverse = host.check_inputs(
         func, y0, t, rtol, atol, method, options, event_fn, host.SOLVERS
     )
-    solve, points = _solve(func, y0, t, rtol, atol, method, options, keep, event_fn)
-    solution, end = Replay.apply(solve, y0, t, points, *params)
+    solve, points = solve_of(func, y0, t, rtol, atol, method, options, keep, event_fn)
+    solution, end = replay(solve, y0, t, points, *params)
     if shapes is not None:
         solution = host.flat_to_shape(solution, (len(t),), shapes)
     if event_fn is None:
@@ -147,7 +147,7 @@ def _parameters(func: Any, adjoint_params: Iterable[Tensor] | None) -> list[Tens
     return [p for p in params if p.requires_grad]
 
 
-def _solve(
+def solve_of(
     func: Any,
     y0: Tensor,
     t: Tensor,

@@ -1,0 +1,97 @@
+"""The adaptive checkpoint adjoint as a solver of torchdiffeq, for call sites that name a solver and no adjoint."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from steptape._errors import OptionError, UnsupportedError
+from steptape.compat import _torchdiffeq as host
+from steptape.torch._keep import Keep
+from steptape.torch._odeint import solve_of
+from steptape.torch._stats import replay
+
+
+class AcaSolver:
+    """What ``torchdiffeq.odeint(..., method="aca", options={...})`` runs after ``install()``.
+
+    ``options``: ``"method"``, the solver that takes the steps ("dopri5" by default); ``"adjoint_options"`` and
+    ``"adjoint_params"``, as in ``odeint_adjoint``; and those of the solver.
+    """
+
+    def __init__(
+        self,
+        func: Any,
+        y0: Tensor,
+        rtol: Any,
+        atol: Any,
+        method: str = "dopri5",
+        adjoint_options: dict[str, Any] | None = None,
+        adjoint_params: Any = None,
+        **options: Any,
+    ):
+        _check_func(func)
+        _check_options(method, options)
+        self._call = (func, y0, rtol, atol, method, options)
+        self._keep = Keep.from_options(adjoint_options)
+        self._params = _parameters(func, adjoint_params)
+
+    @classmethod
+    def valid_callbacks(cls) -> set[str]:
+        return host.VALID_CALLBACKS
+
+    def integrate(self, t: Tensor) -> Tensor:
+        solution, _ = self._replay(t, None)
+        return solution
+
+    def integrate_until_event(self, t0: Tensor, event_fn: Any) -> tuple[Tensor, Tensor]:
+        solution, end = self._replay(t0.reshape(1), event_fn)
+        return end, solution
+
+    def _replay(self, t: Tensor, event_fn: Any) -> tuple[Tensor, Tensor]:
+        func, y0, rtol, atol, method, options = self._call
+        solve, points = solve_of(func, y0, t, rtol, atol, method, options, self._keep, event_fn)
+        return replay(solve, y0, t, points, *self._params)
+
+
+def _check_func(func: Any) -> None:
+    if host.is_backsolve(func):
+        raise UnsupportedError(
+            "torchdiffeq.odeint_adjoint(..., adjoint_method='aca'): this call reached the host's own function, which "
+            "would solve another equation backward instead. Either it named 'aca' as its method, or it took "
+            "odeint_adjoint from where install() did not find it (see there). Pass "
+            "torchdiffeq.odeint_adjoint(..., adjoint_method='aca') with a solver of the host's as the method, or call "
+            "steptape.torch.odeint_adjoint."
+        )
+
+
+def _check_options(method: Any, options: dict[str, Any]) -> None:
+    call = "torchdiffeq.odeint(..., method='aca', options={"
+    solvers = {name: solver for name, solver in host.SOLVERS.items() if solver is not AcaSolver}
+    if method not in solvers:
+        raise OptionError(f"{call}'method': {method!r}}}): no solver of torchdiffeq. Use one of {', '.join(solvers)}.")
+    known = host.option_names(solvers[method])
+    for name, value in options.items():
+        if name not in known:
+            raise OptionError(
+                f"{call}{name!r}: {value!r}}}): unknown option. 'aca' takes 'method', 'adjoint_options' and "
+                f"'adjoint_params', and {method!r} takes {', '.join(map(repr, sorted(known)))}."
+            )
+
+
+def _parameters(func: Any, adjoint_params: Any) -> list[Tensor]:
+    if not torch.is_grad_enabled():
+        return []
+    original = host.original_func(func)
+    if adjoint_params is not None:
+        params = adjoint_params
+    elif isinstance(original, torch.nn.Module):
+        params = host.find_parameters(original)
+    else:
+        raise OptionError(
+            f"torchdiffeq.odeint(func={original!r}, ..., method='aca'): func is no torch.nn.Module, so its parameters "
+            "are unknown. Make it one, or pass options={'adjoint_params': (...)}, which is () if there are none."
+        )
+    return [p for p in params if p.requires_grad]

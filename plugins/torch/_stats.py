@@ -1,0 +1,195 @@
+"""What a solve did: counts, memory and time of each replayed solve, for those who ask."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from steptape.torch._replay import Replay
+
+
+@dataclasses.dataclass
+class SolveStats:
+    """One solve and its backward passes; several backward passes, over a retained graph, add up.
+
+    ``method``: the solver. ``accepted_steps``, ``rejected_steps``: its tries. ``evaluations_forward``,
+    ``evaluations_backward``: calls of func. ``states_kept``: the states on the tape, that of ``y0`` included.
+    ``bytes_held``: what the tape holds from the forward to the backward pass, beyond the inputs and the solution; 0
+    where no gradient is asked for. ``seconds_forward``, ``seconds_backward``: wall time; a GPU's work is waited for.
+    ``backward_passes``: how many there were so far.
+    """
+
+    method: str
+    accepted_steps: int = 0
+    rejected_steps: int = 0
+    evaluations_forward: int = 0
+    evaluations_backward: int = 0
+    states_kept: int = 0
+    bytes_held: int = 0
+    seconds_forward: float = 0.0
+    seconds_backward: float = 0.0
+    backward_passes: int = 0
+
+    def __str__(self) -> str:
+        forward = f"{self.evaluations_forward} evaluations in {_seconds(self.seconds_forward)}"
+        backward = f"{self.evaluations_backward} in {_seconds(self.seconds_backward)}"
+        return (
+            f"{self.method}: {self.accepted_steps} steps accepted, {self.rejected_steps} rejected; {forward}, "
+            f"backward {backward if self.backward_passes else 'not run'}; {self.states_kept} states kept, "
+            f"{_bytes(self.bytes_held)} held"
+        )
+
+
+class Solves(list[SolveStats]):
+    """The solves of a ``record_solves`` block, in the order they ended; printed one per line."""
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self)) or "no solves"
+
+
+_RECORDINGS: ContextVar[tuple[Solves, ...]] = ContextVar("steptape_recordings", default=())
+
+
+@contextmanager
+def record_solves() -> Iterator[Solves]:
+    """Record what each solve in the ``with`` block does: ``with record_solves() as solves: ...; print(solves)``.
+
+    Yields:
+        A list of ``SolveStats``, to which each solve that ends is added, in its order. The backward pass of a solve is
+        added to the solve's own entry, wherever and whenever it runs, after the block as well.
+
+    Blocks nest: a solve is recorded by each one around it, in one entry. Recording counts the calls of func and reads
+    the clock, on a GPU at the price of waiting for its work; outside of a block a solve pays for one look-up.
+
+    Supports:
+        Solves with ``adjoint_method="aca"`` and ``method="aca"``, with or without gradients, in the thread (or
+        asynchronous task) that entered the block. Not the host's own adjoint, nor solves that end in an error.
+    """
+    solves = Solves()
+    token = _RECORDINGS.set((*_RECORDINGS.get(), solves))
+    try:
+        yield solves
+    finally:
+        _RECORDINGS.reset(token)
+
+
+def replay(solve: Any, y0: Tensor, t: Tensor, points: Tensor, *params: Tensor) -> tuple[Tensor, Tensor]:
+    """``Replay.apply``, recorded where that was asked for."""
+    recordings = _RECORDINGS.get()
+    if not recordings:
+        return Replay.apply(solve, y0, t, points, *params)
+    recorded = _Recorded(solve, y0.device)
+    solution, end = Replay.apply(recorded, y0, t, points, *params)
+    recorded.finish(solution, (y0, t, points, *params))
+    for solves in recordings:
+        solves.append(recorded.stats)
+    return solution, end
+
+
+class _Recorded:
+    """A solve that notes what it does."""
+
+    def __init__(self, solve: Any, device: torch.device):
+        self._tally = _Tally(SolveStats(solve.method))
+        self.stats = self._tally.stats
+        self._solve = dataclasses.replace(solve, func=_Counted(solve.func, self._tally))
+        self._device = device
+        self._tensors: list[Tensor] = []
+        self._began = 0.0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._solve, name)
+
+    def record(self, y0: Tensor, t: Tensor, points: Tensor) -> tuple[Tensor, Tensor, Any]:
+        began = self._now()
+        solution, end, tape = self._solve.record(y0, t, points)
+        self.stats.seconds_forward = self._now() - began
+        self.stats.accepted_steps = len(tape.fresh)
+        self.stats.states_kept = len(tape.kept)
+        self._tensors = tape.tensors()
+        return solution, end, tape
+
+    def finish(self, solution: Tensor, inputs: tuple[Tensor, ...]) -> None:
+        """After the forward pass: weigh the tape if it is held, and wait for backward passes."""
+        self._tally.forward = False
+        tensors, self._tensors = self._tensors, []
+        if solution.grad_fn is None:
+            return
+        own = {_memory(x) for x in (*inputs, solution)}
+        self.stats.bytes_held = sum(size for _, size in {_memory(x) for x in tensors} - own)
+        solution.grad_fn.register_prehook(self._begin_backward)
+        solution.grad_fn.register_hook(self._end_backward)
+
+    def _begin_backward(self, _: Any) -> None:
+        self._began = self._now()
+
+    def _end_backward(self, *_: Any) -> None:
+        self.stats.seconds_backward += self._now() - self._began
+        self.stats.backward_passes += 1
+
+    def _now(self) -> float:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        return time.perf_counter()
+
+
+@dataclasses.dataclass
+class _Tally:
+    """Where a func's evaluations are counted: as of the forward pass, or of a backward pass."""
+
+    stats: SolveStats
+    forward: bool = True
+
+    def count(self) -> None:
+        if self.forward:
+            self.stats.evaluations_forward += 1
+        else:
+            self.stats.evaluations_backward += 1
+
+
+class _Counted:
+    """A func in the host's normal form whose evaluations and rejected tries are counted."""
+
+    def __init__(self, func: Any, tally: _Tally):
+        self._func = func
+        self._tally = tally
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
+        self._tally.count()
+        return self._func(*args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._func, name)
+
+    @property
+    def base_func(self) -> _Counted:
+        return _Counted(self._func.base_func, self._tally)
+
+    def callback_reject_step(self, t: Tensor, y: Tensor, h: Tensor) -> None:
+        self._tally.stats.rejected_steps += 1
+        self._func.callback_reject_step(t, y, h)
+
+
+def _memory(x: Tensor) -> tuple[int, int]:
+    """The address and size in bytes of what a tensor keeps alive, which for a view is more than its entries."""
+    storage = x.untyped_storage()
+    return storage.data_ptr(), storage.nbytes()
+
+
+def _seconds(seconds: float) -> str:
+    return f"{seconds:.3g} s" if seconds >= 1 else f"{seconds * 1e3:.3g} ms"
+
+
+def _bytes(count: float) -> str:
+    units = ["B", "KiB", "MiB", "GiB"]
+    while count >= 1000 and len(units) > 1:
+        count /= 1024
+        del units[0]
+    return f"{count:.3g} {units[0]}"
