@@ -18,7 +18,9 @@ OURS = AdaptiveCheckpointAdjoint()
 
 def x64() -> contextlib.AbstractContextManager:
     """Double precision for a while; the package itself never touches the setting."""
-    return jax.enable_x64(True) if hasattr(jax, "enable_x64") else jax.experimental.enable_x64()
+    if hasattr(jax, "enable_x64"):
+        return jax.enable_x64(True)  # type: ignore[attr-defined]
+    return jax.experimental.enable_x64()
 
 
 class Field(eqx.Module):

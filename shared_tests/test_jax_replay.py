@@ -1,5 +1,7 @@
 """What the backward pass of AdaptiveCheckpointAdjoint costs: field evaluations, and memory held until it runs."""
 
+from collections.abc import Callable
+
 import diffrax
 import equinox as eqx
 import jax
@@ -20,7 +22,7 @@ def _x64():
 class _Counted(eqx.Module):
     """A field that counts its evaluations as they happen."""
 
-    field: eqx.Module
+    field: Callable
     calls: list = eqx.field(static=True)
 
     def __call__(self, t, y, args):
@@ -30,7 +32,7 @@ class _Counted(eqx.Module):
 
 def _evaluations(run, x):
     """Field evaluations of the forward pass, of the backward pass, and the solve's statistics."""
-    calls = []
+    calls: list[None] = []
 
     def counted(y0, times):
         return run(x._replace(y0=y0, times=times, field=_Counted(x.field, calls)))
@@ -118,7 +120,8 @@ def test_a_large_max_steps_costs_its_square_root_in_states():
 @pytest.mark.parametrize("steps", [1, 2, 7, 60, 65, 100, 1000, 4096])
 def test_a_kept_step_never_moves_and_no_two_share_a_slot(steps):
     plan = Thinning.for_steps(steps)
-    slot_of, step_in = {}, {}
+    slot_of: dict[int, int] = {}
+    step_in: dict[int, int] = {}
     level = 0
     for i in range(steps):
         if i == plan.slots << level:
