@@ -19,8 +19,8 @@ OURS = AdaptiveCheckpointAdjoint()
 def x64() -> contextlib.AbstractContextManager:
     """Double precision for a while; the package itself never touches the setting."""
     if hasattr(jax, "enable_x64"):
-        return jax.enable_x64(True)  # type: ignore[attr-defined]
-    return jax.experimental.enable_x64()
+        return jax.enable_x64(True)
+    return jax.experimental.enable_x64()  # type: ignore[attr-defined]
 
 
 class Field(eqx.Module):
