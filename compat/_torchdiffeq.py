@@ -11,7 +11,7 @@ from steptape._errors import UnsupportedHostVersion
 _WAY_OUT = "Install a supported one with: pip install 'torchdiffeq>=0.2.4'"
 
 try:
-    from torchdiffeq._impl import fixed_grid, misc, rk_common
+    from torchdiffeq._impl import fixed_adams, fixed_grid, misc, rk_common
     from torchdiffeq._impl.adjoint import OdeintAdjointMethod
 
     # The parameters odeint_adjoint differentiates, also inside a DataParallel replica.
@@ -27,6 +27,8 @@ try:
     check_inputs = misc._check_inputs
     flat_to_shape = misc._flat_to_shape
     # The adaptive loop that leaves the tape, and the tableau it steps with.
+    # The multistep solvers, whose steps start from the slopes of earlier ones.
+    Adams = fixed_adams.AdamsBashforthMoulton
     AdaptiveRungeKutta = rk_common.RKAdaptiveStepsizeODESolver
     VALID_CALLBACKS = AdaptiveRungeKutta.valid_callbacks()
     _WRAPPERS = (misc._PerturbFunc, misc._ReverseFunc, misc._TupleFunc)
@@ -57,6 +59,27 @@ def steps_by_tableau(solver_class: type) -> bool:
     return issubclass(solver_class, AdaptiveRungeKutta) and all(
         getattr(solver_class, name) is getattr(AdaptiveRungeKutta, name) for name in own
     )
+
+
+def is_multistep(solver_class: type) -> bool:
+    """Whether a class is one of the host's multistep solvers, with nothing overridden."""
+    return solver_class.__module__ == Adams.__module__ and issubclass(solver_class, Adams)
+
+
+def history(solver: Any) -> list[torch.Tensor]:
+    """The slopes of earlier steps from which a multistep solver takes its next one, the latest first."""
+    return list(solver.prev_f)
+
+
+def multistep(
+    solver: Any, slopes: Any, func: Any, t0: Any, t1: Any, y: Any
+) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
+    """A multistep solver's step from (y, slopes): its increment, the slope at its start, and the slopes after it."""
+    solver.prev_f.clear()
+    solver.prev_f.extend(slopes)
+    solver.prev_t = None
+    increment, slope = solver._step_func(func, t0, t1 - t0, t1, y)
+    return increment, slope, history(solver)
 
 
 def without_sides(func: Any) -> Any:

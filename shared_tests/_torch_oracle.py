@@ -11,6 +11,7 @@ from torch import Tensor
 from steptape.shared_tests.problems import Problem
 
 ADAPTIVE = ("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun")
+ADAMS = ("explicit_adams", "implicit_adams", "fixed_adams")
 FIXED_GRID = ("euler", "midpoint", "heun2", "heun3", "rk4")
 
 

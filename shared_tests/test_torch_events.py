@@ -6,7 +6,7 @@ import pytest
 import torch
 import torchdiffeq
 
-from steptape.shared_tests._torch_oracle import ADAPTIVE, FIXED_GRID, distance
+from steptape.shared_tests._torch_oracle import ADAMS, ADAPTIVE, FIXED_GRID, distance
 from steptape.torch import odeint_adjoint
 
 ACA = {"adjoint_method": "aca", "adjoint_params": ()}
@@ -35,7 +35,7 @@ def is_late(t, state):
 
 @pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
 @pytest.mark.parametrize("event_fn", [hits_the_ground, is_late])
-@pytest.mark.parametrize("method", [*ADAPTIVE, *FIXED_GRID])
+@pytest.mark.parametrize("method", [*ADAPTIVE, *FIXED_GRID, *ADAMS])
 def test_equal_to_back_propagation(method, event_fn, reverse):
     def solve(odeint, **kwargs):
         func = Falling()

@@ -5,7 +5,7 @@ import torch
 import torchdiffeq
 
 from steptape.compat._torchdiffeq import SOLVERS
-from steptape.shared_tests._torch_oracle import ADAPTIVE, FIXED_GRID, Module, differentiate, distance
+from steptape.shared_tests._torch_oracle import ADAMS, ADAPTIVE, FIXED_GRID, Module, differentiate, distance
 from steptape.shared_tests.problems import PROBLEMS
 from steptape.torch import odeint_adjoint
 
@@ -36,6 +36,20 @@ def test_fixed_grid_solvers(name, method, options):
     problem = PROBLEMS[name]
     span = problem.times[-1] - problem.times[0]
     assert_exact(problem, method=method, options={"step_size": span / 617.3, **options})
+
+
+@pytest.mark.filterwarnings("ignore:Functional iteration did not converge")
+@pytest.mark.parametrize("options", [{}, {"interp": "cubic"}, {"perturb": True}, {"max_order": 4}], ids=repr)
+@pytest.mark.parametrize("memory", [{}, {"checkpoints": 4}], ids=repr)
+@pytest.mark.parametrize("method", ADAMS)
+@pytest.mark.parametrize("name", ["exponential", "rotation", "mlp", "pendulum"])
+def test_multistep_solvers(name, method, memory, options):
+    problem = PROBLEMS[name]
+    span = problem.times[-1] - problem.times[0]
+    # Explicit Adams of the host's default order 12 is unstable at this step, and so are its derivatives.
+    order = {"max_order": 5} if method == "explicit_adams" else {}
+    options = {"step_size": span / 120.3, **order, **options}
+    assert_exact(problem, method=method, adjoint_options=memory, rtol=1e-4, atol=1e-5, options=options)
 
 
 @pytest.mark.parametrize(

@@ -7,11 +7,13 @@ Here the accepted steps are taken again from y0, whole and under autograd.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from steptape.torch._field import Field
+from steptape.torch._multistep import step
 from steptape.torch._tableau import Tableau
 from steptape.torch._tape import Tape, Timeline
 
@@ -36,6 +38,16 @@ def chain(tableau: Tableau, tape: Tape, timeline: Timeline, field: Field, y0: Te
         slope = k[-1] if ahead else None
     outside = [y0] * (len(tape.outputs) - len(tape.serving))
     return torch.stack(ys + outside)
+
+
+def multistep_chain(solver: Any, tape: Tape, timeline: Timeline, field: Field, y0: Tensor) -> Tensor:
+    """The same along the steps of a multistep ``solver`` of the host."""
+    ys, y, slopes = [y0], y0, []
+    for n, (t0, t1) in enumerate(timeline.stages):
+        places = [x for x, serving in zip(timeline.places, tape.serving, strict=True) if serving == n]
+        y, inside, _, slopes = step(solver, slopes, field, t0, t1, y, places)
+        ys += inside
+    return torch.stack(ys)
 
 
 def _combined(row: Sequence[float], k: Sequence[Tensor]) -> Tensor:

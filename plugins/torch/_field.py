@@ -45,15 +45,13 @@ class Field:
             t = t.detach().requires_grad_(self._in_time)
             y = y.detach().view(self._shape).requires_grad_()
             stage = Stage(t, y, self.slope(t, y))
-        if not self._checked:
-            self._check_inputs(stage)
-            self._checked = True
+        self.check(stage.slope, (t, y))
         return stage
 
-    def slope(self, t: Tensor, y: Tensor) -> Tensor:
+    def slope(self, t: Tensor, y: Tensor, **side: Any) -> Tensor:
         """f(t, y) for ``y`` in its own shape, as part of the caller's graph if there is one."""
         with self._ambient.around_func():
-            slope = self._func(t, y)
+            slope = self._func(t, y, **side)
         if slope.shape != y.shape:
             raise OptionError(
                 f"odeint_adjoint(func, ..., adjoint_method='aca'): func returned shape {tuple(slope.shape)} for a "
@@ -63,18 +61,29 @@ class Field:
 
     def pull(self, stage: Stage, cotangent: Tensor) -> tuple[Tensor, Tensor | None]:
         """The flat cotangents of the stage's y and t, if wanted; those of the parameters are added up."""
-        if not stage.slope.requires_grad:
-            return torch.zeros_like(cotangent), None
-        inputs = (stage.y, stage.t, *self._params) if self._in_time else (stage.y, *self._params)
-        grads = torch.autograd.grad(stage.slope, inputs, cotangent.view(self._shape), allow_unused=True)
-        for total, grad in zip(self.cotangents, grads[len(inputs) - len(self._params) :], strict=True):
+        inputs = (stage.y, stage.t) if self._in_time else (stage.y,)
+        in_y, *in_t = self.pull_graph([(stage.slope, cotangent)], inputs)
+        return in_y, in_t[0] if in_t else None
+
+    def pull_graph(self, outputs: Sequence[tuple[Tensor, Tensor]], inputs: Sequence[Tensor]) -> list[Tensor]:
+        """The flat cotangents of ``inputs`` from pairs of an output and its own; the parameters' are added up."""
+        outputs = [(x, g.view_as(x)) for x, g in outputs if x.requires_grad]
+        if not outputs:
+            return [torch.zeros_like(x).reshape(-1) for x in inputs]
+        ends, cotangents = zip(*outputs, strict=True)
+        grads = torch.autograd.grad(ends, (*inputs, *self._params), cotangents, allow_unused=True)
+        for total, grad in zip(self.cotangents, grads[len(inputs) :], strict=True):
             if grad is not None:
                 total.add_(grad)
-        in_y = torch.zeros_like(cotangent) if grads[0] is None else grads[0].reshape(-1)
-        return in_y, grads[1] if self._in_time else None
+        found = zip(inputs, grads[: len(inputs)], strict=True)
+        return [(torch.zeros_like(x) if grad is None else grad).reshape(-1) for x, grad in found]
 
-    def _check_inputs(self, stage: Stage) -> None:
-        unknown = _unknown_leaves(stage.slope, (stage.t, stage.y, *self._params))
+    def check(self, slope: Tensor, known: Sequence[Tensor]) -> None:
+        """Raise, the first time, if a slope depends on leaves besides ``known`` and the parameters."""
+        if self._checked:
+            return
+        self._checked = True
+        unknown = _unknown_leaves(slope, (*known, *self._params))
         if unknown:
             shapes = ", ".join(str(tuple(x.shape)) for x in unknown)
             raise GradientError(

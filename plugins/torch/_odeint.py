@@ -70,15 +70,15 @@ def odeint_adjoint(
         GradientError: in the backward pass, where a gradient would be wrong: func uses a tensor that requires one and
             is no parameter.
 
-    Memory held between forward and backward: one state per accepted step, or ``checkpoints`` states, (two each for
-    ``fehlberg2`` and ``adaptive_heun``, whose steps start from a slope they cannot recompute) and a few scalars per
-    step, besides the solution itself. The backward pass adds the graph of one step or stage.
+    Memory held between forward and backward: one state per accepted step, or ``checkpoints`` states, and a few scalars
+    per step, besides the solution itself. Where steps start from slopes they cannot recompute, these are held too: one
+    per state for ``fehlberg2`` and ``adaptive_heun``, one per step or up to eleven per checkpoint for the Adams
+    solvers. The backward pass adds the graph of one step or stage.
 
     Supports:
-        Solvers dopri5, dopri8, bosh3, fehlberg2, adaptive_heun, euler, midpoint, heun2, heun3, rk4 with all their
-        options; gradients in ``y0``, parameters, ``t``, ``step_t`` and ``jump_t``; events; autocast; second derivatives
-        (``create_graph=True``), for which the whole chain of steps is rebuilt with its graph. Not yet: Adams and SciPy
-        solvers, random numbers drawn in func, ``torch.func``.
+        Every solver of the host but ``scipy_solver``, with all their options; gradients in ``y0``, parameters, ``t``,
+        ``step_t`` and ``jump_t``; events; autocast; second derivatives (``create_graph=True``), for which the whole
+        chain of steps is rebuilt with its graph. Not yet: random numbers drawn in func, ``torch.func``.
 
     Source: Zhuang et al., arXiv 2006.02493 (the tape and its replay); Hu, arXiv 2402.15141 (the step's adjoint). Where
     ``options["first_step"]`` is not given, the host's own back-propagation also differentiates its guess of that step.
@@ -165,6 +165,11 @@ def solve_of(
         raise UnsupportedError(
             f"odeint_adjoint(..., method={method!r}, adjoint_method='aca'): steps of {method!r} cannot be replayed. "
             f"Use one of {', '.join(able)}, or differentiate with torchdiffeq.odeint."
+        )
+    if tableau.whole and keep.graph == "stage":
+        raise UnsupportedError(
+            f"odeint_adjoint(..., method={method!r}, adjoint_method='aca', adjoint_options={{'graph': 'stage'}}): a step "
+            f"of {method!r} is replayed as a whole. Leave out 'graph'."
         )
     dtype = torch.promote_types(options.get("dtype", torch.float64), y0.real.dtype) if tableau.chained else t.dtype
     points = [

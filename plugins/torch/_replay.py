@@ -7,10 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from steptape.compat import _torchdiffeq as host
 from steptape.torch._ambient import Ambient
-from steptape.torch._chain import chain
+from steptape.torch._chain import chain, multistep_chain
 from steptape.torch._field import Field
+from steptape.torch._multistep import MultistepSweep
+from steptape.torch._runge_kutta import RungeKuttaSweep
 from steptape.torch._sweep import Sweep
 from steptape.torch._tape import Tape
 from steptape.torch._torchdiffeq import Solve
@@ -57,27 +58,25 @@ def _pull_back(
     grad_solution: Tensor,
 ) -> list[Tensor]:
     """The cotangents of (y0, t, points, *params)."""
-    params = inputs[3:]
+    y0, params = inputs[0], inputs[3:]
     with torch.enable_grad():
         leaves = [x.detach().requires_grad_(need) for x, need in zip(inputs[:3], needed[:3], strict=True)]
         timeline = solve.timeline(tape, *leaves)
-    y0 = inputs[0]
-    field = Field(host.without_sides(solve.func), ambient, y0.shape, params, in_time=timeline.moves)
-    cotangents = Sweep(solve.tableau, tape, timeline, field, y0, solve.keep.graph == "step").run(
-        grad_solution[1:].reshape(-1, y0.numel())
-    )
+    field = Field(solve.vector_field, ambient, y0.shape, params, in_time=timeline.moves)
+    if solve.tableau.whole:
+        sweep: Sweep = MultistepSweep(solve.solver(y0), tape, timeline, field, y0)
+    else:
+        sweep = RungeKuttaSweep(solve.tableau, tape, timeline, field, y0, solve.keep.graph == "step")
+    cotangents = sweep.run(grad_solution[1:].reshape(-1, y0.numel()))
     grads = [cotangents.y0 + grad_solution[0], *map(torch.zeros_like, inputs[1:3]), *field.cotangents]
     moved = [(x, g) for x, g in zip(timeline, cotangents[1:], strict=True) if x.requires_grad]
     movers = [(i, x) for i, x in enumerate((*leaves, *params)) if x.requires_grad]
     if moved:
         ends, pulled = zip(*moved, strict=True)
-        for (i, _), g in zip(movers, _grad(ends, [x for _, x in movers], pulled), strict=True):
+        found = torch.autograd.grad(ends, [x for _, x in movers], pulled, allow_unused=True)
+        for (i, _), g in zip(movers, found, strict=True):
             grads[i] = grads[i] if g is None else grads[i] + g
     return grads
-
-
-def _grad(outputs: Any, inputs: Any, cotangents: Any) -> tuple[Tensor | None, ...]:
-    return torch.autograd.grad(outputs, inputs, cotangents, allow_unused=True)
 
 
 def _pull_back_differentiably(
@@ -91,10 +90,13 @@ def _pull_back_differentiably(
     """The same, as functions of the inputs and of ``grad_solution``."""
     y0 = inputs[0]
     timeline = solve.timeline(tape, *inputs[:3])
-    field = Field(host.without_sides(solve.func), ambient, y0.shape, inputs[3:], in_time=timeline.moves)
+    field = Field(solve.vector_field, ambient, y0.shape, inputs[3:], in_time=timeline.moves)
     if tape.kept:
         field.evaluate(timeline.stages[0, 0], y0.reshape(-1))  # for its check of what func depends on
-    solution = chain(solve.tableau, tape, timeline, field, y0)
+    if solve.tableau.whole:
+        solution = multistep_chain(solve.solver(y0), tape, timeline, field, y0)
+    else:
+        solution = chain(solve.tableau, tape, timeline, field, y0)
     wanted = [x for x, need in zip(inputs, needed, strict=True) if need]
     grads = torch.autograd.grad(
         solution, wanted, grad_solution, create_graph=True, allow_unused=True, materialize_grads=True

@@ -1,27 +1,23 @@
-"""The adaptive checkpoint adjoint of an explicit Runge–Kutta solve: replay the accepted steps, last to first.
+"""The adaptive checkpoint adjoint: replay the accepted steps of a tape, last to first.
 
-Each accepted step is taken again from its state, stage by stage under autograd, with its known size: no error
-estimate, no rejected try. Its adjoint is the matching discrete one (Hu, arXiv 2402.15141, point 3), exact to rounding:
-with λ the cotangent of the step's end and μ_q those of the outputs inside it,
+Each accepted step is taken again from its state, under autograd and with its known size: no error estimate, no rejected
+try. States that the tape does not hold are recomputed with known step sizes too, as the checkpoint plan says.
 
-    ℓ_i = h (b_i λ + Σ_q w_i(x_q) μ_q + Σ_j a_ji g_j),    g_i = (∂f/∂y)ᵀ ℓ_i,    i = s … 1,
-
-the cotangent of the step's start is λ + Σ_q μ_q + Σ_i g_i, and the parameters gain Σ_i (∂f/∂θ)ᵀ ℓ_i. States that the
-tape does not hold are recomputed with known step sizes, as the checkpoint plan says.
+Source: Zhuang et al., arXiv 2006.02493.
 """
 
 from __future__ import annotations
 
+import abc
 import bisect
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from steptape._errors import GradientError
 from steptape._plan import reversal
-from steptape.torch._field import Field, Stage
-from steptape.torch._tableau import Tableau
+from steptape.torch._field import Field
 from steptape.torch._tape import State, Tape, Timeline
 
 
@@ -34,47 +30,25 @@ class Cotangents(NamedTuple):
     places: Tensor
 
 
-class _Link(NamedTuple):
-    """What a step leaves to the one before, whose last stage is its first: its cotangent, and its graph if built."""
+class Sweep(abc.ABC):
+    """The backward pass over one tape that starts from ``y0``; ``field`` gathers the cotangents of the parameters."""
 
-    cotangent: Tensor
-    stage: Stage | None
-
-
-class Sweep:
-    """The backward pass over one tape that starts from ``y0``; ``field`` gathers the cotangents of the parameters.
-
-    ``whole_steps``: build the graphs of all stages of a step at once, rather than take each stage twice to have one
-    graph alive at a time.
-    """
-
-    def __init__(self, tableau: Tableau, tape: Tape, timeline: Timeline, field: Field, y0: Tensor, whole_steps: bool):
-        self.tableau, self.tape, self.field, self.whole_steps = tableau, tape, field, whole_steps
-        self.last = tableau.stages - 1
+    def __init__(self, tape: Tape, timeline: Timeline, field: Field, y0: Tensor):
+        self.tape, self.field = tape, field
         self.moves = timeline.moves
         self.times = timeline.stages.detach()
-        self.sizes = timeline.sizes.tolist()
-        weights, slopes = tableau.weights(timeline.places.detach().double())
-        self.weights, self.weight_slopes = weights.to(y0), slopes.to(y0)
+        self.places = timeline.places.detach()
         self.cotangents = Cotangents(*map(torch.zeros_like, (y0, *timeline)))
-
-        # Of the step at hand: k_i, and g_i with λ below. The table by rows makes the places of the stages of the one,
-        # and by columns their cotangents of the other.
-        self.k = y0.new_zeros(tableau.stages, y0.numel())
-        self.g = y0.new_zeros(tableau.stages + 1, y0.numel())
-        rows = tableau.rows.to(y0)
-        self.by_row = [(self.k[:i].T, rows[i, :i]) for i in range(tableau.stages)]
-        self.by_column = [(self.g[i + 1 :].T, rows[i + 1 :, i].contiguous()) for i in range(tableau.stages)]
-        self.end_row = rows[-1]
 
     def run(self, grad_outputs: Tensor) -> Cotangents:
         """Pull the cotangents of the outputs after the first, (len(t) - 1, numel), back to the start of the tape."""
+        steps = len(self.times)
         slots = self.tape.states()
-        witness = self.tape.kept[-1] if self.tape.kept else 0
+        witness = self.tape.kept[-1] if steps else 0
         # Outputs of a solve without steps are its initial state.
-        end = (grad_outputs if not self.sizes else grad_outputs[:0]).sum(0)
+        end = (grad_outputs[:0] if steps else grad_outputs).sum(0)
         link, last = None, len(grad_outputs)
-        for move, n in reversal(self.tape.kept, len(self.sizes), self.tape.slots):
+        for move, n in reversal(self.tape.kept, steps, self.tape.slots):
             if move == "load":
                 state = slots[n].to(end.device)
             elif move == "advance":
@@ -91,47 +65,18 @@ class Sweep:
                     self._check_end(n, state, self.tape.ys[-1].to(end.device))
         return self.cotangents._replace(y0=end.view_as(self.cotangents.y0))
 
-    def _step(
-        self, n: int, state: State, outputs: slice, mu: Tensor, end: Tensor, link: _Link | None
-    ) -> tuple[Tensor, _Link | None]:
-        """Replay step n: from the cotangents of its outputs, its end and its last stage to that of its start."""
-        # A last stage at the end of the step is the next step's first, or of use to outputs inside the step alone.
-        own = self.last if self.tableau.last_at_end and (link or not len(mu)) else self.last + 1
-        stages = self._slopes(n, state, own, graphs=self.whole_steps)
-        if own == self.last:
-            stages[own] = shared = link.stage if link else None
-            self.k[own] = shared.slope.reshape(-1) if shared else 0
-        inside = self.weights[outputs].T @ mu if len(mu) else None
-        self.g.zero_()
-        self.g[-1] = end
-        left, asked = None, []
-        for i in range(self.last, -1, -1):
-            cotangent = torch.mv(*self.by_column[i]) if inside is None else torch.addmv(inside[i], *self.by_column[i])
-            asked.append(cotangent.mul_(self.sizes[n]))
-            if link and i == self.last:
-                cotangent = cotangent + link.cotangent
-            if i == 0 and not self.tape.fresh[n]:
-                left = _Link(cotangent, stages[0])
-            elif i < own or link:
-                stage = stages[i] or self._stage(n, i, state)
-                self.g[i], in_time = self.field.pull(stage, cotangent)
-                if in_time is not None:
-                    self.cotangents.stages[n, i] = in_time
-        if self.moves:
-            self._pull_places(n, outputs, mu, torch.stack(asked[::-1]))
-        start = self.g.sum(0)
-        return start + mu.sum(0) if len(mu) else start, left
+    @abc.abstractmethod
+    def _step(self, n: int, state: State, outputs: slice, mu: Tensor, end: Tensor, link: Any) -> tuple[Tensor, Any]:
+        """Replay step n: from the cotangents of its outputs and its end, and from what the next step left over, to the
+        cotangent of its start and what is left over for the step before."""
 
+    @abc.abstractmethod
     def _advance(self, n: int, state: State) -> State:
         """The state at the end of step n."""
-        self._slopes(n, state, self.last + (not self.tableau.last_at_end), graphs=False)
-        y = self._end(n, state)
-        carries = not self.tableau.last_at_end and self.tableau.chained and not self.tape.fresh[n + 1]
-        return State(y, self.k[-1].clone() if carries else None)
 
+    @abc.abstractmethod
     def _end(self, n: int, state: State) -> Tensor:
-        own = self.last if self.tableau.last_at_end else self.last + 1
-        return torch.addmv(state.y, self.k[:own].T, self.end_row[:own], alpha=self.sizes[n])
+        """The end of step n, just replayed, flat."""
 
     def _check_end(self, n: int, state: State, taped: Tensor) -> None:
         """Raise if step n, just replayed, came out elsewhere than in the forward pass, by more than rounding."""
@@ -143,30 +88,3 @@ class Sweep:
                 "in the forward pass, so the replay would give the gradient of another solution. Make func a function "
                 "of its arguments and parameters alone: no random numbers, and no state that evaluations change."
             )
-
-    def _slopes(self, n: int, state: State, count: int, graphs: bool) -> list[Stage | None]:
-        """Take the first ``count`` stages of step n again: their slopes into ``k``, and their graphs if asked for."""
-        stages: list[Stage | None] = [None] * len(self.k)
-        for i in range(count):
-            if i == 0 and state.slope is not None:
-                self.k[0] = state.slope
-            elif graphs:
-                stages[i] = self._stage(n, i, state)
-            else:
-                self.k[i] = self.field.value(self.times[n, i], self._place(n, i, state))
-        return stages
-
-    def _stage(self, n: int, i: int, state: State) -> Stage:
-        stage = self.field.evaluate(self.times[n, i], self._place(n, i, state))
-        self.k[i] = stage.slope.reshape(-1)
-        return stage
-
-    def _place(self, n: int, i: int, state: State) -> Tensor:
-        return torch.addmv(state.y, *self.by_row[i], alpha=self.sizes[n]) if i else state.y
-
-    def _pull_places(self, n: int, outputs: slice, mu: Tensor, asked: Tensor) -> None:
-        """The cotangents of step n's size and of the places of the outputs inside it."""
-        # A step is linear in h k: what it asks of its slopes, it asks of h in proportion.
-        self.cotangents.sizes[n] = (asked.conj() * self.k).sum().real / self.sizes[n]
-        along = self.weight_slopes[outputs] @ self.k * self.sizes[n]
-        self.cotangents.places[outputs] = (mu.conj() * along).sum(1).real

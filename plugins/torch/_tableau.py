@@ -22,13 +22,15 @@ class Tableau:
     """An explicit Runge–Kutta method with s stages and a dense output of degree p.
 
     ``rows`` is (s + 1, s), float64: a, then b. ``dense`` is (p, s): w(x) = Σ_q dense[q] x^(q+1). ``chained``: the last
-    stage of a step is handed to the next step as its first.
+    stage of a step is handed to the next step as its first. ``whole``: not a Runge–Kutta method, but a step of the
+    host's that is replayed as a whole; only ``c``, the ends of the step, and the degree of ``dense`` count.
     """
 
     rows: Tensor
     c: tuple[float, ...]
     dense: Tensor
     chained: bool
+    whole: bool = False
 
     @property
     def stages(self) -> int:
@@ -97,10 +99,14 @@ def _adaptive(tableau: Any, mid: Tensor) -> Tableau:
 
 @functools.lru_cache
 def tableau_of(solver_class: Any, interp: str = "linear") -> Tableau | None:
-    """The tableau by which a solver class of torchdiffeq steps, or None if it does not step by one alone."""
+    """The tableau by which a solver class of torchdiffeq is replayed, or None if it cannot be."""
     name = host.FIXED_GRID_NAMES.get(solver_class)
     if name is not None:
         return _fixed_grid(name, interp)
+    if host.is_multistep(solver_class):
+        degree = 1 if interp == "linear" else 3
+        zeros = torch.zeros(3, 2, dtype=torch.float64)
+        return Tableau(zeros, (0.0, 1.0), zeros[:degree], chained=False, whole=True)
     if host.steps_by_tableau(solver_class):
         return _adaptive(solver_class.tableau, solver_class.mid)
     return None

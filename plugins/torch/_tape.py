@@ -11,14 +11,14 @@ from torch import Tensor
 
 
 class State(NamedTuple):
-    """Where a step starts: y, flat, and the first slope where it cannot be evaluated from y."""
+    """Where a step starts: y, flat, and the slopes it cannot evaluate from y, the latest first."""
 
     y: Tensor
-    slope: Tensor | None
+    slopes: tuple[Tensor, ...]
 
     def to(self, device: torch.device) -> State:
         """The state on a device, itself if it is there."""
-        return State(self.y.to(device), None if self.slope is None else self.slope.to(device))
+        return State(self.y.to(device), tuple(slope.to(device) for slope in self.slopes))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,11 +26,11 @@ class Tape:
     """N accepted steps, in the host's increasing time.
 
     ``nodes``: the N + 1 ends of the steps. ``sizes``: h_n, N. ``outputs``: the times of the outputs after the first.
-    ``kept``: the steps whose starting states are kept, in
-    at most ``slots`` slots (None: no limit); ``ys``: these states y_n, flat. ``slopes``: the first stages k_0 that
-    go with them, for a solver that cannot evaluate them from y_n; else empty. ``fresh``: whether a step evaluates its
-    own first stage, or takes over the last stage of the step before. ``anchors``: what a node moves with, t[0] (0) or
-    entry i of the points (i + 1). ``serving``: for each output after the first, the step it lies in.
+    ``kept``: the steps whose starting states are kept, in at most ``slots`` slots (None: no limit); ``ys``: these
+    states y_n, flat; ``slopes``: the slopes that go with them, and ``history``: which ones go with which. ``fresh``:
+    whether a step evaluates its own first stage, or takes over the last stage of the step before. ``anchors``: what a
+    node moves with, t[0] (0) or entry i of the points (i + 1). ``serving``: for each output after the first, the step
+    it lies in.
     """
 
     nodes: Tensor
@@ -38,6 +38,7 @@ class Tape:
     outputs: Tensor
     ys: Sequence[Tensor]
     slopes: Sequence[Tensor]
+    history: Sequence[Sequence[int]]
     kept: Sequence[int]
     slots: int | None
     fresh: Sequence[bool]
@@ -46,10 +47,9 @@ class Tape:
 
     def states(self) -> dict[int, State]:
         """The kept states by step."""
-        slopes: Sequence[Tensor | None] = self.slopes or [None] * len(self.kept)
         return {
-            n: State(y, None if self.fresh[n] else slope)
-            for n, y, slope in zip(self.kept, self.ys, slopes, strict=True)
+            n: State(y, tuple(self.slopes[i] for i in history))
+            for n, y, history in zip(self.kept, self.ys, self.history, strict=True)
         }
 
     def tensors(self) -> list[Tensor]:

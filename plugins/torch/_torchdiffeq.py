@@ -23,14 +23,14 @@ class Recorder:
     ``step_t`` or ``jump_t``, and the ``states`` that were kept, with their first slopes if asked for.
     """
 
-    def __init__(self, func: Any, carries_slopes: bool, keep: Keep):
+    def __init__(self, func: Any, keep: Keep, carries_slopes: bool = False):
         self._func = func
         self._carries_slopes = carries_slopes
-        self._keep = keep
+        self._device = keep.device
         self._keeper = Keeper(keep.checkpoints)
         self._tried: Tensor | None = None
         self._latest: Tensor | None = None
-        self._first: Tensor | None = None
+        self._first: tuple[Tensor, ...] = ()
         self.starts: list[Tensor] = []
         self.sizes: list[Tensor] = []
         self.cut: list[bool] = []
@@ -46,23 +46,22 @@ class Recorder:
     def callback_step(self, t: Tensor, y: Tensor, h: Tensor) -> None:
         self._func.callback_step(t, y, h)
         # The latest evaluation before a step's first try is the slope the host steps from.
-        if self._first is None and self._latest is not None:
-            self._first = self._latest.to(y.dtype, copy=True)
+        if self._latest is not None and not self._first:
+            self._first = (self._latest.to(y.dtype, copy=True),)
         self._tried = h
 
     def callback_accept_step(self, t: Tensor, y: Tensor, h: Tensor) -> None:
         self._func.callback_accept_step(t, y, h)
         # The host makes a new size when it cuts a try short.
-        self._note(t, y, h, cut=h is not self._tried)
+        self._note(t, State(y, self._first), h, cut=h is not self._tried)
+        self._first = ()
 
-    def _note(self, t: Tensor, y: Tensor, h: Tensor, cut: bool) -> None:
+    def _note(self, t: Tensor, state: State, h: Tensor, cut: bool = False) -> None:
         step = len(self.starts)
         self.starts.append(t)
         self.sizes.append(h)
         self.cut.append(cut)
-        state = State(y, self._first)
-        self.states[step] = state if step == 0 or self._keep.device is None else state.to(self._keep.device)
-        self._first = None
+        self.states[step] = state if step == 0 or self._device is None else state.to(self._device)
         dropped = self._keeper.offer(step)
         if dropped is not None:
             del self.states[dropped]
@@ -73,7 +72,25 @@ class FixedGridRecorder(Recorder):
 
     def callback_step(self, t: Tensor, y: Tensor, h: Tensor) -> None:
         self._func.callback_step(t, y, h)
-        self._note(t, y, h, cut=False)
+        self._note(t, State(y, ()), h)
+
+
+class MultistepRecorder(Recorder):
+    """The same for a multistep solver on a fixed grid, whose steps start from the slopes of earlier ones as well."""
+
+    def __init__(self, func: Any, keep: Keep, solver: Any):
+        super().__init__(func, keep)
+        self._solver = solver
+        self._moved: dict[int, Tensor] = {}
+
+    def callback_step(self, t: Tensor, y: Tensor, h: Tensor) -> None:
+        self._func.callback_step(t, y, h)
+        slopes = host.history(self._solver)
+        if self._device is not None:
+            # Successive histories share their slopes; so do their copies.
+            self._moved = {id(x): self._moved.get(id(x), x.to(self._device)) for x in slopes}
+            slopes = [self._moved[id(x)] for x in slopes]
+        self._note(t, State(y, tuple(slopes)), h)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,10 +112,8 @@ class Solve:
 
     def record(self, y0: Tensor, t: Tensor, points: Tensor) -> tuple[Tensor, Tensor, Tape]:
         """Run the host's solver: its solution, (len(t), *y0.shape), the time it ends, and the tape of its steps."""
-        solver = self._solver(y0)
-        carries_slopes = self.tableau.chained and not self.tableau.last_at_end
-        make_recorder = Recorder if self.tableau.chained else FixedGridRecorder
-        solver.func = recorder = make_recorder(self.func, carries_slopes, self.keep)
+        solver = self.solver(y0)
+        solver.func = recorder = self._recorder(solver)
         if self.event_fn is None:
             end, solution = t[-1], solver.integrate(t)
         else:
@@ -144,6 +159,8 @@ class Solve:
     def _sides(self, tape: Tape) -> Tensor:
         """On which side of a discontinuity in t the host evaluates the stages: -1 before, 1 behind, else 0; (N, s)."""
         c = torch.tensor(self.tableau.c)
+        if self.tableau.whole:
+            return torch.zeros(len(tape.fresh), len(c))
         sides = -(c == 1).double().expand(len(tape.fresh), -1).clone()
         if self.tableau.chained:
             sides[:, 0] = torch.tensor(tape.fresh).double() * 2 - 1
@@ -154,11 +171,24 @@ class Solve:
             sides[:, -1] = 0
         return sides * self.options.get("perturb", False)
 
-    def _solver(self, y0: Tensor) -> Any:
+    def _recorder(self, solver: Any) -> Recorder:
+        if self.tableau.whole:
+            return MultistepRecorder(self.func, self.keep, solver)
+        if self.tableau.chained:
+            return Recorder(self.func, self.keep, carries_slopes=not self.tableau.last_at_end)
+        return FixedGridRecorder(self.func, self.keep)
+
+    @property
+    def vector_field(self) -> Any:
+        """func as a replay calls it: at times already on their side of a jump, or by a step of the host's."""
+        return self.func if self.tableau.whole else host.without_sides(self.func)
+
+    def solver(self, y0: Tensor) -> Any:
+        """A new solver of the host for this call."""
         return host.SOLVERS[self.method](func=self.func, y0=y0, rtol=self.rtol, atol=self.atol, **self.options)
 
     def _grid(self, tape: Tape, y0: Tensor, t: Tensor) -> Tensor:
-        grid = self._solver(y0).grid_constructor(self.func, y0, t)
+        grid = self.solver(y0).grid_constructor(self.func, y0, t)
         if not torch.equal(grid, tape.nodes):
             raise GradientError(
                 "odeint_adjoint(..., options={'grid_constructor': ...}): the grid constructor returned another grid in "
@@ -168,7 +198,7 @@ class Solve:
 
     def _tape(self, recorder: Recorder, outputs: Tensor, points: Tensor) -> Tape:
         if not recorder.starts:
-            return Tape(outputs[:0], outputs[:0], outputs, (), (), (), None, (), (), ())
+            return Tape(outputs[:0], outputs[:0], outputs, (), (), (), (), None, (), (), ())
         starts, sizes = torch.stack(recorder.starts), torch.stack(recorder.sizes)
         end = starts[-1:] + sizes[-1:]
         if recorder.cut[-1]:
@@ -184,13 +214,19 @@ class Solve:
             fresh.append(not self.tableau.chained or (point is not None and point >= len(points) - self.jumps))
         outputs = outputs.to(nodes.dtype)
         serving = torch.searchsorted(nodes[1:].contiguous(), outputs.contiguous())
-        ys, slopes = zip(*recorder.states.values(), strict=True)
+        states = [
+            state._replace(slopes=()) if fresh[n] and self.tableau.chained else state
+            for n, state in recorder.states.items()
+        ]
+        slopes = list({id(slope): slope for state in states for slope in state.slopes}.values())
+        places = {id(slope): i for i, slope in enumerate(slopes)}
         return Tape(
             nodes=nodes,
             sizes=sizes,
             outputs=outputs,
-            ys=[y.reshape(-1) for y in ys],
-            slopes=[x.reshape(-1) for x in slopes if x is not None],
+            ys=[state.y.reshape(-1) for state in states],
+            slopes=[slope.reshape(-1) for slope in slopes],
+            history=[[places[id(slope)] for slope in state.slopes] for state in states],
             kept=list(recorder.states),
             slots=self.keep.checkpoints,
             fresh=fresh[:-1],
