@@ -168,8 +168,8 @@ def solve_of(
         )
     if tableau.whole and keep.graph == "stage":
         raise UnsupportedError(
-            f"odeint_adjoint(..., method={method!r}, adjoint_method='aca', adjoint_options={{'graph': 'stage'}}): a step "
-            f"of {method!r} is replayed as a whole. Leave out 'graph'."
+            f"odeint_adjoint(..., method={method!r}, adjoint_method='aca', adjoint_options={{'graph': 'stage'}}): "
+            f"a step of {method!r} is replayed as a whole. Leave out 'graph'."
         )
     dtype = torch.promote_types(options.get("dtype", torch.float64), y0.real.dtype) if tableau.chained else t.dtype
     points = [
