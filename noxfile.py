@@ -28,9 +28,9 @@ def lint(session: nox.Session) -> None:
 
 @nox.session
 def types(session: nox.Session) -> None:
-    """Type check of the installed package, by mypy."""
+    """Type check of the installed package and of the benchmarks, by mypy."""
     install(session, "all", group="types")
-    session.run("mypy", "-p", "steptape")
+    session.run("mypy", "-p", "steptape", "-p", "benchmarks")
 
 
 @nox.session
@@ -45,3 +45,12 @@ def parity(session: nox.Session) -> None:
     """The cross-framework gradient parity report; arguments go to `steptape parity`."""
     install(session, "all", group="test")
     session.run("steptape", "parity", *session.posargs)
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Time and memory against torchdiffeq and the peers; arguments go to `python -m benchmarks.torch_speed`."""
+    install(session, "torch", group="bench")
+    # Its declared requirements bring a whole training stack, of which the solvers need two small packages.
+    session.install("--no-deps", *nox.project.dependency_groups(PYPROJECT, "bench-alone"))
+    session.run("python", "-m", "benchmarks.torch_speed", *session.posargs)
