@@ -169,6 +169,17 @@ def test_only_what_is_asked_for_is_differentiated():
     assert_as_host(run, x.args)
 
 
+def test_times_that_do_not_move_may_go_where_nothing_may_be_differentiated():
+    path = diffrax.VirtualBrownianTree(0.0, 3.0, 1e-2, (2,), jax.random.key(0))
+
+    def measured(y0, adjoint):
+        solution = solve(inputs()._replace(y0=y0), adjoint)
+        return jnp.sum(solution.ys[0] * path.evaluate(solution.ts[0]))
+
+    got, want = (jax.grad(measured)(inputs().y0, adjoint) for adjoint in (OURS, HOST))
+    assert worst(got, want) < 1e-12
+
+
 def test_integers_and_strings_among_the_inputs_are_left_alone():
     def run(y0, adjoint):
         term = diffrax.ODETerm(lambda t, y, args: -args[0] * y if args[1] == "decay" else y)

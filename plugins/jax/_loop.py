@@ -89,7 +89,9 @@ def replayed_while_loop(
     step = None
     if known is not None:
         step, known = known.step, dataclasses.replace(known, step=None)
-    return _run((carry, body, step), cond, _Settings(max_steps, written, known, refusal))[-1]
+    settings = _Settings(max_steps, written, known, refusal)
+    final = _run((carry, body, step), cond, settings)[-1]
+    return final if refusal else _still((carry, body, step), final, settings=settings)
 
 
 def _selected(select: Callable, tree: Any) -> Any:
@@ -163,6 +165,20 @@ def _run_bwd(residuals, g_carry, perturbed, vjp_arg, cond, settings):
     none = functools.partial(jax.tree.map, lambda _: None)
     g_carry = (None, None, None, g_state)
     return (g_carry, g_fun, none(step)) if replay.by_try else (g_carry, none(body), g_fun)
+
+
+@eqx.filter_custom_jvp
+def _still(vjp_arg, final, *, settings):
+    """``final``, without a tangent where nothing moves: a custom VJP gives one to all that it returns."""
+    return final
+
+
+@_still.def_jvp
+def _still_jvp(primals, tangents, *, settings):
+    vjp_arg, final = primals
+    perturbed = jax.tree.map(lambda _, t: t is not None, vjp_arg, tangents[0])
+    replay, _, _ = _choose_replay(perturbed, vjp_arg, settings)
+    return final, jax.tree.map(lambda moves, t: t if moves else None, replay.carried, tangents[1])
 
 
 @jax.custom_jvp
