@@ -107,17 +107,17 @@ class Setup:
         return (
             f"dim {self.dim}, width {self.width} ({self.parameters} parameters), batch {self.batch}, tolerance "
             f"{self.tolerance:g}, {str(self.dtype).removeprefix('torch.')}, t in [0, {self.span:g}], "
-            f"{self.outputs} output times{'' if self.turning else ', random weights'}"
+            f"{self.outputs} output times"
         )
 
 
 SMALL = Setup("small", 16, 64, 32, 1e-6, torch.float64, span=10)
+_LARGE = Setup("large", 64, 256, 512, 1e-5, torch.float32, span=16)
+_PLAIN = (SMALL, _LARGE, dataclasses.replace(SMALL, name="100 outputs", outputs=100))
 SPEED = (
-    SMALL,
-    Setup("large", 64, 256, 512, 1e-5, torch.float32, span=16),
-    dataclasses.replace(SMALL, name="100 outputs", outputs=100),
+    *_PLAIN,
     Setup("50,000 parameters", 2, 222, 1, 1e-6, torch.float64, span=6),
-    dataclasses.replace(SMALL, name="contracting", span=14, turning=False),
+    *(dataclasses.replace(x, name=f"{x.name}, random weights", span=1.4 * x.span, turning=False) for x in _PLAIN),
 )
 _MEMORY = Setup("104 evaluations", 64, 256, 4096, 1e-5, torch.float32, span=5.2)
 MEMORY = (

@@ -23,7 +23,7 @@ from benchmarks.peers import HOST, METHODS, Method
 
 @dataclasses.dataclass(frozen=True)
 class Speed:
-    """One method on one set-up. ``seconds``: medians of forward, of backward and of their sum.
+    """One method on one set-up. ``seconds``: of processor time, medians of forward, of backward and of their sum.
 
     ``ratio``: the median over the rounds of its time over that of the host's back-propagation in the same round.
     ``error``: of its gradient, against a tight reference, relative, in the Euclidean norm over all inputs.
@@ -115,12 +115,13 @@ def _warmed_up(method: Method, setup: Setup, reference: Tensor, rounds: int, bud
 
 
 def _time(method: Method, problem: Problem) -> tuple[float, float]:
+    # The process's own time: with one thread it is the wall's, less what other processes take from it.
     gc.collect()
-    start = time.perf_counter()
+    start = time.process_time()
     loss = loss_of(method.solve(problem))
-    middle = time.perf_counter()
+    middle = time.process_time()
     torch.autograd.grad(loss, problem.inputs())
-    return middle - start, time.perf_counter() - middle
+    return middle - start, time.process_time() - middle
 
 
 def _row(setup: Setup, racer: _Racer, host: Sequence[float]) -> Speed:

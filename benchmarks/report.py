@@ -68,8 +68,9 @@ def _by_setup(rows: Sequence[Any]) -> Iterator[tuple[str, list[Any]]]:
 
 def _speeds(rows: Sequence[Speed]) -> Iterator[str]:
     yield (
-        "Ratio: time over that of odeint's back-propagation, median (least to most) over interleaved rounds. Error: of "
-        "the gradient, relative, against float64 at 1e-12; continuous adjoints and back-propagation differ in it."
+        "Ratio: processor time over that of odeint's back-propagation, median (least to most) of interleaved rounds. "
+        "Error: of the gradient, relative, against float64 at 1e-12; continuous adjoints and back-propagation differ "
+        "in it."
     )
     head = ("method", "ratio", "forward ms", "backward ms", "evaluations", "error")
     for setup, group in _by_setup(rows):
