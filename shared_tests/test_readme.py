@@ -41,6 +41,17 @@ def test_the_example_runs(framework):
     assert ran.returncode == 0, ran.stderr
 
 
+def test_the_further_examples_for_torch_run_after_the_first():
+    pytest.importorskip("torchdiffeq")
+    first, *further = [block for block in blocks("python") if re.search(r"import torch\b|from steptape.torch", block)]
+    assert len(further) == 2
+    script = "\n".join([first, *further])
+    ran = subprocess.run([sys.executable, "-P", "-c", script], capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    number = re.compile(r"[\d.]+( m?s)?\b")
+    assert number.sub("#", ran.stdout) in {number.sub("#", block) for block in blocks("text")}
+
+
 def test_ci_runs_the_readme_s_test_command():
     command = next(block for block in blocks("bash") if "nox" in block).strip()
     script = (README.parent / ".ci" / "run").read_text(encoding="utf-8")
