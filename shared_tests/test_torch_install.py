@@ -1,6 +1,7 @@
 """Call sites one cannot edit: torchdiffeq's own functions after install(), and before and after."""
 
 import functools
+import importlib.util
 import sys
 import threading
 import types
@@ -139,6 +140,17 @@ def test_a_name_taken_after_install_is_given_back(library):
         library.another = torchdiffeq.odeint_adjoint
         assert library.another is not host.odeint_adjoint
     assert library.another is host.odeint_adjoint
+
+
+def test_a_lazy_module_is_not_loaded(monkeypatch):
+    spec = importlib.util.find_spec("this")
+    spec.loader = importlib.util.LazyLoader(spec.loader)
+    lazy = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "this", lazy)
+    spec.loader.exec_module(lazy)
+    with install():
+        pass
+    assert "d" not in object.__getattribute__(lazy, "__dict__")
 
 
 def test_our_own_function_keeps_its_name(library):

@@ -102,7 +102,7 @@ def _check_host(function: Any, solver: Any, way_out: str) -> None:
     """Raise unless torchdiffeq holds this function and this solver for "aca"."""
     places = [("torchdiffeq's solver 'aca'", host.SOLVERS.get("aca"), solver)]
     for name in host.HOLDERS:
-        places.append((f"{name}.odeint_adjoint", vars(sys.modules[name]).get("odeint_adjoint"), function))
+        places.append((f"{name}.odeint_adjoint", getattr(sys.modules.get(name), "odeint_adjoint", None), function))
     for place, found, expected in places:
         if found is not expected:
             raise HostChangedError(
@@ -119,9 +119,9 @@ def _replace(old: Any, new: Any) -> None:
     """Put ``new`` wherever a module's global name stands for ``old``, but for our own two that must keep it."""
     keepers = (host, sys.modules[__name__])
     for module in list(sys.modules.values()):
-        if not isinstance(module, ModuleType) or module in keepers:
+        # By type and straight to the dictionary: asking a lazy module for anything would load it.
+        if not issubclass(type(module), ModuleType) or any(module is keeper for keeper in keepers):
             continue
-        # Straight to the dictionary: asking a lazy module for anything would load it.
         names = object.__getattribute__(module, "__dict__")
         for name, value in dict(names).items():
             if value is old:
