@@ -42,7 +42,8 @@ def chain(tableau: Tableau, tape: Tape, timeline: Timeline, field: Field, y0: Te
 
 def multistep_chain(solver: Any, tape: Tape, timeline: Timeline, field: Field, y0: Tensor) -> Tensor:
     """The same along the steps of a multistep ``solver`` of the host."""
-    ys, y, slopes = [y0], y0, []
+    ys, y = [y0], y0
+    slopes: list[Tensor] = []
     for n, (t0, t1) in enumerate(timeline.stages):
         places = [x for x, serving in zip(timeline.places, tape.serving, strict=True) if serving == n]
         y, inside, _, slopes = step(solver, slopes, field, t0, t1, y, places)

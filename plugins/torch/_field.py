@@ -29,6 +29,7 @@ class Field:
     def __init__(self, func: Any, ambient: Ambient, shape: torch.Size, params: Sequence[Tensor], in_time: bool):
         self._func = func
         self._ambient = ambient
+        self._autocast = ambient.autocast
         self._shape = shape
         self._params = tuple(params)
         self._in_time = in_time
@@ -50,7 +51,10 @@ class Field:
 
     def slope(self, t: Tensor, y: Tensor, **side: Any) -> Tensor:
         """f(t, y) for ``y`` in its own shape, as part of the caller's graph if there is one."""
-        with self._ambient.around_func():
+        if self._autocast:
+            with self._ambient.around_func():
+                slope = self._func(t, y, **side)
+        else:
             slope = self._func(t, y, **side)
         if slope.shape != y.shape:
             raise OptionError(
@@ -61,9 +65,10 @@ class Field:
 
     def pull(self, stage: Stage, cotangent: Tensor) -> tuple[Tensor, Tensor | None]:
         """The flat cotangents of the stage's y and t, if wanted; those of the parameters are added up."""
-        inputs = (stage.y, stage.t) if self._in_time else (stage.y,)
-        in_y, *in_t = self.pull_graph([(stage.slope, cotangent)], inputs)
-        return in_y, in_t[0] if in_t else None
+        if self._in_time:
+            in_y, in_t = self.pull_graph([(stage.slope, cotangent)], (stage.y, stage.t))
+            return in_y, in_t
+        return self.pull_graph([(stage.slope, cotangent)], (stage.y,))[0], None
 
     def pull_graph(self, outputs: Sequence[tuple[Tensor, Tensor]], inputs: Sequence[Tensor]) -> list[Tensor]:
         """The flat cotangents of ``inputs`` from pairs of an output and its own; the parameters' are added up."""

@@ -49,7 +49,8 @@ class MultistepSweep(Sweep):
 
     def _advance(self, n: int, state: State) -> State:
         y, *slopes = (x.view(self.shape) for x in (state.y, *state.slopes))
-        y1, _, _, after = step(self.solver, slopes, self.field, *self.times[n], y, [])
+        t0, t1 = self.times[n]
+        y1, _, _, after = step(self.solver, slopes, self.field, t0, t1, y, [])
         return State(y1.reshape(-1), tuple(x.reshape(-1) for x in after))
 
     def _end(self, n: int, state: State) -> Tensor:
