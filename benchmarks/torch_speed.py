@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from benchmarks.fields import MEMORY, SPEED
@@ -18,15 +18,19 @@ from benchmarks.targets import targets
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print the tables and write them to a folder."""
     options = _parser().parse_args(arguments)
-    timed, held = [], []
-    if options.only != "memory":
-        timed = _speeds(options.quick)
-    if options.only != "speed":
-        held = _memories(options.quick)
     command = " ".join(["python -m benchmarks.torch_speed", *(sys.argv[1:] if arguments is None else arguments)])
-    results = Results(command, machine(), timed, held, targets(timed, held))
+    timed: list[Speed] = []
+    held: list[Memory] = []
+    for row in _rows(options):
+        if isinstance(row, Speed):
+            timed.append(row)
+        else:
+            held.append(row)
+        # Each time, so that an interrupted run leaves what it has found.
+        results = Results(command, machine(), timed, held, targets(timed, held))
+        files = results.write(options.out)
     print(results.markdown())
-    print("Written:", *results.write(options.out))
+    print("Written:", *files)
     return 0
 
 
@@ -38,14 +42,16 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _speeds(quick: bool) -> list[Speed]:
-    rounds, budget = (3, 5.0) if quick else (11, 30.0)
-    return [row for setup in SPEED for row in speeds(setup, rounds, budget, _note)]
-
-
-def _memories(quick: bool) -> list[Memory]:
-    batch = 256 if quick else MEMORY[0].batch
-    return [memory(setup, method, batch, _note) for setup in MEMORY for method in METHODS]
+def _rows(options: argparse.Namespace) -> Iterator[Speed | Memory]:
+    rounds, budget = (3, 5.0) if options.quick else (11, 30.0)
+    batch = 256 if options.quick else MEMORY[0].batch
+    if options.only != "memory":
+        for setup in SPEED:
+            yield from speeds(setup, rounds, budget, _note)
+    if options.only != "speed":
+        for setup in MEMORY:
+            for method in METHODS:
+                yield memory(setup, method, batch, _note)
 
 
 def _note(line: str) -> None:
