@@ -6,14 +6,14 @@ Looked up by feature, not by version: a diffrax without one of them is refused w
 import dataclasses
 import inspect
 
-from steptape.compat._equinox import unsupported
+from steptape.compat._unsupported import unsupported
 
 try:
     import diffrax as _diffrax  # noqa: F401  (a missing diffrax and a changed one are told apart by the error)
     from diffrax._integrate import State as State  # The loop's state: the tape keeps some of its fields.
     from diffrax._integrate import loop as loop  # The solve itself; a custom adjoint hands it an outer loop.
 except ImportError as error:
-    raise unsupported("diffrax", error) from error
+    raise unsupported("diffrax", error, "jax") from error
 
 _STATE_FIELDS = {
     "y",
@@ -34,7 +34,7 @@ def _check() -> None:
     missing = _STATE_FIELDS - {field.name for field in dataclasses.fields(State)}
     missing |= _LOOP_ARGUMENTS - set(inspect.signature(loop).parameters)
     if missing:
-        raise unsupported("diffrax", f"{', '.join(sorted(missing))} in diffrax's loop")
+        raise unsupported("diffrax", f"{', '.join(sorted(missing))} in diffrax's loop", "jax")
 
 
 _check()

@@ -3,22 +3,7 @@
 Looked up by feature, not by version: an equinox without one of them is refused with what is installed and what to do.
 """
 
-from importlib.metadata import PackageNotFoundError, version
-
-from steptape._errors import UnsupportedHostVersion
-
-
-def unsupported(host: str, missing: object) -> UnsupportedHostVersion:
-    """The error for a host that lacks something steptape relies on, naming what is installed and the way out."""
-    try:
-        installed = f"{host} {version(host)} is installed"
-    except PackageNotFoundError:
-        installed = f"{host} is not installed"
-    return UnsupportedHostVersion(
-        f"steptape.jax relies on something that {host} does not offer here: {missing}. {installed}; "
-        "install a version it is tested with: pip install -U 'steptape[jax]'"
-    )
-
+from steptape.compat._unsupported import unsupported
 
 try:
     from equinox.internal import nonbatchable as nonbatchable  # Asserts that loop counters stay unbatched under vmap.
@@ -32,7 +17,7 @@ try:
     # Runs a loop body on plain arrays with diffrax's own treatment of buffers and vmap, so our loop is the host's loop.
     from equinox.internal._loop.common import common_rewrite as common_rewrite
 except ImportError as error:
-    raise unsupported("equinox", error) from error
+    raise unsupported("equinox", error, "jax") from error
 
 
 def select_if_vmap(pred, x, y):

@@ -1,14 +1,11 @@
 """torchdiffeq's private names, each with the reason steptape needs it."""
 
 import inspect
-from importlib.metadata import version
 from typing import Any
 
 import torch
 
-from steptape._errors import UnsupportedHostVersion
-
-_WAY_OUT = "Install a supported one with: pip install 'torchdiffeq>=0.2.4'"
+from steptape.compat._unsupported import unsupported
 
 try:
     from torchdiffeq._impl import fixed_adams, fixed_grid, misc, rk_common
@@ -26,22 +23,19 @@ try:
     # The host's normal form of a call: flat state, increasing t, wrapped func, defaults filled in.
     check_inputs = misc._check_inputs
     flat_to_shape = misc._flat_to_shape
-    # The adaptive loop that leaves the tape, and the tableau it steps with.
     # The multistep solvers, whose steps start from the slopes of earlier ones.
     Adams = fixed_adams.AdamsBashforthMoulton
+    # The adaptive loop that leaves the tape, and the tableau it steps with.
     AdaptiveRungeKutta = rk_common.RKAdaptiveStepsizeODESolver
     VALID_CALLBACKS = AdaptiveRungeKutta.valid_callbacks()
+    # What check_inputs wraps func in, and where the host solves backward: install() tells its own calls by them.
     _WRAPPERS = (misc._PerturbFunc, misc._ReverseFunc, misc._TupleFunc)
     _BACKSOLVE = OdeintAdjointMethod.backward.__qualname__
 except (ImportError, AttributeError) as error:
-    raise UnsupportedHostVersion(
-        f"steptape.torch cannot use the installed torchdiffeq ({error}). {_WAY_OUT}"
-    ) from error
+    raise unsupported("torchdiffeq", error, "torch") from error
 
 if "callback_accept_step" not in VALID_CALLBACKS:
-    raise UnsupportedHostVersion(
-        f"torchdiffeq {version('torchdiffeq')} has no step callbacks: its accepted steps cannot be taped. {_WAY_OUT}"
-    )
+    raise unsupported("torchdiffeq", "callbacks on accepted steps", "torch")
 
 # The modules that hold odeint_adjoint under its name.
 HOLDERS = ("torchdiffeq", "torchdiffeq._impl", "torchdiffeq._impl.adjoint")
