@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from steptape.torch._field import Field
 from steptape.torch._multistep import MultistepSweep
 from steptape.torch._runge_kutta import RungeKuttaSweep
 from steptape.torch._sweep import Sweep
-from steptape.torch._tape import Tape
+from steptape.torch._tape import Tape, Timeline
 from steptape.torch._torchdiffeq import Solve
 
 
@@ -42,64 +42,63 @@ class Replay(torch.autograd.Function):
     def backward(ctx: Any, grad_solution: Tensor, _: Any) -> tuple[Tensor | None, ...]:
         y0, t, points, *rest = ctx.saved_tensors
         tape = ctx.tape.refilled(rest[len(ctx.params) :])
-        inputs, needed = (y0, t, points, *ctx.params), ctx.needs_input_grad[1:]
-        pull_back = _pull_back_differentiably if torch.is_grad_enabled() else _pull_back
+        back = _Back(ctx.solve, ctx.ambient, tape, (y0, t, points, *ctx.params), ctx.needs_input_grad[1:])
         with ctx.ambient.without_autocast():
-            grads = pull_back(ctx.solve, ctx.ambient, tape, inputs, needed, grad_solution)
-        return (None, *(grad if need else None for grad, need in zip(grads, needed, strict=True)))
+            grads = back.differentiable(grad_solution) if torch.is_grad_enabled() else back.plain(grad_solution)
+        return (None, *(grad if need else None for grad, need in zip(grads, back.needed, strict=True)))
 
 
-def _pull_back(
-    solve: Solve,
-    ambient: Ambient,
-    tape: Tape,
-    inputs: tuple[Tensor, ...],
-    needed: tuple[bool, ...],
-    grad_solution: Tensor,
-) -> list[Tensor]:
-    """The cotangents of (y0, t, points, *params)."""
-    y0, params = inputs[0], inputs[3:]
-    with torch.enable_grad():
-        leaves = [x.detach().requires_grad_(need) for x, need in zip(inputs[:3], needed[:3], strict=True)]
-        timeline = solve.timeline(tape, *leaves)
-    field = Field(solve.vector_field, ambient, y0.shape, params, in_time=timeline.moves)
-    if solve.tableau.whole:
-        sweep: Sweep = MultistepSweep(solve.solver(y0), tape, timeline, field, y0)
-    else:
-        sweep = RungeKuttaSweep(solve.tableau, tape, timeline, field, y0, solve.keep.graph == "step")
-    cotangents = sweep.run(grad_solution[1:].reshape(-1, y0.numel()))
-    grads = [cotangents.y0 + grad_solution[0], *map(torch.zeros_like, inputs[1:3]), *field.cotangents]
-    moved = [(x, g) for x, g in zip(timeline, cotangents[1:], strict=True) if x.requires_grad]
-    movers = [(i, x) for i, x in enumerate((*leaves, *params)) if x.requires_grad]
-    if moved:
-        ends, pulled = zip(*moved, strict=True)
-        found = torch.autograd.grad(ends, [x for _, x in movers], pulled, allow_unused=True)
-        for (i, _), g in zip(movers, found, strict=True):
-            grads[i] = grads[i] if g is None else grads[i] + g
-    return grads
+class _Back(NamedTuple):
+    """One backward pass: from the cotangent of the solution to those of the inputs (y0, t, points, *params)."""
 
+    solve: Solve
+    ambient: Ambient
+    tape: Tape
+    inputs: tuple[Tensor, ...]
+    needed: tuple[bool, ...]
 
-def _pull_back_differentiably(
-    solve: Solve,
-    ambient: Ambient,
-    tape: Tape,
-    inputs: tuple[Tensor, ...],
-    needed: tuple[bool, ...],
-    grad_solution: Tensor,
-) -> list[Tensor]:
-    """The same, as functions of the inputs and of ``grad_solution``."""
-    y0 = inputs[0]
-    timeline = solve.timeline(tape, *inputs[:3])
-    field = Field(solve.vector_field, ambient, y0.shape, inputs[3:], in_time=timeline.moves)
-    if tape.kept:
-        field.evaluate(timeline.stages[0, 0], y0.reshape(-1))  # for its check of what func depends on
-    if solve.tableau.whole:
-        solution = multistep_chain(solve.solver(y0), tape, timeline, field, y0)
-    else:
-        solution = chain(solve.tableau, tape, timeline, field, y0)
-    wanted = [x for x, need in zip(inputs, needed, strict=True) if need]
-    grads = torch.autograd.grad(
-        solution, wanted, grad_solution, create_graph=True, allow_unused=True, materialize_grads=True
-    )
-    found = iter(grads)
-    return [next(found) if need else x for x, need in zip(inputs, needed, strict=True)]
+    def plain(self, grad_solution: Tensor) -> list[Tensor]:
+        """By replaying the tape, last step to first."""
+        solve, tape, inputs = self.solve, self.tape, self.inputs
+        y0, params = inputs[0], inputs[3:]
+        with torch.enable_grad():
+            leaves = [x.detach().requires_grad_(need) for x, need in zip(inputs[:3], self.needed[:3], strict=True)]
+            timeline = solve.timeline(tape, *leaves)
+        field = self._field(timeline)
+        if solve.tableau.whole:
+            sweep: Sweep = MultistepSweep(solve.solver(y0), tape, timeline, field, y0)
+        else:
+            sweep = RungeKuttaSweep(solve.tableau, tape, timeline, field, y0, solve.keep.graph == "step")
+        cotangents = sweep.run(grad_solution[1:].reshape(-1, y0.numel()))
+        grads = [cotangents.y0 + grad_solution[0], *map(torch.zeros_like, inputs[1:3]), *field.cotangents]
+        moved = [(x, g) for x, g in zip(timeline, cotangents[1:], strict=True) if x.requires_grad]
+        if moved:
+            ends, pulled = zip(*moved, strict=True)
+            movers = [(i, x) for i, x in enumerate((*leaves, *params)) if x.requires_grad]
+            found = torch.autograd.grad(ends, [x for _, x in movers], pulled, allow_unused=True)
+            for (i, _), g in zip(movers, found, strict=True):
+                grads[i] = grads[i] if g is None else grads[i] + g
+        return grads
+
+    def differentiable(self, grad_solution: Tensor) -> list[Tensor]:
+        """The same as functions of the inputs and of ``grad_solution``, for second derivatives."""
+        solve, tape, inputs = self.solve, self.tape, self.inputs
+        y0 = inputs[0]
+        timeline = solve.timeline(tape, *inputs[:3])
+        field = self._field(timeline)
+        if tape.kept:
+            field.evaluate(timeline.stages[0, 0], y0.reshape(-1))  # for its check of what func depends on
+        if solve.tableau.whole:
+            solution = multistep_chain(solve.solver(y0), tape, timeline, field, y0)
+        else:
+            solution = chain(solve.tableau, tape, timeline, field, y0)
+        wanted = [x for x, need in zip(inputs, self.needed, strict=True) if need]
+        grads = torch.autograd.grad(
+            solution, wanted, grad_solution, create_graph=True, allow_unused=True, materialize_grads=True
+        )
+        found = iter(grads)
+        return [next(found) if need else x for x, need in zip(inputs, self.needed, strict=True)]
+
+    def _field(self, timeline: Timeline) -> Field:
+        shape, params = self.inputs[0].shape, self.inputs[3:]
+        return Field(self.solve.vector_field, self.ambient, shape, params, in_time=timeline.moves)

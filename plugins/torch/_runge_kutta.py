@@ -69,7 +69,9 @@ class RungeKuttaSweep(Sweep):
         left, asked = None, []
         for i in range(self.last, -1, -1):
             cotangent = torch.mv(*self.by_column[i]) if inside is None else torch.addmv(inside[i], *self.by_column[i])
-            asked.append(cotangent.mul_(self.sizes[n]))
+            cotangent.mul_(self.sizes[n])
+            if self.moves:
+                asked.append(cotangent)
             if link and i == self.last:
                 cotangent = cotangent + link.cotangent
             if i == 0 and not self.tape.fresh[n]:
