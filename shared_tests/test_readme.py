@@ -18,7 +18,7 @@ def blocks(language):
 
 def rows(title):
     """The cells of the first table after a line."""
-    table = README.read_text(encoding="utf-8").partition(title)[2].strip().split("\n\n")[0]
+    table = README.read_text(encoding="utf-8").partition(title)[2].partition("\n\n")[2].split("\n\n")[0]
     return [[cell.strip(" `") for cell in line.strip("|").split("|")] for line in table.splitlines()[2:]]
 
 
@@ -30,6 +30,16 @@ def test_the_table_of_torchdiffeq_s_methods():
     told = dict(rows("torchdiffeq, by `method`:"))
     for name, solver in SOLVERS.items():
         assert told[name] == ("yes" if tableau_of(solver) else "refused")
+
+
+def test_the_table_of_diffrax_s_solvers():
+    diffrax = pytest.importorskip("diffrax")
+    from steptape.jax._erk import can_unroll
+
+    told = {name for name, replay in rows("diffrax, by solver;") if replay == "unrolled"}
+    solvers = [x for x in vars(diffrax).values() if isinstance(x, type) and issubclass(x, diffrax.AbstractERK)]
+    concrete = [x for x in solvers if not x.__name__.startswith("Abstract")]
+    assert told == {x.__name__ for x in concrete if can_unroll(x())}
 
 
 @pytest.mark.parametrize("framework", ["torch", "diffrax"])
