@@ -96,7 +96,8 @@ def _memories(rows: Sequence[Memory]) -> Iterator[str]:
     yield (
         "Held: allocated when the forward pass returns, the solution included, in multiples of the state. Backward: "
         "the most allocated above that in the backward pass, likewise. Peak: of the process's resident memory above "
-        "its base, one fresh process a method."
+        "its base, one fresh process a method, where glibc returns freed tensors at once "
+        "(MALLOC_MMAP_THRESHOLD_=65536); seconds are the wall's there."
     )
     head = ("method", "held, states", "backward, states", "peak MiB", "seconds", "evaluations")
     for setup, group in _by_setup(rows):
