@@ -30,8 +30,8 @@ class Replay(torch.autograd.Function):
         ctx.ambient = Ambient(y0.device)
         solution, end, tape = solve.record(y0, t, points)
         ctx.ambient.check_no_random_draws()
-        # Saved parameters are watched for changes in place, but hooks such as save_on_cpu unpack copies of them, and
-        # the replay differentiates with respect to the very tensors.
+        # Saved parameters are watched for changes in place, but hooks such as save_on_cpu unpack other objects, and the
+        # check of what func depends on goes by identity.
         ctx.solve, ctx.tape, ctx.params = solve, tape.emptied(), params
         ctx.save_for_backward(y0, t, points, *params, *tape.tensors())
         end = end.clone()
