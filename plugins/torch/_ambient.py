@@ -15,7 +15,7 @@ class Ambient:
 
     def __init__(self, device: torch.device):
         self._device = device
-        self.autocast = torch.is_autocast_enabled(device.type)
+        self._enabled = torch.is_autocast_enabled(device.type)
         self._dtype = torch.get_autocast_dtype(device.type)
         self._cached = torch.is_autocast_cache_enabled()
         self._random = self._random_state()
@@ -26,7 +26,7 @@ class Ambient:
 
     def around_func(self) -> AbstractContextManager[Any]:
         """A context, inside the other one, with the autocast state that func ran under."""
-        if not self.autocast:
+        if not self._enabled:
             return nullcontext()
         return torch.autocast(self._device.type, self._dtype, True, self._cached)
 

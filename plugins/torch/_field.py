@@ -29,7 +29,6 @@ class Field:
     def __init__(self, func: Any, ambient: Ambient, shape: torch.Size, params: Sequence[Tensor], in_time: bool):
         self._func = func
         self._ambient = ambient
-        self._autocast = ambient.autocast
         self._shape = shape
         self._params = tuple(params)
         self._in_time = in_time
@@ -51,10 +50,7 @@ class Field:
 
     def slope(self, t: Tensor, y: Tensor, **side: Any) -> Tensor:
         """f(t, y) for ``y`` in its own shape, as part of the caller's graph if there is one."""
-        if self._autocast:
-            with self._ambient.around_func():
-                slope = self._func(t, y, **side)
-        else:
+        with self._ambient.around_func():
             slope = self._func(t, y, **side)
         if slope.shape != y.shape:
             raise OptionError(

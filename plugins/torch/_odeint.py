@@ -101,7 +101,7 @@ def odeint_adjoint(
         )
     _check_call(t, {"adjoint_rtol": (adjoint_rtol, rtol), "adjoint_atol": (adjoint_atol, atol)})
     keep = Keep.from_options(adjoint_options)
-    params = _parameters(func, adjoint_params)
+    params = parameters_of(func, adjoint_params, f"odeint_adjoint(func={func!r}, ...)", "adjoint_params=(...)")
     shapes, func, y0, t, rtol, atol, method, options, event_fn, reverse = host.check_inputs(
         func, y0, t, rtol, atol, method, options, event_fn, host.SOLVERS
     )
@@ -126,23 +126,24 @@ def _check_call(t: Any, tolerances: dict[str, tuple[Any, Any]]) -> None:
             )
     if not isinstance(t, Tensor) or not t.is_floating_point() or t.ndim != 1 or len(t) == 0:
         raise OptionError(f"odeint_adjoint(func, y0, t={t!r}): t must be a non-empty 1-D floating-point tensor.")
-    forward = t.diff() > 0
-    if not (forward.all() or (t.diff() < 0).all()):
+    gaps = t.diff()
+    if not ((gaps > 0).all() or (gaps < 0).all()):
         raise OptionError(
             f"odeint_adjoint(func, y0, t={t.tolist()}): t must be strictly increasing or strictly decreasing. "
             "Sort it and drop repeated times."
         )
 
 
-def _parameters(func: Any, adjoint_params: Iterable[Tensor] | None) -> list[Tensor]:
+def parameters_of(func: Any, adjoint_params: Iterable[Tensor] | None, call: str, spelling: str) -> list[Tensor]:
+    """The tensors besides y0 and t to differentiate with respect to; ``call`` and ``spelling`` word the refusal."""
     if adjoint_params is not None:
         params = adjoint_params
     elif isinstance(func, torch.nn.Module):
         params = host.find_parameters(func)
     else:
         raise OptionError(
-            f"odeint_adjoint(func={func!r}, ...): func is no torch.nn.Module, so its parameters are unknown. Make it "
-            "one, or pass adjoint_params=(...), which is () if there are none."
+            f"{call}: func is no torch.nn.Module, so its parameters are unknown. Make it one, or pass {spelling}, "
+            "which is () if there are none."
         )
     return [p for p in params if p.requires_grad]
 

@@ -40,6 +40,8 @@ class RungeKuttaSweep(Sweep):
         super().__init__(tape, timeline, field, y0)
         self.tableau, self.whole_steps = tableau, whole_steps
         self.last = tableau.stages - 1
+        # How many stages the end of a step needs: all, but for a last one that is evaluated there.
+        self.to_end = tableau.stages - tableau.last_at_end
         self.sizes = timeline.sizes.tolist()
         weights, slopes = tableau.weights(self.places.double())
         self.weights, self.weight_slopes = weights.to(y0), slopes.to(y0)
@@ -51,14 +53,14 @@ class RungeKuttaSweep(Sweep):
         rows = tableau.rows.to(y0)
         self.by_row = [(self.k[:i].T, rows[i, :i]) for i in range(tableau.stages)]
         self.by_column = [(self.g[i + 1 :].T, rows[i + 1 :, i].contiguous()) for i in range(tableau.stages)]
-        self.end_row = rows[-1]
+        self.end_row = rows[-1, : self.to_end]
 
     def _step(
         self, n: int, state: State, outputs: slice, mu: Tensor, end: Tensor, link: _Link | None
     ) -> tuple[Tensor, _Link | None]:
         """Replay step n: from the cotangents of its outputs, its end and its last stage to that of its start."""
         # A last stage at the end of the step is the next step's first, or of use to outputs inside the step alone.
-        own = self.last if self.tableau.last_at_end and (link or not len(mu)) else self.last + 1
+        own = self.to_end if link or not len(mu) else self.last + 1
         stages = self._slopes(n, state, own, graphs=self.whole_steps)
         if own == self.last:
             stages[own] = shared = link.stage if link else None
@@ -88,14 +90,13 @@ class RungeKuttaSweep(Sweep):
 
     def _advance(self, n: int, state: State) -> State:
         """The state at the end of step n."""
-        self._slopes(n, state, self.last + (not self.tableau.last_at_end), graphs=False)
+        self._slopes(n, state, self.to_end, graphs=False)
         y = self._end(n, state)
         carries = not self.tableau.last_at_end and self.tableau.chained and not self.tape.fresh[n + 1]
         return State(y, (self.k[-1].clone(),) if carries else ())
 
     def _end(self, n: int, state: State) -> Tensor:
-        own = self.last if self.tableau.last_at_end else self.last + 1
-        return torch.addmv(state.y, self.k[:own].T, self.end_row[:own], alpha=self.sizes[n])
+        return torch.addmv(state.y, self.k[: self.to_end].T, self.end_row, alpha=self.sizes[n])
 
     def _slopes(self, n: int, state: State, count: int, graphs: bool) -> list[Stage | None]:
         """Take the first ``count`` stages of step n again: their slopes into ``k``, and their graphs if asked for."""

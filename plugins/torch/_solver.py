@@ -10,7 +10,7 @@ from torch import Tensor
 from steptape._errors import OptionError, UnsupportedError
 from steptape.compat import _torchdiffeq as host
 from steptape.torch._keep import Keep
-from steptape.torch._odeint import solve_of
+from steptape.torch._odeint import parameters_of, solve_of
 from steptape.torch._stats import replay
 
 
@@ -85,13 +85,5 @@ def _parameters(func: Any, adjoint_params: Any) -> list[Tensor]:
     if not torch.is_grad_enabled():
         return []
     original = host.original_func(func)
-    if adjoint_params is not None:
-        params = adjoint_params
-    elif isinstance(original, torch.nn.Module):
-        params = host.find_parameters(original)
-    else:
-        raise OptionError(
-            f"torchdiffeq.odeint(func={original!r}, ..., method='aca'): func is no torch.nn.Module, so its parameters "
-            "are unknown. Make it one, or pass options={'adjoint_params': (...)}, which is () if there are none."
-        )
-    return [p for p in params if p.requires_grad]
+    call = f"torchdiffeq.odeint(func={original!r}, ..., method='aca')"
+    return parameters_of(original, adjoint_params, call, "options={'adjoint_params': (...)}")

@@ -81,15 +81,15 @@ class MultistepRecorder(Recorder):
     def __init__(self, func: Any, keep: Keep, solver: Any):
         super().__init__(func, keep)
         self._solver = solver
-        self._moved: dict[int, Tensor] = {}
+        self._moved: dict[int, tuple[Tensor, Tensor]] = {}
 
     def callback_step(self, t: Tensor, y: Tensor, h: Tensor) -> None:
         self._func.callback_step(t, y, h)
         slopes = host.history(self._solver)
         if self._device is not None:
             # Successive histories share their slopes; so do their copies.
-            self._moved = {id(x): self._moved.get(id(x), x.to(self._device)) for x in slopes}
-            slopes = [self._moved[id(x)] for x in slopes]
+            self._moved = {id(x): self._moved.get(id(x)) or (x, x.to(self._device)) for x in slopes}
+            slopes = [self._moved[id(x)][1] for x in slopes]
         self._note(t, State(y, tuple(slopes)), h)
 
 
