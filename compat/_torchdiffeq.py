@@ -23,8 +23,9 @@ try:
     # The host's normal form of a call: flat state, increasing t, wrapped func, defaults filled in.
     check_inputs = misc._check_inputs
     flat_to_shape = misc._flat_to_shape
-    # The multistep solvers, whose steps start from the slopes of earlier ones.
+    # The solvers that take steps of their own: multistep, and implicit Runge–Kutta where the host has it.
     Adams = fixed_adams.AdamsBashforthMoulton
+    ImplicitRungeKutta = getattr(rk_common, "FixedGridFIRKODESolver", None)
     # The adaptive loop that leaves the tape, and the tableau it steps with.
     AdaptiveRungeKutta = rk_common.RKAdaptiveStepsizeODESolver
     VALID_CALLBACKS = AdaptiveRungeKutta.valid_callbacks()
@@ -55,24 +56,26 @@ def steps_by_tableau(solver_class: type) -> bool:
     )
 
 
-def is_multistep(solver_class: type) -> bool:
-    """Whether a class is one of the host's multistep solvers, with nothing overridden."""
-    return solver_class.__module__ == Adams.__module__ and issubclass(solver_class, Adams)
+def steps_whole(solver_class: type) -> bool:
+    """Whether a class is one of the host's own multistep or implicit solvers, which take a step by ``whole_step``."""
+    bases = tuple(base for base in (Adams, ImplicitRungeKutta) if base is not None)
+    return solver_class.__module__.startswith("torchdiffeq.") and issubclass(solver_class, bases)
 
 
 def history(solver: Any) -> list[torch.Tensor]:
-    """The slopes of earlier steps from which a multistep solver takes its next one, the latest first."""
-    return list(solver.prev_f)
+    """The slopes of earlier steps from which a solver takes its next one, the latest first: none unless multistep."""
+    return list(solver.prev_f) if isinstance(solver, Adams) else []
 
 
-def multistep(
-    solver: Any, slopes: Any, func: Any, t0: Any, t1: Any, y: Any
+def whole_step(
+    solver: Any, slopes: Any, func: Any, t0: Any, t1: Any, h: Any, y: Any
 ) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
-    """A multistep solver's step from (y, slopes): its increment, the slope at its start, and the slopes after it."""
-    solver.prev_f.clear()
-    solver.prev_f.extend(slopes)
-    solver.prev_t = None
-    increment, slope = solver._step_func(func, t0, t1 - t0, t1, y)
+    """A solver's own step from (y, slopes): its increment, the slope at its start, and the slopes after it."""
+    if isinstance(solver, Adams):
+        solver.prev_f.clear()
+        solver.prev_f.extend(slopes)
+        solver.prev_t = None
+    increment, slope = solver._step_func(func, t0, h, t1, y)
     return increment, slope, history(solver)
 
 
@@ -104,9 +107,12 @@ def option_names(solver_class: type) -> set[str]:
 def call_before_steps(solver: Any, note: Any) -> None:
     """Let a fixed-grid solver call ``note(t, y, h)`` before each step: it does not call back when it seeks an event."""
     step = solver._step_func
+    # The implicit solvers round a size that is no tensor to the default dtype, the end of the step they do not.
+    rounds = ImplicitRungeKutta is not None and isinstance(solver, ImplicitRungeKutta)
 
     def noted_step(func: Any, t0: Any, dt: Any, t1: Any, y0: Any) -> Any:
-        note(t0, y0, torch.as_tensor(dt, dtype=t0.dtype, device=t0.device))
+        size = torch.as_tensor(dt) if rounds else dt
+        note(t0, y0, torch.as_tensor(size, dtype=t0.dtype, device=t0.device))
         return step(func, t0, dt, t1, y0)
 
     solver._step_func = noted_step

@@ -92,11 +92,6 @@ def test_a_tensor_func_closes_over(method, create_graph):
         torch.autograd.grad(ys.sum(), Y0, create_graph=create_graph)
 
 
-def test_random_numbers_in_func():
-    with pytest.raises(UnsupportedError, match=r"drew random numbers \(dropout\?\).*func.eval\(\)"):
-        solve(lambda y: torch.nn.functional.dropout(y), method="euler")
-
-
 @pytest.mark.parametrize("method", ["dopri5", "rk4"])
 def test_a_func_that_changes_between_the_passes(method):
     generator = torch.Generator()

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from steptape.torch._field import Field
-from steptape.torch._multistep import step
 from steptape.torch._tableau import Tableau
 from steptape.torch._tape import Tape, Timeline
+from steptape.torch._whole_step import whole_step
 
 
 def chain(tableau: Tableau, tape: Tape, timeline: Timeline, field: Field, y0: Tensor) -> Tensor:
@@ -27,10 +27,14 @@ def chain(tableau: Tableau, tape: Tape, timeline: Timeline, field: Field, y0: Te
     for n, h in enumerate(sizes):
         ahead = n + 1 < len(sizes) and not tape.fresh[n + 1]
         inside = [q for q, step in enumerate(tape.serving) if step == n]
-        k = [field.slope(timeline.stages[n, 0], y) if slope is None else slope]
+        if slope is None:
+            field.draws.before(n, 0)
+            slope = field.slope(timeline.stages[n, 0], y)
+        k = [slope]
         for i in range(1, tableau.stages):
             if i == tableau.stages - 1 and tableau.last_at_end and not (ahead or inside):
                 break
+            field.draws.before(n, i)
             k.append(field.slope(timeline.stages[n, i], y + h * _combined(rows[i], k)))
         slopes = torch.stack(k)
         ys += [y + h * torch.tensordot(weights[q, : len(k)], slopes, 1) for q in inside]
@@ -40,13 +44,14 @@ def chain(tableau: Tableau, tape: Tape, timeline: Timeline, field: Field, y0: Te
     return torch.stack(ys + outside)
 
 
-def multistep_chain(solver: Any, tape: Tape, timeline: Timeline, field: Field, y0: Tensor) -> Tensor:
-    """The same along the steps of a multistep ``solver`` of the host."""
+def whole_step_chain(solver: Any, tape: Tape, timeline: Timeline, field: Field, y0: Tensor) -> Tensor:
+    """The same along steps that only a ``solver`` of the host can take."""
     ys, y = [y0], y0
     slopes: list[Tensor] = []
-    for n, (t0, t1) in enumerate(timeline.stages):
+    for n, ((t0, t1), h) in enumerate(zip(timeline.stages, timeline.sizes, strict=True)):
+        field.draws.before(n, 0)
         places = [x for x, serving in zip(timeline.places, tape.serving, strict=True) if serving == n]
-        y, inside, _, slopes = step(solver, slopes, field, t0, t1, y, places)
+        y, inside, _, slopes = whole_step(solver, slopes, field, t0, t1, h, y, places)
         ys += inside
     return torch.stack(ys)
 

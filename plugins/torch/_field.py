@@ -10,6 +10,7 @@ from torch import Tensor
 
 from steptape._errors import GradientError, OptionError
 from steptape.torch._ambient import Ambient
+from steptape.torch._random import Draws
 
 
 class Stage(NamedTuple):
@@ -23,10 +24,13 @@ class Stage(NamedTuple):
 class Field:
     """func as a function of (t, y, params) whose cotangents in params add up in ``cotangents``.
 
-    ``in_time``: whether cotangents in t are wanted too.
+    ``in_time``: whether cotangents in t are wanted too. ``draws``: what to call before an evaluation of the solve's.
     """
 
-    def __init__(self, func: Any, ambient: Ambient, shape: torch.Size, params: Sequence[Tensor], in_time: bool):
+    def __init__(
+        self, func: Any, ambient: Ambient, draws: Draws, shape: torch.Size, params: Sequence[Tensor], in_time: bool
+    ):
+        self.draws = draws
         self._func = func
         self._ambient = ambient
         self._shape = shape

@@ -78,7 +78,8 @@ def odeint_adjoint(
     Supports:
         Every solver of the host but ``scipy_solver``, with all their options; gradients in ``y0``, parameters, ``t``,
         ``step_t`` and ``jump_t``; events; autocast; second derivatives (``create_graph=True``), for which the whole
-        chain of steps is rebuilt with its graph. Not yet: random numbers drawn in func, ``torch.func``.
+        chain of steps is rebuilt with its graph; random numbers drawn in func from the default generators (dropout),
+        of which the tape keeps the states, but not with a cubic ``interp``. Not yet: ``torch.func``.
 
     Source: Zhuang et al., arXiv 2006.02493 (the tape and its replay); Hu, arXiv 2402.15141 (the step's adjoint). Where
     ``options["first_step"]`` is not given, the host's own back-propagation also differentiates its guess of that step.

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from steptape.torch._ambient import Ambient
-from steptape.torch._chain import chain, multistep_chain
+from steptape.torch._chain import chain, whole_step_chain
 from steptape.torch._field import Field
-from steptape.torch._multistep import MultistepSweep
+from steptape.torch._random import Dice, Draws
 from steptape.torch._runge_kutta import RungeKuttaSweep
 from steptape.torch._sweep import Sweep
 from steptape.torch._tape import Tape, Timeline
 from steptape.torch._torchdiffeq import Solve
+from steptape.torch._whole_step import WholeStepSweep
 
 
 class Replay(torch.autograd.Function):
@@ -29,7 +31,6 @@ class Replay(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         ctx.ambient = Ambient(y0.device)
         solution, end, tape = solve.record(y0, t, points)
-        ctx.ambient.check_no_random_draws()
         # Saved parameters are watched for changes in place, but hooks such as save_on_cpu unpack other objects, and the
         # check of what func depends on goes by identity.
         ctx.solve, ctx.tape, ctx.params = solve, tape.emptied(), params
@@ -42,8 +43,10 @@ class Replay(torch.autograd.Function):
     def backward(ctx: Any, grad_solution: Tensor, _: Any) -> tuple[Tensor | None, ...]:
         y0, t, points, *rest = ctx.saved_tensors
         tape = ctx.tape.refilled(rest[len(ctx.params) :])
-        back = _Back(ctx.solve, ctx.ambient, tape, (y0, t, points, *ctx.params), ctx.needs_input_grad[1:])
-        with ctx.ambient.without_autocast():
+        dice = Dice(y0.device)
+        draws = Draws(dice, tape.seeds)
+        back = _Back(ctx.solve, ctx.ambient, draws, tape, (y0, t, points, *ctx.params), ctx.needs_input_grad[1:])
+        with ctx.ambient.without_autocast(), dice.kept() if tape.seeds else nullcontext():
             grads = back.differentiable(grad_solution) if torch.is_grad_enabled() else back.plain(grad_solution)
         return (None, *(grad if need else None for grad, need in zip(grads, back.needed, strict=True)))
 
@@ -53,6 +56,7 @@ class _Back(NamedTuple):
 
     solve: Solve
     ambient: Ambient
+    draws: Draws
     tape: Tape
     inputs: tuple[Tensor, ...]
     needed: tuple[bool, ...]
@@ -66,7 +70,7 @@ class _Back(NamedTuple):
             timeline = solve.timeline(tape, *leaves)
         field = self._field(timeline)
         if solve.tableau.whole:
-            sweep: Sweep = MultistepSweep(solve.solver(y0), tape, timeline, field, y0)
+            sweep: Sweep = WholeStepSweep(solve.solver(y0), tape, timeline, field, y0)
         else:
             sweep = RungeKuttaSweep(solve.tableau, tape, timeline, field, y0, solve.keep.graph == "step")
         cotangents = sweep.run(grad_solution[1:].reshape(-1, y0.numel()))
@@ -89,7 +93,7 @@ class _Back(NamedTuple):
         if tape.kept:
             field.evaluate(timeline.stages[0, 0], y0.reshape(-1))  # for its check of what func depends on
         if solve.tableau.whole:
-            solution = multistep_chain(solve.solver(y0), tape, timeline, field, y0)
+            solution = whole_step_chain(solve.solver(y0), tape, timeline, field, y0)
         else:
             solution = chain(solve.tableau, tape, timeline, field, y0)
         wanted = [x for x, need in zip(inputs, self.needed, strict=True) if need]
@@ -101,4 +105,4 @@ class _Back(NamedTuple):
 
     def _field(self, timeline: Timeline) -> Field:
         shape, params = self.inputs[0].shape, self.inputs[3:]
-        return Field(self.solve.vector_field, self.ambient, shape, params, in_time=timeline.moves)
+        return Field(self.solve.vector_field, self.ambient, self.draws, shape, params, in_time=timeline.moves)

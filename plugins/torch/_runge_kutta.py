@@ -107,10 +107,12 @@ class RungeKuttaSweep(Sweep):
             elif graphs:
                 stages[i] = self._stage(n, i, state)
             else:
+                self.field.draws.before(n, i)
                 self.k[i] = self.field.value(self.times[n, i], self._place(n, i, state))
         return stages
 
     def _stage(self, n: int, i: int, state: State) -> Stage:
+        self.field.draws.before(n, i)
         stage = self.field.evaluate(self.times[n, i], self._place(n, i, state))
         self.k[i] = stage.slope.reshape(-1)
         return stage

@@ -113,7 +113,7 @@ class _Recorded:
         self.stats.seconds_forward = self._now() - began
         self.stats.accepted_steps = len(tape.fresh)
         self.stats.states_kept = len(tape.kept)
-        self._tensors = tape.tensors()
+        self._tensors = [*tape.tensors(), *(state for seeds in tape.seeds for seed in seeds for state in seed)]
         return solution, end, tape
 
     def finish(self, solution: Tensor, inputs: tuple[Tensor, ...]) -> None:

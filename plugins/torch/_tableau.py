@@ -103,7 +103,7 @@ def tableau_of(solver_class: Any, interp: str = "linear") -> Tableau | None:
     name = host.FIXED_GRID_NAMES.get(solver_class)
     if name is not None:
         return _fixed_grid(name, interp)
-    if host.is_multistep(solver_class):
+    if host.steps_whole(solver_class):
         degree = 1 if interp == "linear" else 3
         zeros = torch.zeros(3, 2, dtype=torch.float64)
         return Tableau(zeros, (0.0, 1.0), zeros[:degree], chained=False, whole=True)

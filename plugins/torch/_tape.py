@@ -9,6 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from steptape.torch._random import Seed
+
 
 class State(NamedTuple):
     """Where a step starts: y, flat, and the slopes it cannot evaluate from y, the latest first."""
@@ -30,7 +32,8 @@ class Tape:
     states y_n, flat; ``slopes``: the slopes that go with them, and ``history``: which ones go with which. ``fresh``:
     whether a step evaluates its own first stage, or takes over the last stage of the step before. ``anchors``: what a
     node moves with, t[0] (0) or entry i of the points (i + 1). ``serving``: for each output after the first, the step
-    it lies in.
+    it lies in. ``seeds``: for each step the states of the random number generators at its first evaluations; empty if
+    the solve drew nothing.
     """
 
     nodes: Tensor
@@ -44,6 +47,7 @@ class Tape:
     fresh: Sequence[bool]
     anchors: Sequence[int]
     serving: Sequence[int]
+    seeds: Sequence[Sequence[Seed]]
 
     def states(self) -> dict[int, State]:
         """The kept states by step."""

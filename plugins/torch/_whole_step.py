@@ -1,6 +1,8 @@
-"""The adjoint of a multistep solver's step: the host's own step, whole and under autograd.
+"""The adjoint of a step that only the host can take: its own, replayed whole and under autograd.
 
-A step starts from y_n and the slopes of earlier steps. What it asks of these waits for the steps that evaluated them.
+Such are the steps of its multistep solvers, which start from y_n and the slopes of earlier steps, and of its implicit
+ones, which differentiate the very iterations that solved for their stages. What a step asks of the slopes of earlier
+ones waits for the steps that evaluated them.
 """
 
 from __future__ import annotations
@@ -16,55 +18,60 @@ from steptape.torch._sweep import Sweep
 from steptape.torch._tape import State, Tape, Timeline
 
 
-class MultistepSweep(Sweep):
-    """The sweep over the steps of a multistep ``solver`` of the host, on a fixed grid."""
+class WholeStepSweep(Sweep):
+    """The sweep over the steps of a ``solver`` of the host, on a fixed grid."""
 
     def __init__(self, solver: Any, tape: Tape, timeline: Timeline, field: Field, y0: Tensor):
         super().__init__(tape, timeline, field, y0)
         self.solver = solver
         self.shape = y0.shape
+        self.sizes = timeline.sizes.detach()
 
     def _step(
         self, n: int, state: State, outputs: slice, mu: Tensor, end: Tensor, link: Any
     ) -> tuple[Tensor, dict[int, Tensor]]:
         asked: dict[int, Tensor] = link or {}
+        self.field.draws.before(n, 0)
         with torch.enable_grad():
             y, *slopes = (x.detach().view(self.shape).requires_grad_() for x in (state.y, *state.slopes))
-            t0, t1, *places = (x.detach().requires_grad_(self.moves) for x in (*self.times[n], *self.places[outputs]))
-            y1, inside, slope, _ = step(self.solver, slopes, self.field, t0, t1, y, places)
-        self.field.check(slope, (t0, t1, y, *slopes))
+            times = (*self.times[n], self.sizes[n], *self.places[outputs])
+            t0, t1, h, *places = (x.detach().requires_grad_(self.moves) for x in times)
+            y1, inside, slope, _ = whole_step(self.solver, slopes, self.field, t0, t1, h, y, places)
+        self.field.check(slope, (t0, t1, h, y, *slopes))
         pulled = [(y1, end), *zip(inside, mu, strict=True)]
         if n in asked:
             pulled.append((slope, asked.pop(n)))
-        inputs = (y, *slopes, *((t0, t1, *places) if self.moves else ()))
+        inputs = (y, *slopes, *((t0, t1, h, *places) if self.moves else ()))
         in_y, *others = self.field.pull_graph(pulled, inputs)
         for earlier, in_slope in zip(range(n - 1, -1, -1), others[: len(slopes)], strict=False):
             asked[earlier] = asked[earlier] + in_slope if earlier in asked else in_slope
         if self.moves:
-            in_t0, in_t1, *in_places = others[len(slopes) :]
+            in_t0, in_t1, in_h, *in_places = others[len(slopes) :]
             self.cotangents.stages[n] = torch.cat([in_t0, in_t1])
+            self.cotangents.sizes[n] = in_h
             if in_places:
                 self.cotangents.places[outputs] = torch.cat(in_places)
         return in_y, asked
 
     def _advance(self, n: int, state: State) -> State:
         y, *slopes = (x.view(self.shape) for x in (state.y, *state.slopes))
+        self.field.draws.before(n, 0)
         t0, t1 = self.times[n]
-        y1, _, _, after = step(self.solver, slopes, self.field, t0, t1, y, [])
+        y1, _, _, after = whole_step(self.solver, slopes, self.field, t0, t1, self.sizes[n], y, [])
         return State(y1.reshape(-1), tuple(x.reshape(-1) for x in after))
 
     def _end(self, n: int, state: State) -> Tensor:
         return self._advance(n, state).y
 
 
-def step(
-    solver: Any, slopes: list[Tensor], field: Field, t0: Tensor, t1: Tensor, y: Tensor, places: list[Tensor]
+def whole_step(
+    solver: Any, slopes: list[Tensor], field: Field, t0: Tensor, t1: Tensor, h: Tensor, y: Tensor, places: list[Tensor]
 ) -> tuple[Tensor, list[Tensor], Tensor, list[Tensor]]:
     """The end of a step, the outputs at ``places`` inside it, its first slope, and the slopes the next starts from.
 
     Interpolates as the host does: linearly, or by a cubic through the slopes at both ends.
     """
-    increment, slope, after = host.multistep(solver, slopes, field.slope, t0, t1, y)
+    increment, slope, after = host.whole_step(solver, slopes, field.slope, t0, t1, h, y)
     y1 = y + increment
     if solver.interp == "linear":
         return y1, [y1 if x == 1 else y + x * increment for x in places], slope, after
