@@ -84,6 +84,11 @@ def without_sides(func: Any) -> Any:
     return func.base_func
 
 
+def with_sides(func: Any) -> Any:
+    """The wrapper around a func that ``without_sides`` takes off."""
+    return misc._PerturbFunc(func)
+
+
 def original_func(func: Any) -> Any:
     """The func the user passed, from its normal form."""
     while isinstance(func, _WRAPPERS):

@@ -15,11 +15,18 @@ from torch import Tensor
 from steptape.torch._field import Field
 from steptape.torch._tableau import Tableau
 from steptape.torch._tape import Tape, Timeline
+from steptape.torch._torchdiffeq import Solve
 from steptape.torch._whole_step import whole_step
 
 
-def chain(tableau: Tableau, tape: Tape, timeline: Timeline, field: Field, y0: Tensor) -> Tensor:
+def chain(solve: Solve, tape: Tape, timeline: Timeline, field: Field, y0: Tensor) -> Tensor:
     """The solution at all outputs, (len(t), *y0.shape), along the steps of the tape."""
+    if solve.tableau.whole:
+        return _by_whole_steps(solve.solver(y0), tape, timeline, field, y0)
+    return _by_tableau(solve.tableau, tape, timeline, field, y0)
+
+
+def _by_tableau(tableau: Tableau, tape: Tape, timeline: Timeline, field: Field, y0: Tensor) -> Tensor:
     sizes = timeline.sizes.to(y0.real.dtype)
     weights = tableau.weights(timeline.places.double())[0].to(y0)
     rows = tableau.rows.tolist()
@@ -44,8 +51,7 @@ def chain(tableau: Tableau, tape: Tape, timeline: Timeline, field: Field, y0: Te
     return torch.stack(ys + outside)
 
 
-def whole_step_chain(solver: Any, tape: Tape, timeline: Timeline, field: Field, y0: Tensor) -> Tensor:
-    """The same along steps that only a ``solver`` of the host can take."""
+def _by_whole_steps(solver: Any, tape: Tape, timeline: Timeline, field: Field, y0: Tensor) -> Tensor:
     ys, y = [y0], y0
     slopes: list[Tensor] = []
     for n, ((t0, t1), h) in enumerate(zip(timeline.stages, timeline.sizes, strict=True)):

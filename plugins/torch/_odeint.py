@@ -79,7 +79,8 @@ def odeint_adjoint(
         Every solver of the host but ``scipy_solver``, with all their options; gradients in ``y0``, parameters, ``t``,
         ``step_t`` and ``jump_t``; events; autocast; second derivatives (``create_graph=True``), for which the whole
         chain of steps is rebuilt with its graph; random numbers drawn in func from the default generators (dropout),
-        of which the tape keeps the states, but not with a cubic ``interp``. Not yet: ``torch.func``.
+        of which the tape keeps the states, but not with a cubic ``interp``; the transforms of ``torch.func``, in
+        forward mode as well, at the memory of back-propagation, but not ``vmap`` over solves.
 
     Source: Zhuang et al., arXiv 2006.02493 (the tape and its replay); Hu, arXiv 2402.15141 (the step's adjoint). Where
     ``options["first_step"]`` is not given, the host's own back-propagation also differentiates its guess of that step.
@@ -179,6 +180,5 @@ def solve_of(
         for name in (("step_t", "jump_t") if tableau.chained else ())
     ]
     jumps = len(points[1]) if points else 0
-    return Solve(func, rtol, atol, method, options, tableau, jumps, keep, event_fn), torch.cat(
-        [t.new_zeros(0, dtype=dtype), *points]
-    )
+    solve = Solve(func, host.original_func(func), rtol, atol, method, options, tableau, jumps, keep, event_fn)
+    return solve, torch.cat([t.new_zeros(0, dtype=dtype), *points])

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from steptape.torch._ambient import Ambient
-from steptape.torch._chain import chain, whole_step_chain
+from steptape.torch._belongings import Belongings
+from steptape.torch._chain import chain
 from steptape.torch._field import Field
 from steptape.torch._random import Dice, Draws
 from steptape.torch._runge_kutta import RungeKuttaSweep
@@ -29,7 +30,7 @@ class Replay(torch.autograd.Function):
     def forward(
         ctx: Any, solve: Solve, y0: Tensor, t: Tensor, points: Tensor, *params: Tensor
     ) -> tuple[Tensor, Tensor]:
-        ctx.ambient = Ambient(y0.device)
+        ctx.ambient, ctx.belongings = Ambient(y0.device), Belongings(solve.user_func)
         solution, end, tape = solve.record(y0, t, points)
         # Saved parameters are watched for changes in place, but hooks such as save_on_cpu unpack other objects, and the
         # check of what func depends on goes by identity.
@@ -47,7 +48,8 @@ class Replay(torch.autograd.Function):
         draws = Draws(dice, tape.seeds)
         back = _Back(ctx.solve, ctx.ambient, draws, tape, (y0, t, points, *ctx.params), ctx.needs_input_grad[1:])
         with ctx.ambient.without_autocast(), dice.kept() if tape.seeds else nullcontext():
-            grads = back.differentiable(grad_solution) if torch.is_grad_enabled() else back.plain(grad_solution)
+            pull = back.differentiable if torch.is_grad_enabled() else back.plain
+            grads = ctx.belongings.given_back(lambda: pull(grad_solution))
         return (None, *(grad if need else None for grad, need in zip(grads, back.needed, strict=True)))
 
 
@@ -92,10 +94,7 @@ class _Back(NamedTuple):
         field = self._field(timeline)
         if tape.kept:
             field.evaluate(timeline.stages[0, 0], y0.reshape(-1))  # for its check of what func depends on
-        if solve.tableau.whole:
-            solution = whole_step_chain(solve.solver(y0), tape, timeline, field, y0)
-        else:
-            solution = chain(solve.tableau, tape, timeline, field, y0)
+        solution = chain(solve, tape, timeline, field, y0)
         wanted = [x for x, need in zip(inputs, self.needed, strict=True) if need]
         grads = torch.autograd.grad(
             solution, wanted, grad_solution, create_graph=True, allow_unused=True, materialize_grads=True

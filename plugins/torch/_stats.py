@@ -12,7 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from steptape.compat._torch import transforms_active
 from steptape.torch._replay import Replay
+from steptape.torch._transforms import solve_in_transforms
 
 
 @dataclasses.dataclass
@@ -70,7 +72,8 @@ def record_solves() -> Iterator[Solves]:
 
     Supports:
         Solves with ``adjoint_method="aca"`` and ``method="aca"``, with or without gradients, in the thread (or
-        asynchronous task) that entered the block. Not the host's own adjoint, nor solves that end in an error.
+        asynchronous task) that entered the block. Not the host's own adjoint, solves inside transforms of
+        ``torch.func``, nor solves that end in an error.
     """
     solves = Solves()
     token = _RECORDINGS.set((*_RECORDINGS.get(), solves))
@@ -81,7 +84,9 @@ def record_solves() -> Iterator[Solves]:
 
 
 def replay(solve: Any, y0: Tensor, t: Tensor, points: Tensor, *params: Tensor) -> tuple[Tensor, Tensor]:
-    """``Replay.apply``, recorded where that was asked for."""
+    """The solve as autograd or ``torch.func`` is to see it, recorded where that was asked for."""
+    if transforms_active():
+        return solve_in_transforms(solve, y0, t, points)
     recordings = _RECORDINGS.get()
     if not recordings:
         return Replay.apply(solve, y0, t, points, *params)

@@ -86,6 +86,6 @@ class Sweep(abc.ABC):
             raise GradientError(
                 "odeint_adjoint(func, ..., adjoint_method='aca'): func returned other values in the backward pass than "
                 "in the forward pass, so the replay would give the gradient of another solution. Make func a function "
-                "of its arguments and parameters alone: no state that evaluations change, and no random numbers but those "
-                "of torch's default generators."
+                "of its arguments and parameters alone: no state that evaluations change, and no random numbers but "
+                "those of torch's default generators."
             )

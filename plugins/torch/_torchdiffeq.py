@@ -115,10 +115,11 @@ class WholeStepRecorder(Recorder):
 class Solve:
     """One call of odeint in the host's normal form, without the tensors that may need gradients.
 
-    ``jumps``: how many of the points, the last ones, come from ``jump_t``.
+    ``user_func``: func as the user passed it. ``jumps``: how many of the points, the last ones, come from ``jump_t``.
     """
 
     func: Any
+    user_func: Any
     rtol: Any
     atol: Any
     method: str

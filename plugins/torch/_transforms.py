@@ -1,0 +1,81 @@
+"""A solve inside the transforms of ``torch.func``, which differentiate what runs and see no backward pass of ours.
+
+The host solves with the plain values, and what the transforms get to see is the chain of its accepted steps.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from steptape._errors import UnsupportedError
+from steptape.compat import _torch
+from steptape.compat import _torchdiffeq as host
+from steptape.torch._ambient import Ambient
+from steptape.torch._chain import chain
+from steptape.torch._field import Field
+from steptape.torch._random import Dice, Draws
+from steptape.torch._torchdiffeq import Solve
+
+
+def solve_in_transforms(solve: Solve, y0: Tensor, t: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
+    """The host's solution at t and the time it ends, differentiable along the accepted steps in every way torch knows.
+
+    Holds the graphs of all accepted steps.
+    """
+    if solve.tableau.whole and solve.options.get("perturb"):
+        raise UnsupportedError(
+            f"torch.func over odeint_adjoint(..., method={solve.method!r}, options={{'perturb': True}}, "
+            "adjoint_method='aca'): the host's own step moves its times in a way that the transforms do not take. "
+            "Leave out 'perturb', or use another method."
+        )
+    ambient, dice = Ambient(y0.device), Dice(y0.device)
+    plain = [_value(x) for x in (y0, t, points)]
+    with torch.no_grad(), _torch.outside_transforms() as inside:
+        func, event_fn = _Plain(solve.func, inside), solve.event_fn and _inside(solve.event_fn, inside)
+        solution, end, tape = dataclasses.replace(solve, func=func, event_fn=event_fn).record(*plain)
+    with ambient.without_autocast(), dice.kept():
+        timeline = solve.timeline(tape, y0, t, points)
+        field = Field(solve.vector_field, ambient, Draws(dice, tape.seeds), y0.shape, (), in_time=False)
+        ys = chain(solve, tape, timeline, field, y0)
+    # The host's solution to the bit, with the derivatives of the chain.
+    return solution + (ys - ys.detach()), end
+
+
+class _Plain:
+    """A func in the host's normal form for its solver: the user's part of it runs inside the transforms."""
+
+    def __init__(self, func: Any, inside: Callable[[], Any]):
+        self._func = func
+        self._evaluate = host.with_sides(_inside(host.without_sides(func), inside))
+
+    def __call__(self, t: Tensor, y: Tensor, **side: Any) -> Tensor:
+        return self._evaluate(t, y, **side)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._func, name)
+
+
+def _inside(func: Any, inside: Callable[[], Any]) -> Callable[[Tensor, Tensor], Tensor]:
+    """A function of plain tensors that runs inside the transforms."""
+
+    def plain(t: Tensor, y: Tensor) -> Tensor:
+        with inside():
+            return _value(func(t, y))
+
+    return plain
+
+
+def _value(x: Tensor) -> Tensor:
+    """The plain tensor whose derivatives the transforms follow."""
+    value = _torch.unwrapped(x.detach())
+    if value is None:
+        raise UnsupportedError(
+            "torch.vmap(...) over odeint_adjoint(..., adjoint_method='aca'): the host chooses its steps by the values "
+            "of one state, not of a batch of them. Make the batch a dimension of y0, and func a function of it."
+        )
+    return value
