@@ -1,10 +1,6 @@
-"""PyTorch's private names, each with the reason steptape needs it.
+"""PyTorch's private names, each with the reason steptape needs it."""
 
-The host's solvers hold an autograd.Function that cannot run inside torch.func's transforms: they are left for the time
-of a solve, and entered again for each evaluation of func.
-"""
-
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 
 import torch
@@ -15,7 +11,8 @@ try:
     # Unlike debug_unwrap, which is public, it tells a batch from a level of differentiation.
     from torch._C._functorch import is_batchedtensor as is_batched
 
-    # The transforms around a call, taken off this thread's stack and put back.
+    # The transforms around a call, taken off this thread's stack and put back: the host's solvers hold an
+    # autograd.Function that cannot run inside them.
     from torch._functorch.pyfunctorch import (
         temporarily_clear_interpreter_stack,
         temporarily_restore_interpreter_stack,
@@ -23,8 +20,21 @@ try:
 
     # Whether there are any.
     transforms_active = torch._C._are_functorch_transforms_active
+
+    # torch.autograd.grad without its checks, which take as long as the backward pass of a small layer.
+    _run_backward = torch.autograd.Variable._execution_engine.run_backward
 except (ImportError, AttributeError) as error:
     raise unsupported("torch", error, "torch") from error
+
+
+def pull(
+    outputs: Sequence[torch.Tensor], cotangents: Sequence[torch.Tensor], inputs: Sequence[torch.Tensor]
+) -> Sequence[torch.Tensor | None]:
+    """The cotangents of ``inputs``, None where the outputs do not depend on one; frees the graph."""
+    keep_graph = create_graph = accumulate = False
+    return _run_backward(
+        tuple(outputs), tuple(cotangents), keep_graph, create_graph, tuple(inputs), True, accumulate_grad=accumulate
+    )
 
 
 @contextmanager

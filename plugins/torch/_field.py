@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from steptape._errors import GradientError, OptionError
+from steptape.compat._torch import pull
 from steptape.torch._ambient import Ambient
 from steptape.torch._random import Draws
 
@@ -40,13 +41,13 @@ class Field:
         self.cotangents = [torch.zeros_like(p) for p in params]
 
     def value(self, t: Tensor, y: Tensor) -> Tensor:
-        """The flat slope at a scalar ``t`` and a flat ``y``, without a graph."""
-        return self.slope(t, y.view(self._shape)).reshape(-1)
+        """The slope at a scalar ``t`` and a flat ``y``, without a graph."""
+        return self.slope(t, y.view(self._shape))
 
     def evaluate(self, t: Tensor, y: Tensor) -> Stage:
         """The stage at a scalar ``t`` and a flat ``y``, with its graph."""
         with torch.enable_grad():
-            t = t.detach().requires_grad_(self._in_time)
+            t = t.detach().requires_grad_() if self._in_time else t
             y = y.detach().view(self._shape).requires_grad_()
             stage = Stage(t, y, self.slope(t, y))
         self.check(stage.slope, (t, y))
@@ -64,24 +65,22 @@ class Field:
         return slope.to(y.dtype)
 
     def pull(self, stage: Stage, cotangent: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The flat cotangents of the stage's y and t, if wanted; those of the parameters are added up."""
+        """The cotangents of the stage's y and t, if wanted, from a flat one of its slope."""
         if self._in_time:
             in_y, in_t = self.pull_graph([(stage.slope, cotangent)], (stage.y, stage.t))
             return in_y, in_t
         return self.pull_graph([(stage.slope, cotangent)], (stage.y,))[0], None
 
     def pull_graph(self, outputs: Sequence[tuple[Tensor, Tensor]], inputs: Sequence[Tensor]) -> list[Tensor]:
-        """The flat cotangents of ``inputs`` from pairs of an output and its own; the parameters' are added up."""
-        outputs = [(x, g.view_as(x)) for x, g in outputs if x.requires_grad]
-        if not outputs:
-            return [torch.zeros_like(x).reshape(-1) for x in inputs]
-        ends, cotangents = zip(*outputs, strict=True)
-        grads = torch.autograd.grad(ends, (*inputs, *self._params), cotangents, allow_unused=True)
+        """The cotangents of ``inputs`` from pairs of an output and its own, flat; the parameters' are added up."""
+        pairs = [(x, cotangent.view_as(x)) for x, cotangent in outputs if x.requires_grad]
+        if not pairs:
+            return [torch.zeros_like(x) for x in inputs]
+        grads = pull(*zip(*pairs, strict=True), (*inputs, *self._params))
         for total, grad in zip(self.cotangents, grads[len(inputs) :], strict=True):
             if grad is not None:
                 total.add_(grad)
-        found = zip(inputs, grads[: len(inputs)], strict=True)
-        return [(torch.zeros_like(x) if grad is None else grad).reshape(-1) for x, grad in found]
+        return [torch.zeros_like(x) if grad is None else grad for x, grad in zip(inputs, grads, strict=False)]
 
     def check(self, slope: Tensor, known: Sequence[Tensor]) -> None:
         """Raise, the first time, if a slope depends on leaves besides ``known`` and the parameters."""

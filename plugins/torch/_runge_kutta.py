@@ -44,16 +44,16 @@ class RungeKuttaSweep(Sweep):
         self.to_end = tableau.stages - tableau.last_at_end
         self.sizes = timeline.sizes.tolist()
         weights, slopes = tableau.weights(self.places.double())
-        self.weights, self.weight_slopes = weights.to(y0), slopes.to(y0)
+        self.weights, self.weight_slopes = weights.to(y0), slopes.to(y0.real)
 
-        # Of the step at hand: k_i, and g_i with λ below. The table by rows makes the places of the stages of the one,
-        # and by columns their cotangents of the other.
-        self.k = y0.new_zeros(tableau.stages, y0.numel())
-        self.g = y0.new_zeros(tableau.stages + 1, y0.numel())
-        rows = tableau.rows.to(y0)
-        self.by_row = [(self.k[:i].T, rows[i, :i]) for i in range(tableau.stages)]
-        self.by_column = [(self.g[i + 1 :].T, rows[i + 1 :, i].contiguous()) for i in range(tableau.stages)]
-        self.end_row = rows[-1, : self.to_end]
+        # Of the step at hand: k_i, which g_i replaces once stage i has been pulled, and λ. The table by rows makes the
+        # places of the stages of the former, and by columns their cotangents of the latter.
+        self.kg = y0.new_zeros(tableau.stages + 1, y0.numel())
+        self.rows = self.kg.view(-1, *y0.shape).unbind()
+        a = tableau.rows.to(y0)
+        self.by_row = [(self.kg[:i].T, a[i, :i]) for i in range(tableau.stages)]
+        self.by_column = [(self.kg[i + 1 :].T, a[i + 1 :, i].contiguous()) for i in range(tableau.stages)]
+        self.to_the_end = (self.kg[: self.to_end].T, a[-1, : self.to_end])
 
     def _step(
         self, n: int, state: State, outputs: slice, mu: Tensor, end: Tensor, link: _Link | None
@@ -62,67 +62,76 @@ class RungeKuttaSweep(Sweep):
         # A last stage at the end of the step is the next step's first, or of use to outputs inside the step alone.
         own = self.to_end if link or not len(mu) else self.last + 1
         stages = self._slopes(n, state, own, graphs=self.whole_steps)
-        if own == self.last:
-            stages[own] = shared = link.stage if link else None
-            self.k[own] = shared.slope.reshape(-1) if shared else 0
+        if n + 1 == self.witness:
+            self._check_end(state, self._end(n, state))
+        if link and own == self.last:
+            stages[own] = link.stage
         inside = self.weights[outputs].T @ mu if len(mu) else None
-        self.g.zero_()
-        self.g[-1] = end
-        left, asked = None, []
+        self.kg[-1] = end
+        left = None
         for i in range(self.last, -1, -1):
-            cotangent = torch.mv(*self.by_column[i]) if inside is None else torch.addmv(inside[i], *self.by_column[i])
-            cotangent.mul_(self.sizes[n])
+            if i == own and not link:
+                self.rows[i].zero_()
+                continue
+            cotangent = self._cotangent(n, i, inside)
+            handed_on = i == 0 and not self.tape.fresh[n]
+            stage = stages[i] if handed_on else stages[i] or self._stage(n, i, state)
             if self.moves:
-                asked.append(cotangent)
+                self._pull_places(n, i, outputs, mu, cotangent, stage.slope.reshape(-1) if stage else self.kg[i])
             if link and i == self.last:
                 cotangent = cotangent + link.cotangent
-            if i == 0 and not self.tape.fresh[n]:
-                left = _Link(cotangent, stages[0])
-            elif i < own or link:
-                stage = stages[i] or self._stage(n, i, state)
-                self.g[i], in_time = self.field.pull(stage, cotangent)
-                if in_time is not None:
-                    self.cotangents.stages[n, i] = in_time
-        if self.moves:
-            self._pull_places(n, outputs, mu, torch.stack(asked[::-1]))
-        start = self.g.sum(0)
+            if handed_on:
+                left = _Link(cotangent, stage)
+                self.rows[i].zero_()
+            else:
+                in_y, in_t = self.field.pull(stage, cotangent)
+                self.rows[i].copy_(in_y)
+                if in_t is not None:
+                    self.cotangents.stages[n, i] = in_t
+        start = self.kg.sum(0)
         return start + mu.sum(0) if len(mu) else start, left
+
+    def _cotangent(self, n: int, i: int, inside: Tensor | None) -> Tensor:
+        """ℓ_i, flat."""
+        h = self.sizes[n]
+        if inside is None:
+            return torch.addmv(self.kg[-1], *self.by_column[i], alpha=h, beta=0)
+        return torch.addmv(inside[i], *self.by_column[i], alpha=h, beta=h)
 
     def _advance(self, n: int, state: State) -> State:
         """The state at the end of step n."""
         self._slopes(n, state, self.to_end, graphs=False)
-        y = self._end(n, state)
         carries = not self.tableau.last_at_end and self.tableau.chained and not self.tape.fresh[n + 1]
-        return State(y, (self.k[-1].clone(),) if carries else ())
+        return State(self._end(n, state), (self.kg[self.last].clone(),) if carries else ())
 
     def _end(self, n: int, state: State) -> Tensor:
-        return torch.addmv(state.y, self.k[: self.to_end].T, self.end_row, alpha=self.sizes[n])
+        """The end of the step whose slopes are at hand."""
+        return torch.addmv(state.y, *self.to_the_end, alpha=self.sizes[n])
 
     def _slopes(self, n: int, state: State, count: int, graphs: bool) -> list[Stage | None]:
-        """Take the first ``count`` stages of step n again: their slopes into ``k``, and their graphs if asked for."""
-        stages: list[Stage | None] = [None] * len(self.k)
+        """Take the first ``count`` stages of step n again: their slopes, and their graphs if asked for."""
+        stages: list[Stage | None] = [None] * len(self.rows)
         for i in range(count):
             if i == 0 and state.slopes:
-                (self.k[0],) = state.slopes
+                (self.kg[0],) = state.slopes
             elif graphs:
                 stages[i] = self._stage(n, i, state)
+                self.rows[i].copy_(stages[i].slope)
             else:
                 self.field.draws.before(n, i)
-                self.k[i] = self.field.value(self.times[n, i], self._place(n, i, state))
+                self.rows[i].copy_(self.field.value(self.times[n, i], self._place(n, i, state)))
         return stages
 
     def _stage(self, n: int, i: int, state: State) -> Stage:
         self.field.draws.before(n, i)
-        stage = self.field.evaluate(self.times[n, i], self._place(n, i, state))
-        self.k[i] = stage.slope.reshape(-1)
-        return stage
+        return self.field.evaluate(self.times[n, i], self._place(n, i, state))
 
     def _place(self, n: int, i: int, state: State) -> Tensor:
         return torch.addmv(state.y, *self.by_row[i], alpha=self.sizes[n]) if i else state.y
 
-    def _pull_places(self, n: int, outputs: slice, mu: Tensor, asked: Tensor) -> None:
-        """The cotangents of step n's size and of the places of the outputs inside it."""
+    def _pull_places(self, n: int, i: int, outputs: slice, mu: Tensor, cotangent: Tensor, k: Tensor) -> None:
+        """What step n's size, and the places of the outputs inside it, gain by its stage i."""
+        h = self.sizes[n]
         # A step is linear in h k: what it asks of its slopes, it asks of h in proportion.
-        self.cotangents.sizes[n] = (asked.conj() * self.k).sum().real / self.sizes[n]
-        along = self.weight_slopes[outputs] @ self.k * self.sizes[n]
-        self.cotangents.places[outputs] = (mu.conj() * along).sum(1).real
+        self.cotangents.sizes[n] += (cotangent.conj() * k).sum().real / h
+        self.cotangents.places[outputs] += (mu.conj() @ k).real * self.weight_slopes[outputs, i] * h

@@ -37,6 +37,8 @@ class WholeStepSweep(Sweep):
             times = (*self.times[n], self.sizes[n], *self.places[outputs])
             t0, t1, h, *places = (x.detach().requires_grad_(self.moves) for x in times)
             y1, inside, slope, _ = whole_step(self.solver, slopes, self.field, t0, t1, h, y, places)
+        if n + 1 == self.witness:
+            self._check_end(state, y1.detach().reshape(-1))
         self.field.check(slope, (t0, t1, h, y, *slopes))
         pulled = [(y1, end), *zip(inside, mu, strict=True)]
         if n in asked:
@@ -47,11 +49,11 @@ class WholeStepSweep(Sweep):
             asked[earlier] = asked[earlier] + in_slope if earlier in asked else in_slope
         if self.moves:
             in_t0, in_t1, in_h, *in_places = others[len(slopes) :]
-            self.cotangents.stages[n] = torch.cat([in_t0, in_t1])
+            self.cotangents.stages[n] = torch.stack([in_t0, in_t1])
             self.cotangents.sizes[n] = in_h
             if in_places:
-                self.cotangents.places[outputs] = torch.cat(in_places)
-        return in_y, asked
+                self.cotangents.places[outputs] = torch.stack(in_places)
+        return in_y.reshape(-1), asked
 
     def _advance(self, n: int, state: State) -> State:
         y, *slopes = (x.view(self.shape) for x in (state.y, *state.slopes))
@@ -59,9 +61,6 @@ class WholeStepSweep(Sweep):
         t0, t1 = self.times[n]
         y1, _, _, after = whole_step(self.solver, slopes, self.field, t0, t1, self.sizes[n], y, [])
         return State(y1.reshape(-1), tuple(x.reshape(-1) for x in after))
-
-    def _end(self, n: int, state: State) -> Tensor:
-        return self._advance(n, state).y
 
 
 def whole_step(
