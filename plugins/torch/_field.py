@@ -76,7 +76,8 @@ class Field:
         pairs = [(x, cotangent.view_as(x)) for x, cotangent in outputs if x.requires_grad]
         if not pairs:
             return [torch.zeros_like(x) for x in inputs]
-        grads = pull(*zip(*pairs, strict=True), (*inputs, *self._params))
+        ends, cotangents = zip(*pairs, strict=True)
+        grads = pull(ends, cotangents, (*inputs, *self._params))
         for total, grad in zip(self.cotangents, grads[len(inputs) :], strict=True):
             if grad is not None:
                 total.add_(grad)

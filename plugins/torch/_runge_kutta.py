@@ -68,26 +68,25 @@ class RungeKuttaSweep(Sweep):
             stages[own] = link.stage
         inside = self.weights[outputs].T @ mu if len(mu) else None
         self.kg[-1] = end
-        left = None
-        for i in range(self.last, -1, -1):
+        handed_on = not self.tape.fresh[n]
+        for i in range(self.last, handed_on - 1, -1):
             if i == own and not link:
                 self.rows[i].zero_()
                 continue
-            cotangent = self._cotangent(n, i, inside)
-            handed_on = i == 0 and not self.tape.fresh[n]
-            stage = stages[i] if handed_on else stages[i] or self._stage(n, i, state)
+            cotangent, stage = self._cotangent(n, i, inside), stages[i] or self._stage(n, i, state)
             if self.moves:
-                self._pull_places(n, i, outputs, mu, cotangent, stage.slope.reshape(-1) if stage else self.kg[i])
+                self._pull_places(n, i, outputs, mu, cotangent, stage.slope.reshape(-1))
             if link and i == self.last:
                 cotangent = cotangent + link.cotangent
-            if handed_on:
-                left = _Link(cotangent, stage)
-                self.rows[i].zero_()
-            else:
-                in_y, in_t = self.field.pull(stage, cotangent)
-                self.rows[i].copy_(in_y)
-                if in_t is not None:
-                    self.cotangents.stages[n, i] = in_t
+            in_y, in_t = self.field.pull(stage, cotangent)
+            self.rows[i].copy_(in_y)
+            if in_t is not None:
+                self.cotangents.stages[n, i] = in_t
+        left = _Link(self._cotangent(n, 0, inside), stages[0]) if handed_on else None
+        if left:
+            if self.moves:
+                self._pull_places(n, 0, outputs, mu, left.cotangent, self.kg[0])
+            self.rows[0].zero_()
         start = self.kg.sum(0)
         return start + mu.sum(0) if len(mu) else start, left
 
@@ -115,8 +114,8 @@ class RungeKuttaSweep(Sweep):
             if i == 0 and state.slopes:
                 (self.kg[0],) = state.slopes
             elif graphs:
-                stages[i] = self._stage(n, i, state)
-                self.rows[i].copy_(stages[i].slope)
+                stages[i] = stage = self._stage(n, i, state)
+                self.rows[i].copy_(stage.slope)
             else:
                 self.field.draws.before(n, i)
                 self.rows[i].copy_(self.field.value(self.times[n, i], self._place(n, i, state)))
