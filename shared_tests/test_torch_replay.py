@@ -158,3 +158,33 @@ def test_the_tape_is_freed_by_the_backward_pass():
     gc.collect()
     assert len(states) > 10
     assert not [ref for ref in states[1:] if ref() is not None]
+
+
+@pytest.mark.parametrize("interp", ["linear", "cubic"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("method", list(STAGES))
+def test_every_evaluation_is_at_a_time_of_the_forward_pass_to_the_bit(method, dtype, interp):
+    """A func that jumps in t is on the side of the jump that the solve saw, also where t_n + h rounds."""
+    seen = []
+
+    def func(t, y):
+        seen.append(t.item())
+        return torch.cos(3 * t) * y
+
+    t = torch.rand(60, generator=torch.Generator().manual_seed(0), dtype=dtype).sort().values
+    y0 = torch.ones(2, dtype=torch.float64, requires_grad=True)
+    options = {} if method in ADAPTIVE else {"interp": interp}
+    ys = odeint_adjoint(func, y0, t, method=method, options=options, adjoint_method="aca", adjoint_params=())
+    forward = set(seen)
+    seen.clear()
+    ys.sum().backward()
+    assert seen
+    assert set(seen) <= forward
+
+
+@pytest.mark.parametrize("method", ["rk4", "explicit_adams"])
+def test_an_empty_state(method):
+    y0 = torch.ones(0, dtype=torch.float64, requires_grad=True)
+    t = torch.linspace(0, 1, 3, dtype=torch.float64)
+    ys = odeint_adjoint(lambda t, y: -y, y0, t, method=method, adjoint_method="aca", adjoint_params=())
+    assert torch.autograd.grad(ys.sum(), y0)[0].shape == (0,)

@@ -75,7 +75,7 @@ class _Back(NamedTuple):
             sweep: Sweep = WholeStepSweep(solve.solver(y0), tape, timeline, field, y0)
         else:
             sweep = RungeKuttaSweep(solve.tableau, tape, timeline, field, y0, solve.keep.graph == "step")
-        cotangents = sweep.run(grad_solution[1:].reshape(-1, y0.numel()))
+        cotangents = sweep.run(grad_solution[1:].reshape(len(grad_solution) - 1, y0.numel()))
         grads = [cotangents.y0 + grad_solution[0], *map(torch.zeros_like, inputs[1:3]), *field.cotangents]
         moved = [(x, g) for x, g in zip(timeline, cotangents[1:], strict=True) if x.requires_grad]
         if moved:

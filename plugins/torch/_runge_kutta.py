@@ -49,7 +49,7 @@ class RungeKuttaSweep(Sweep):
         # Of the step at hand: k_i, which g_i replaces once stage i has been pulled, and λ. The table by rows makes the
         # places of the stages of the former, and by columns their cotangents of the latter.
         self.kg = y0.new_zeros(tableau.stages + 1, y0.numel())
-        self.rows = self.kg.view(-1, *y0.shape).unbind()
+        self.rows = self.kg.view(len(self.kg), *y0.shape).unbind()
         a = tableau.rows.to(y0)
         self.by_row = [(self.kg[:i].T, a[i, :i]) for i in range(tableau.stages)]
         self.by_column = [(self.kg[i + 1 :].T, a[i + 1 :, i].contiguous()) for i in range(tableau.stages)]

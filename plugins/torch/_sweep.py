@@ -39,7 +39,7 @@ class Sweep(abc.ABC):
         self.times = timeline.stages.detach()
         self.places = timeline.places.detach()
         # The last of the kept states, at which the step before it must end.
-        self.witness = tape.kept[-1] if tape.kept else 0
+        self.witness = tape.kept[-1] if tape.kept and y0.numel() else 0
         self.cotangents = Cotangents(*map(torch.zeros_like, (y0, *timeline)))
 
     def run(self, grad_outputs: Tensor) -> Cotangents:

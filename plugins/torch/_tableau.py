@@ -24,6 +24,7 @@ class Tableau:
     ``rows`` is (s + 1, s), float64: a, then b. ``dense`` is (p, s): w(x) = Σ_q dense[q] x^(q+1). ``chained``: the last
     stage of a step is handed to the next step as its first. ``whole``: not a Runge–Kutta method, but a step of the
     host's that is replayed as a whole; only ``c``, the ends of the step, and the degree of ``dense`` count.
+    ``rounded``: the stages at c = 1 that the host takes at t_n + h, which rounds, and not at t_{n+1} itself.
     """
 
     rows: Tensor
@@ -31,6 +32,7 @@ class Tableau:
     dense: Tensor
     chained: bool
     whole: bool = False
+    rounded: tuple[int, ...] = ()
 
     @property
     def stages(self) -> int:
@@ -72,13 +74,14 @@ _FIXED_GRID: dict[str, tuple[list[list[float]], list[float], tuple[float, ...]]]
 
 def _fixed_grid(name: str, interp: str) -> Tableau:
     a, b, c = _FIXED_GRID[name]
+    rounded = (1,) if name == "heun2" else ()
     if interp == "linear":
-        return Tableau(_rows(a, b), c, torch.tensor([b], dtype=torch.float64), chained=False)
+        return Tableau(_rows(a, b), c, torch.tensor([b], dtype=torch.float64), chained=False, rounded=rounded)
     # Cubic Hermite: h10(x) k_0 + h01(x) Σ b_i k_i + h11(x) f(y_1), whose last slope is one more stage.
     a, b, c = [*a, b], [*b, 0.0], (*c, 1.0)
     first, last, end = _unit(0, len(b)), _unit(-1, len(b)), torch.tensor(b, dtype=torch.float64)
     dense = torch.stack([first, 3 * end - 2 * first - last, first - 2 * end + last])
-    return Tableau(_rows(a, b), c, dense, chained=False)
+    return Tableau(_rows(a, b), c, dense, chained=False, rounded=rounded)
 
 
 def _adaptive(tableau: Any, mid: Tensor) -> Tableau:

@@ -141,8 +141,9 @@ class Solve:
             end, solution = solver.integrate_until_event(t[0], self.event_fn)
         if any(x.y.dtype != y0.dtype or x.y.shape != y0.shape for x in recorder.states.values()):
             raise UnsupportedError(
-                f"odeint_adjoint(..., adjoint_method='aca'): func turned the state y0 ({y0.dtype}, shape "
-                f"{tuple(y0.shape)}) into another dtype or shape. Return the dtype and shape of y from func."
+                f"odeint_adjoint(..., adjoint_method='aca'): the state y0 ({y0.dtype}, shape {tuple(y0.shape)}) turned "
+                "into another dtype or shape on the way. Return the dtype and shape of y from func; where both are "
+                f"scalars, give y0 at least the precision of t ({t.dtype})."
             )
         if recorder.seeds and not self.tableau.chained and self.options.get("interp", "linear") != "linear":
             raise UnsupportedError(
@@ -179,7 +180,9 @@ class Solve:
 
     def _stages(self, nodes: Tensor, sizes: Tensor) -> Tensor:
         c = torch.tensor(self.tableau.c, dtype=nodes.dtype, device=nodes.device)
-        return torch.where(c == 1, nodes[1:, None], nodes[:-1, None] + c * sizes[:, None])
+        at_end = c == 1
+        at_end[list(self.tableau.rounded)] = False
+        return torch.where(at_end, nodes[1:, None], nodes[:-1, None] + c * sizes[:, None])
 
     def _sides(self, tape: Tape) -> Tensor:
         """On which side of a discontinuity in t the host evaluates the stages: -1 before, 1 behind, else 0; (N, s)."""
