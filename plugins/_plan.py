@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from functools import cache
 from itertools import pairwise
-from math import comb
+from math import comb, isqrt
 from typing import Literal, NamedTuple
 
 
@@ -53,6 +53,10 @@ class Keeper:
     def _cheapest(self) -> int:
         """The place in ``kept`` to give up: what comes before it joins with it, and what comes after gains a slot."""
         assert self.slots is not None
+        # The first steps fill one segment after the other, up to where no step need be taken again more than once.
+        to_come = self.slots * (self.slots + 1) // 2 - (self.kept[-1] - self.slots)
+        if to_come > 0:
+            return self.slots - (isqrt(8 * to_come - 7) - 1) // 2
         lengths = [after - before for before, after in pairwise([*self.kept, self.kept[-1] + 1])]
         gained = [0]
         for place in range(self.slots, 0, -1):
@@ -65,6 +69,19 @@ class Keeper:
                 best, least = place, cost
             before += recomputed(lengths[place - 1], self.slots - place + 1)
         return best
+
+
+def slots_of(steps: int, slots: int) -> Iterator[int]:
+    """The slot that each of ``steps`` steps is kept in: that of the step given up for it, or ``slots`` if it is not."""
+    keeper = Keeper(slots)
+    taken: dict[int, int] = {}
+    for step in range(steps):
+        dropped = keeper.offer(step)
+        if dropped == step:
+            yield slots
+        else:
+            taken[step] = len(taken) if dropped is None else taken.pop(dropped)
+            yield taken[step]
 
 
 class Action(NamedTuple):

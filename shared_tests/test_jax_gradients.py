@@ -10,7 +10,7 @@ import numpy as np
 import optimistix
 import pytest
 
-from steptape.jax._thinning import Thinning
+from steptape.jax import AdaptiveCheckpointAdjoint
 from steptape.shared_tests._jax_solves import HOST, OURS, assert_as_host, identical, inputs, pid, solve, worst, x64
 
 
@@ -219,9 +219,8 @@ def test_jit_of_grad_and_grad_of_jit_agree():
     assert identical(inside, jax.jit(jax.grad(final))(x.y0))
 
 
-def test_vmap_equals_a_loop_when_the_elements_take_different_numbers_of_steps(monkeypatch):
-    # Fewer slots than the longest solve has steps, so some states are recomputed.
-    monkeypatch.setattr(Thinning, "for_steps", classmethod(lambda cls, steps: cls(steps, 8)))
+@pytest.mark.parametrize("ours", [OURS, AdaptiveCheckpointAdjoint(checkpoints=3)], ids=["all", "checkpoints=3"])
+def test_vmap_equals_a_loop_when_the_elements_take_different_numbers_of_steps(ours):
     x = inputs()
     spans = [(0.1, 0.1), (0.6, 0.5), (2.9, 0.8), (1.4, 0.1)]
     times = jnp.array([(0.1, t1, dt0) for t1, dt0 in spans])
@@ -239,11 +238,11 @@ def test_vmap_equals_a_loop_when_the_elements_take_different_numbers_of_steps(mo
     def grad(fun):
         return jax.jit(jax.grad(fun, argnums=(0, 1, 2), has_aux=True), static_argnums=3)
 
-    got, stats = grad(batched)(x.field, y0, times, OURS)
+    got, stats = grad(batched)(x.field, y0, times, ours)
     host, _ = grad(batched)(x.field, y0, times, HOST)
     assert worst(got, host) < 1e-12
 
-    each = [grad(one)(x.field, y, t, OURS)[0] for y, t in zip(y0, times, strict=True)]
+    each = [grad(one)(x.field, y, t, ours)[0] for y, t in zip(y0, times, strict=True)]
     fields, states, spans = (jax.tree.map(lambda *leaves: jnp.stack(leaves), *g) for g in zip(*each, strict=True))
     # Batched, the field's last bits differ, and the controller magnifies them by the inverse of the tolerance.
     assert worst(got, (jax.tree.map(lambda g: jnp.sum(g, 0), fields), states, spans)) < 1e-9

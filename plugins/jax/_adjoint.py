@@ -1,11 +1,13 @@
 """The adjoint diffrax users pass to ``diffeqsolve``."""
 
 import functools
-from typing import Any, final
+from typing import Any, Literal, final
 
 import diffrax
+import equinox as eqx
 import jax
 
+from steptape._errors import OptionError
 from steptape.compat._diffrax import loop
 from steptape.compat._equinox import while_loop
 from steptape.jax._known import known_step
@@ -21,7 +23,10 @@ class AdaptiveCheckpointAdjoint(diffrax.AbstractAdjoint):
     tries are not replayed and the error estimate is not differentiated.
 
     Arguments:
-        None.
+        checkpoints: keep at most so many states at any moment, recompute the others by the best schedule there is.
+            ``None``: ``2 sqrt(max_steps)``, or 64 if that is more.
+        graph: ``"step"``, the default: differentiate one step at a time; ``"stage"``: one evaluation of the field at a
+            time, which takes each one twice. For explicit Runge-Kutta methods; others do as diffrax does.
 
     Exact:
         The gradient is that of the discrete solution, with the factor between one step's size and the next held
@@ -29,24 +34,25 @@ class AdaptiveCheckpointAdjoint(diffrax.AbstractAdjoint):
         ``terms``, ``t0``, ``t1``, ``dt0`` and ``StepTo(ts=...)``, also where tries were rejected.
 
     Memory:
-        About ``2 sqrt(max_steps)`` states, or 64 if that is more, and half as many again in the backward pass (128 and
-        32 at diffrax's ``max_steps=4096``), plus a few numbers per step of ``max_steps``. Up to the first figure every
-        accepted step's state is kept; a longer solve recomputes each step once. A state is one ``y``; solvers that
-        carry more than ``y`` from step to step, a solve with an event and one that goes on from a ``solver_state``
-        keep that too.
+        ``checkpoints`` states and one at hand, in forward and backward pass together, plus a few numbers per step of
+        ``max_steps``. A solve of no more accepted steps recomputes none; a longer one each step at most once up to
+        about ``checkpoints**2 / 2`` steps, and so by default. In a batch, the element that takes the most steps says
+        which are kept and recomputed. A state is one ``y``; solvers that carry more than ``y`` from step to step, a
+        solve with an event and one that goes on from a ``solver_state`` keep that too.
 
     Supports:
         - Problems: ODEs, SDEs with a ``VirtualBrownianTree``, CDEs; pytree states; time running either way.
-        - Solvers: any that keep to diffrax's interface; explicit Runge-Kutta methods are replayed with an unrolled
-          step, the others with their own.
+        - Solvers: any that keep to diffrax's interface; explicit Runge-Kutta methods are replayed with a step
+          of ours, the others with their own.
         - Controllers: ``ConstantStepSize``, ``StepTo`` and ``PIDController``. Any other, an event, or ``dtmin`` or
           ``dtmax`` with a gradient for the times, has every try replayed by diffrax's own loop body: as exact, but
-          with rejected tries, and up to ``2 sqrt(max_steps)`` tries kept.
+          with rejected tries, and it is the tries that are kept and recomputed.
         - Output: ``SaveAt`` in all its forms.
         - Transforms: ``jit``, ``vmap``, ``scan``, ``checkpoint`` and reverse mode. Forward mode raises JAX's
           ``TypeError``; so does forward over reverse, unless the solver was made with ``scan_kind="bounded"``.
 
     Raises:
+        steptape.OptionError: for arguments other than these.
         steptape.UnsupportedError: when the solve is differentiated, not when it runs: with ``max_steps=None``, with
             an ``UnsafeBrownianPath``, and for reverse mode over reverse mode.
 
@@ -54,6 +60,18 @@ class AdaptiveCheckpointAdjoint(diffrax.AbstractAdjoint):
         Zhuang et al., "Adaptive Checkpoint Adjoint Method for Gradient Estimation in Neural ODE", ICML 2020,
         arXiv 2006.02493, section 3.2.
     """
+
+    checkpoints: int | None = eqx.field(default=None, static=True)
+    graph: Literal["step", "stage"] = eqx.field(default="step", static=True)
+
+    def __check_init__(self):
+        if self.checkpoints is not None and (not isinstance(self.checkpoints, int) or self.checkpoints < 1):
+            raise OptionError(
+                f"AdaptiveCheckpointAdjoint(checkpoints={self.checkpoints!r}): must be a positive number of states, or "
+                "None for 2 sqrt(max_steps)."
+            )
+        if self.graph not in ("step", "stage"):
+            raise OptionError(f"AdaptiveCheckpointAdjoint(graph={self.graph!r}): must be 'step' or 'stage'.")
 
     def loop(
         self,
@@ -90,8 +108,14 @@ class AdaptiveCheckpointAdjoint(diffrax.AbstractAdjoint):
             "init_state": init_state,
         }
         refusal = _refusal(terms, max_steps)
-        known = None if refusal else known_step(host_loop, passed_solver_state=passed_solver_state, **solve)
-        outer_while_loop = functools.partial(replayed_while_loop, known=known, refusal=refusal)
+        known = (
+            None
+            if refusal
+            else known_step(host_loop, passed_solver_state=passed_solver_state, by_stage=self.graph == "stage", **solve)
+        )
+        outer_while_loop = functools.partial(
+            replayed_while_loop, known=known, refusal=refusal, checkpoints=self.checkpoints
+        )
         return host_loop(outer_while_loop=outer_while_loop, progress_meter=progress_meter, **solve)
 
 

@@ -7,6 +7,7 @@ step before, so a checkpoint is one state.
 
 import functools
 import operator
+from collections.abc import Callable
 from typing import Any
 
 import diffrax
@@ -14,6 +15,9 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
+
+from steptape.jax._rows import allocate, put
 
 
 def _combination(coefficients: np.ndarray, stages: list) -> Any:
@@ -51,6 +55,7 @@ class UnrolledERK(eqx.Module):
 
     solver: Any
     interpolates: bool = eqx.field(static=True)
+    by_stage: bool = eqx.field(static=True)
 
     @property
     def interpolation_cls(self):
@@ -63,18 +68,50 @@ class UnrolledERK(eqx.Module):
 
     def step(self, terms, t0, t1, y0, args, solver_state, made_jump):
         """One step; ``solver_state`` passes through untouched and there is no error estimate."""
-        tableau = self.solver.tableau
         control = terms.contr(t0, t1)
-        stages = [terms.vf_prod(t0, y0, args, control)]
-        y = y0
-        for c, row in zip(tableau.c, tableau.a_lower, strict=True):
-            y = _plus(y0, _combination(row, stages))
-            if len(stages) == tableau.num_stages - 1 and tableau.ssal and not self.interpolates:
-                break
-            t = t1 if c == 1 else t0 + float(c) * (t1 - t0)
-            stages.append(terms.vf_prod(t, y, args, control))
-        y1 = y if tableau.ssal else _plus(y0, _combination(tableau.b_sol, stages))
+
+        def slope(t, y):
+            return terms.vf_prod(t, y, args, control)
+
+        advance = _by_stage if self.by_stage else _unrolled
+        y1, stages = advance(self.solver.tableau, slope, t0, t1, y0, self.interpolates)
         dense_info = {"y0": y0, "y1": y1}
         if self.interpolates:
-            dense_info["k"] = jax.tree.map(lambda *leaves: jnp.stack(leaves), *stages)
+            dense_info["k"] = stages
         return y1, None, dense_info, solver_state, diffrax.RESULTS.successful
+
+
+def _unrolled(tableau: diffrax.ButcherTableau, slope: Callable, t0: Any, t1: Any, y0: Any, every: bool) -> tuple:
+    """The end of a step and its stages, without the last one where only ``every`` stage needs it."""
+    stages = [slope(t0, y0)]
+    y = y0
+    for c, row in zip(tableau.c, tableau.a_lower, strict=True):
+        y = _plus(y0, _combination(row, stages))
+        if len(stages) == tableau.num_stages - 1 and tableau.ssal and not every:
+            break
+        t = t1 if c == 1 else t0 + float(c) * (t1 - t0)
+        stages.append(slope(t, y))
+    y1 = y if tableau.ssal else _plus(y0, _combination(tableau.b_sol, stages))
+    return y1, jax.tree.map(lambda *leaves: jnp.stack(leaves), *stages) if every else None
+
+
+def _by_stage(tableau: diffrax.ButcherTableau, slope: Callable, t0: Any, t1: Any, y0: Any, every: bool) -> tuple:
+    """The same in a loop, whose derivative evaluates a stage again and then has no other stage's intermediates."""
+    count = tableau.num_stages - (tableau.ssal and not every)
+    weights = np.zeros((count, count))
+    for i, row in enumerate(tableau.a_lower[: count - 1], start=1):
+        weights[i, :i] = row
+    slope = jax.checkpoint(slope, prevent_cse=False)
+
+    def combination(row, stages):
+        return jax.tree.map(lambda k: jnp.tensordot(row.astype(k.dtype), k, axes=1), stages)
+
+    def stage(stages, at):
+        i, c, row = at
+        t = jnp.where(c == 1, t1, t0 + c.astype(t0.dtype) * (t1 - t0))
+        return put(stages, i, slope(t, _plus(y0, combination(row, stages)))), None
+
+    stages = allocate(count, y0)
+    at = (jnp.arange(count), jnp.append(0.0, tableau.c[: count - 1]), jnp.asarray(weights))
+    stages, _ = lax.scan(stage, stages, at)
+    return _plus(y0, combination(jnp.asarray(tableau.b_sol[:count]), stages)), stages

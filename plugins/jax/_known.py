@@ -54,7 +54,16 @@ def _rejections(state: Any, taken: Any) -> Any:
 
 
 def known_step(
-    host_loop: Callable, *, solver, stepsize_controller, event, saveat, t1, init_state, passed_solver_state
+    host_loop: Callable,
+    *,
+    solver,
+    stepsize_controller,
+    event,
+    saveat,
+    t1,
+    init_state,
+    passed_solver_state,
+    by_stage,
 ) -> Known | None:
     """How to replay an accepted step of this solve, or ``None`` if only its tries can be replayed."""
     controller = type(stepsize_controller)
@@ -67,7 +76,7 @@ def known_step(
     unrolls = can_unroll(solver) and not carries_stages
     body = _body(
         host_loop,
-        solver=UnrolledERK(solver, interpolates) if unrolls else solver,
+        solver=UnrolledERK(solver, interpolates, by_stage) if unrolls else solver,
         stepsize_controller=_KnownStep(t1) if searches else stepsize_controller,
         saveat=saveat,
         t1=t1,

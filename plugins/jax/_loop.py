@@ -25,8 +25,8 @@ from jax.custom_derivatives import linear_call
 from steptape._errors import UnsupportedError
 from steptape.compat._equinox import common_rewrite, nonbatchable, select_if_vmap, unvmap_max
 from steptape.jax._perturbed import perturbed_carry
+from steptape.jax._slots import Slots
 from steptape.jax._tape import Tape, Times, split
-from steptape.jax._thinning import Thinning
 
 
 class Known(eqx.Module):
@@ -44,6 +44,7 @@ class Known(eqx.Module):
 
 class _Settings(eqx.Module):
     max_steps: int | None
+    checkpoints: int | None
     written: Any  # true for the buffers of a state
     known: Known | None  # without its step, which is differentiated
     refusal: str | None
@@ -76,6 +77,7 @@ def replayed_while_loop(
     buffers: Callable,
     known: Known | None,
     refusal: str | None,
+    checkpoints: int | None,
 ) -> Any:
     """diffrax's outer loop over ``State``; differentiated by replaying its steps, or refused with ``refusal``."""
     init_val = jax.tree.map(jnp.array, init_val)
@@ -89,7 +91,7 @@ def replayed_while_loop(
     step = None
     if known is not None:
         step, known = known.step, dataclasses.replace(known, step=None)
-    settings = _Settings(max_steps, written, known, refusal)
+    settings = _Settings(max_steps, checkpoints, written, known, refusal)
     final = _run((carry, body, step), cond, settings)[-1]
     return final if refusal else _still((carry, body, step), final, settings=settings)
 
@@ -117,11 +119,9 @@ def _run_fwd(perturbed, vjp_arg, cond, settings):
 
     def advance(taped):
         carry, tape = taped
-        tape = tape.write(replay.count(carry[-1]), eqx.filter(carry[-1], kept))
-        carry = body(carry)
-        return carry, tape.thin(replay.count(carry[-1]))
+        return body(carry), tape.write(replay.count(carry[-1]), eqx.filter(carry[-1], kept))
 
-    tape = Tape.blank(Thinning.for_steps(settings.max_steps), eqx.filter(carry[-1], kept), proposals)
+    tape = Tape.blank(Slots.for_steps(settings.max_steps, settings.checkpoints), eqx.filter(carry[-1], kept), proposals)
     carry, tape = lax.while_loop(lambda c: cond(c[0]), advance, (carry, tape))
     final = carry[-1]
     count = replay.count(final)
@@ -229,17 +229,17 @@ class _Backward(eqx.Module):
         trips = nonbatchable(unvmap_max(count.astype(jnp.int32)))
 
         def sweep(loop):
-            i, memory, g_moving, g_fun = loop
+            i, shelf, g_moving, g_fun = loop
             i = i - 1
-            states, memory = self.tape.recall(i, i == trips - 1, memory, self._advance)
+            states, shelf = self.tape.recall(i, shelf, self._advance)
             g_before, g_more = self._pull(i, states, eqx.combine(g_moving, g_outputs))
             g_before = eqx.filter(g_before, self.written, inverse=True)
             ran = i < count
             g_moving = jax.tree.map(functools.partial(select_if_vmap, ran), g_before, g_moving)
             g_more = jax.tree.map(lambda g: select_if_vmap(ran, g, jnp.zeros_like(g)), g_more)
-            return i, memory, g_moving, jax.tree.map(operator.add, g_fun, g_more)
+            return i, shelf, g_moving, jax.tree.map(operator.add, g_fun, g_more)
 
-        loop = (trips, self.tape.blank_memory(), g_moving, g_fun)
+        loop = (trips, self.tape.shelf(trips), g_moving, g_fun)
         _, _, g_moving, g_fun = lax.while_loop(lambda loop: loop[0] > 0, sweep, loop)
         return eqx.combine(g_moving, g_outputs), g_fun
 
