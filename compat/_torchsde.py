@@ -1,0 +1,18 @@
+"""torchsde's private names, each with the reason steptape needs it."""
+
+from steptape.compat._unsupported import unsupported
+
+try:
+    from torchsde import sdeint_adjoint as sdeint_adjoint
+    from torchsde._core.interp import linear_interp as linear_interp  # The outputs between the ends of a step.
+    from torchsde._core.methods import select as select  # The solver class of a method's name.
+
+    # What sdeint and sdeint_adjoint do with arguments that they do not have, and with times that need a gradient.
+    from torchsde._core.misc import assert_no_grad as assert_no_grad
+    from torchsde._core.misc import handle_unused_kwargs as handle_unused_kwargs
+
+    # The host's normal form of a call: wrapped SDE, Brownian object and method filled in; and of its result.
+    from torchsde._core.sdeint import check_contract as check_contract
+    from torchsde._core.sdeint import parse_return as parse_return
+except ImportError as error:
+    raise unsupported("torchsde", error, "sde") from error

@@ -1,0 +1,120 @@
+"""The Brownian increments of a solve: a replay is given the very ones.
+
+They are taped: a second query of the host's Brownian objects takes longer than the first, and that longer than a step
+of a small network, while an increment is no larger than a state. Under a limit on the states, where memory is what
+counts, the Brownian object is asked again, and what it answers is held against a few entries of its first answer.
+
+Every step of the host begins with its query, so that is also where a replay sets the random number generators.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from steptape._errors import GradientError, UnsupportedError
+from steptape.torch._random import Dice, Seed, same
+
+_ENTRIES = 8
+
+
+class Query(NamedTuple):
+    """One query of a step: the increment and the Lévy areas it asked for, or a few entries of each, and a seed.
+
+    ``seed``: the states of the generators after the answer where it is taped, else before, for the object to draw from.
+    """
+
+    answer: tuple[Tensor, ...]
+    seed: Seed
+
+
+class NotingBrownian:
+    """The user's Brownian object in the solve, noting what it answers."""
+
+    def __init__(self, bm: Any, dice: Dice, taped: bool):
+        self._bm, self._dice, self._taped = bm, dice, taped
+        self._queries: list[Query] = []
+        self._versions: list[tuple[Tensor, int]] = []
+        self._seed = dice.state()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._bm, name)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        self._note_seed(not self._taped)
+        with torch.enable_grad():
+            answer = self._bm(*args, **kwargs)
+        self._note_seed(self._taped)
+        tensors = _tensors(answer)
+        if any(x.requires_grad for x in tensors):
+            raise UnsupportedError(
+                "sdeint_adjoint(..., bm=bm, adjoint_method='aca'): its increments require a gradient, "
+                "which the replay would lose. Make it of detached tensors, or differentiate with torchsde.sdeint."
+            )
+        self._versions += [(x, x._version) for x in tensors]
+        self._queries.append(Query(tensors if self._taped else tuple(map(_sample, tensors)), self._seed))
+        return answer
+
+    def _note_seed(self, now: bool) -> None:
+        # Where nothing is drawn, one note serves all steps.
+        if now and not same(self._seed, state := self._dice.state()):
+            self._seed = state
+
+    def taken(self) -> list[Query]:
+        """The queries of a step that has been taken."""
+        if any(x._version != version for x, version in self._versions):
+            raise UnsupportedError(
+                "sdeint_adjoint(sde, ..., adjoint_method='aca'): sde changed a Brownian increment in place, so the "
+                "replay could not give it the same. Make a new tensor of it instead."
+            )
+        queries, self._queries, self._versions = self._queries, [], []
+        return queries
+
+
+class ReplayingBrownian:
+    """The Brownian object of a replay: it answers as in the solve, once ``rewind`` has said at which step.
+
+    ``queries``: for each step those it made, in order. ``drawn``: whether the solve drew random numbers.
+    """
+
+    def __init__(self, bm: Any, dice: Dice, queries: Sequence[Sequence[Query]], taped: bool, drawn: bool):
+        self._bm, self._dice, self._queries, self._taped, self._drawn = bm, dice, queries, taped, drawn
+        self._left: Iterator[Query] = iter(())
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._bm, name)
+
+    def rewind(self, n: int) -> None:
+        """Be ready for the queries of step n."""
+        self._left = iter(self._queries[n])
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        query = next(self._left)
+        if self._drawn:
+            self._dice.set(query.seed)
+        if self._taped:
+            tensors = tuple(x.to(self._bm.device) for x in query.answer)
+            return tensors if len(tensors) > 1 else tensors[0]
+        answer = self._bm(*args, **kwargs)
+        for x, noted in zip(_tensors(answer), query.answer, strict=True):
+            if not torch.allclose(_sample(x), noted, rtol=0, atol=0, equal_nan=True):
+                raise GradientError(
+                    "sdeint_adjoint(..., bm=bm, adjoint_method='aca', adjoint_options={'checkpoints': ...}): the "
+                    "Brownian object answered the same query otherwise than in the forward pass, so the replay would "
+                    "give the gradient of another path. Leave out 'checkpoints', which tapes the increments, or pass "
+                    "an object that repeats itself, such as torchsde.BrownianInterval."
+                )
+        return answer
+
+
+def _tensors(answer: Any) -> tuple[Tensor, ...]:
+    return answer if isinstance(answer, tuple) else (answer,)
+
+
+def _sample(x: Tensor) -> Tensor:
+    """A few entries of an increment, which no other increment has."""
+    flat = x.detach().reshape(-1)
+    return flat[:: max(1, len(flat) // _ENTRIES)][:_ENTRIES].clone()

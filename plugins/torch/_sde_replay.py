@@ -1,0 +1,216 @@
+"""The autograd function of an SDE's solve: the host's solve forward, the replay of its tape backward.
+
+Each accepted step is the host's own, taken again from its state with the increments of the solve, whole and under
+autograd; its graph is freed before that of the step before is built.
+
+Source: Zhuang et al., arXiv 2006.02493, for ODEs; the discrete adjoint of a step holds whatever its increments are.
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from steptape._errors import GradientError
+from steptape._plan import reversal
+from steptape.compat import _torchsde as host
+from steptape.compat._torch import pull
+from steptape.torch._ambient import Ambient
+from steptape.torch._belongings import Belongings
+from steptape.torch._field import _unknown_leaves
+from steptape.torch._random import Dice
+from steptape.torch._sde_tape import State, Tape
+from steptape.torch._torchsde import Solve, Stepper
+
+
+class SdeReplay(torch.autograd.Function):
+    """(y0, *extra, *params) to the solution at ts, (len(ts), *y0.shape), and the solver's extra state at the end.
+
+    ``extras``: how many tensors there are in extra, or None where the host makes the extra state. Holds the tape in
+    between, and no graph.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, solve: Solve, extras: int | None, y0: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
+        ctx.ambient, ctx.belongings = Ambient(y0.device), Belongings(solve.user_sde)
+        extra, params = (None, rest) if extras is None else (rest[:extras], rest[extras:])
+        solution, after, tape = solve.record(y0, extra)
+        # The check of what sde depends on goes by identity, and hooks on saved tensors unpack other objects.
+        ctx.solve, ctx.extras, ctx.params = solve, extras, params
+        ctx.tape, ctx.counts = tape.emptied()
+        # The times of the tape may be views of ts.
+        ctx.save_for_backward(solve.ts, y0, *rest, *tape.tensors())
+        return (solution, *(after if tape.steps else map(torch.clone, after)))
+
+    @staticmethod
+    def backward(ctx: Any, grad_solution: Tensor, *grad_after: Tensor) -> tuple[Tensor | None, ...]:
+        given = ctx.extras or 0
+        _, y0, *saved = ctx.saved_tensors
+        extra, tensors = saved[:given], saved[given + len(ctx.params) :]
+        tape = ctx.tape.refilled(ctx.counts, tensors)
+        dice = Dice(y0.device)
+        inputs, needed = (y0, *extra, *ctx.params), ctx.needs_input_grad[2:]
+        back = _Back(ctx.solve, ctx.ambient, dice, tape, ctx.extras is None, inputs, 1 + given)
+        differentiate = back.differentiable if torch.is_grad_enabled() else back.plain
+
+        def run() -> Sequence[Tensor]:
+            return differentiate((grad_solution, *grad_after), needed)
+
+        with ctx.ambient.without_autocast(), dice.kept() if tape.drawn else nullcontext():
+            grads = ctx.belongings.given_back(run)
+        return (None, None, *(grad if need else None for grad, need in zip(grads, needed, strict=True)))
+
+
+class _Back:
+    """One backward pass over a tape: from the cotangents of (solution, *after) to those of ``inputs``.
+
+    ``inputs``: y0, the extra state where the user gave it, and then, from place ``params``, the parameters. ``made``:
+    whether the host made the extra state from y0.
+    """
+
+    def __init__(
+        self, solve: Solve, ambient: Ambient, dice: Dice, tape: Tape, made: bool, inputs: Sequence[Tensor], params: int
+    ):
+        self._ts, self._tape, self._made = solve.ts, tape, made
+        self._stepper = Stepper(solve, tape, ambient, dice)
+        self._start, self._params = tuple(inputs[:params]), tuple(inputs[params:])
+        self._totals = [torch.zeros_like(p) for p in self._params]
+
+    def plain(self, cotangents: Sequence[Tensor], _: Sequence[bool]) -> Sequence[Tensor]:
+        """By replaying the tape, last step to first."""
+        solution, *after = cotangents
+        start = self._sweep(solution[1:], [torch.zeros_like(solution[0]), *after])
+        if self._made:
+            start = self._pull_first_extra(start)
+        return [start[0] + solution[0], *start[1:], *self._totals]
+
+    def differentiable(self, cotangents: Sequence[Tensor], needed: Sequence[bool]) -> Sequence[Tensor]:
+        """The same as functions of the inputs and of the cotangents, for second derivatives: the chain of all steps."""
+        inputs = (*self._start, *self._params)
+        state = self._start
+        if self._made:
+            state = (*state, *self._stepper.first_extra(state[0]))
+        if self._tape.steps:
+            self._check_leaves(0, *self._graph(0, state))
+        outputs = self._chain(state)
+        wanted = [x for x, need in zip(inputs, needed, strict=True) if need]
+        pairs = [(x, c) for x, c in zip(outputs, cotangents, strict=True) if x.requires_grad]
+        ends, pulled = zip(*pairs, strict=True)
+        settings = {"create_graph": True, "allow_unused": True, "materialize_grads": True}
+        found = iter(torch.autograd.grad(ends, wanted, pulled, **settings))
+        return [next(found) if need else x for x, need in zip(inputs, needed, strict=True)]
+
+    def _chain(self, state: State) -> tuple[Tensor, ...]:
+        """The solution and the extra state at the end, taken from ``state`` along the steps of the tape."""
+        ys, q = [state[0]], 0
+        for n, step in enumerate(self._tape.steps):
+            after = self._stepper.take(n, state)
+            while q < len(self._tape.serving) and self._tape.serving[q] == n:
+                t0, t1 = step.times[0], step.times[-1]
+                ys.append(host.linear_interp(t0=t0, y0=state[0], t1=t1, y1=after[0], t=self._ts[q + 1]))
+                q += 1
+            state = after
+        return (torch.stack(ys), *state[1:])
+
+    def _sweep(self, grad_outputs: Tensor, end: list[Tensor]) -> list[Tensor]:
+        """Pull the cotangents of the outputs after the first, and of the last state, back to the first state."""
+        tape = self._tape
+        slots, last = dict(zip(tape.kept, tape.states, strict=True)), len(tape.serving)
+        device = self._start[0].device
+        for move, n in reversal(tape.kept, len(tape.steps), tape.slots):
+            if move == "load":
+                state = tuple(x.to(device) for x in slots[n])
+            elif move == "advance":
+                state = self._stepper.take(n, state)
+            elif move == "keep":
+                slots[n] = state
+            elif move == "drop":
+                del slots[n]
+            else:
+                first = bisect.bisect_left(tape.serving, n, hi=last)
+                end = self._step(n, state, slice(first, last), grad_outputs[first:last], end)
+                last = first
+        return end
+
+    def _step(self, n: int, state: State, outputs: slice, mu: Tensor, end: list[Tensor]) -> list[Tensor]:
+        """Replay step n: from the cotangents of its outputs and of the state at its end to those of its start."""
+        start, after = self._graph(n, state)
+        if n in (0, len(self._tape.steps) - 1):
+            self._check_leaves(n, start, after)
+        if n == len(self._tape.steps) - 1:
+            self._check_end(state[0], after[0].detach())
+        in_y1, in_y0 = end[0], torch.zeros_like(state[0])
+        t0, *_, t1 = self._tape.steps[n].times
+        for t, grad in zip(self._ts[1:][outputs], mu, strict=True):
+            # The host's linear interpolation, the other way.
+            in_y1 = in_y1 + (t - t0) / (t1 - t0) * grad
+            in_y0 = in_y0 + (t1 - t) / (t1 - t0) * grad
+        in_start = self._pull(after, [in_y1, *end[1:]], start)
+        return [in_start[0] + in_y0, *in_start[1:]] if len(mu) else in_start
+
+    def _graph(self, n: int, state: Sequence[Tensor]) -> tuple[list[Tensor], State]:
+        """Leaves at the start of step n, and the state at its end as a function of them."""
+        with torch.enable_grad():
+            start = [x.detach().requires_grad_() for x in state]
+            return start, self._stepper.take(n, tuple(start))
+
+    def _pull(self, outputs: Sequence[Tensor], cotangents: Sequence[Tensor], inputs: Sequence[Tensor]) -> list[Tensor]:
+        """The cotangents of ``inputs``; those of the parameters are added up."""
+        pairs = [(x, c.to(x.dtype)) for x, c in zip(outputs, cotangents, strict=True) if x.requires_grad]
+        ends, pulled = zip(*pairs, strict=True)
+        grads = pull(ends, pulled, (*inputs, *self._params))
+        for total, grad in zip(self._totals, grads[len(inputs) :], strict=True):
+            if grad is not None:
+                total.add_(grad)
+        return [torch.zeros_like(x) if grad is None else grad for x, grad in zip(inputs, grads, strict=False)]
+
+    def _pull_first_extra(self, cotangents: list[Tensor]) -> list[Tensor]:
+        """The cotangent of y0 alone, from those of y0 and of the extra state that the host made from it."""
+        in_y, *in_extra = cotangents
+        if not in_extra:
+            return [in_y]
+        with torch.enable_grad():
+            y0 = self._start[0].detach().requires_grad_()
+            extra = self._stepper.first_extra(y0)
+        (through_extra,) = self._pull(extra, in_extra, (y0,))
+        return [in_y + through_extra]
+
+    def _check_leaves(self, n: int, start: Sequence[Tensor], after: State) -> None:
+        """Raise if step n, from ``start`` to ``after``, depends on leaves besides its start and the parameters."""
+        unknown = self._unknown_leaves(start, after)
+        if unknown:
+            # The host's own leaves, and those that sde makes as it is called, are others each time.
+            again = {id(x) for x in self._unknown_leaves(*self._graph(n, start))}
+            unknown = [x for x in unknown if id(x) in again]
+        if unknown:
+            shapes = ", ".join(str(tuple(x.shape)) for x in unknown)
+            raise GradientError(
+                f"sdeint_adjoint(sde, ..., adjoint_method='aca'): sde depends on tensors that require a gradient but "
+                f"are not among its parameters (shapes: {shapes}), and their gradient would be lost. Pass all of them: "
+                "adjoint_params=(*sde.parameters(), x, ...)."
+            )
+
+    def _unknown_leaves(self, start: Sequence[Tensor], after: State) -> list[Tensor]:
+        known = (*start, *self._params)
+        found = {id(leaf): leaf for x in after if x.requires_grad for leaf in _unknown_leaves(x, known)}
+        return list(found.values())
+
+    def _check_end(self, start: Tensor, end: Tensor) -> None:
+        """Raise if the last step ends elsewhere than in the forward pass, by more than rounding."""
+        (taped,) = self._tape.end
+        if not taped.numel():
+            return
+        moved = (taped - start).abs().max()
+        rounding = 1e3 * torch.finfo(taped.dtype).eps * taped.abs().max()
+        if (end - taped).abs().max() > 0.01 * moved + rounding:
+            raise GradientError(
+                "sdeint_adjoint(sde, ..., adjoint_method='aca'): sde returned other values in the backward pass than "
+                "in the forward pass, so the replay would give the gradient of another solution. Make sde a function "
+                "of its arguments and parameters alone: no state that evaluations change, and no random numbers but "
+                "those of torch's default generators."
+            )

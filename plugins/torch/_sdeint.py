@@ -1,0 +1,175 @@
+"""steptape's sdeint_adjoint: torchsde's, and one more way to differentiate."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from steptape._errors import OptionError, UnsupportedError
+from steptape.compat import _torchsde as host
+from steptape.compat._torch import transforms_active
+from steptape.torch._keep import Keep
+from steptape.torch._sde_replay import SdeReplay
+from steptape.torch._torchsde import Solve
+
+
+def sdeint_adjoint(
+    sde: Any,
+    y0: Tensor,
+    ts: Any,
+    bm: Any = None,
+    method: str | None = None,
+    adjoint_method: str | None = None,
+    dt: Any = 1e-3,
+    adaptive: bool = False,
+    adjoint_adaptive: bool = False,
+    rtol: Any = 1e-5,
+    adjoint_rtol: Any = 1e-5,
+    atol: Any = 1e-4,
+    adjoint_atol: Any = 1e-4,
+    dt_min: Any = 1e-5,
+    options: dict[str, Any] | None = None,
+    adjoint_options: dict[str, Any] | None = None,
+    adjoint_params: Iterable[Tensor] | None = None,
+    names: dict[str, str] | None = None,
+    logqp: bool = False,
+    extra: bool = False,
+    extra_solver_state: Sequence[Tensor] | None = None,
+    **unused_kwargs: Any,
+) -> Any:
+    """Solve dY = f(t, Y) dt + g(t, Y) dW with torchsde; with ``adjoint_method="aca"``, differentiate its very steps.
+
+    Every other ``adjoint_method`` is torchsde's own ``sdeint_adjoint``, called with the arguments as given. With
+    ``"aca"`` the solution is that of ``torchsde.sdeint`` with the same Brownian object, bit for bit, and the gradient
+    is the exact one of that discrete solution, as by back-propagation through ``torchsde.sdeint``: the backward pass
+    takes the accepted steps again, one at a time, from their taped states and with the increments of the solve. It
+    needs no other SDE and no other noise, and is as exact for Itô as for Stratonovich.
+
+    Args:
+        sde: with methods ``f(t, y)`` and ``g(t, y)``, or others the host takes, and attributes ``noise_type`` and
+            ``sde_type``. A ``nn.Module``, or any object if ``adjoint_params`` is given. It is called again in the
+            backward pass, so it must return the same for the same arguments.
+        y0: the state at ``ts[0]``: a floating-point tensor (batch, channels).
+        ts: the output times: a 1-D tensor or a sequence of floats, strictly increasing; without gradients.
+        bm: the Brownian object; a new ``torchsde.BrownianInterval`` by default.
+        method, dt, adaptive, rtol, atol, dt_min, options, names, logqp, extra, extra_solver_state: as in
+            ``torchsde.sdeint``.
+        adjoint_method: ``"aca"``, or one of the host's methods.
+        adjoint_adaptive, adjoint_rtol, adjoint_atol: not with ``"aca"``, which solves nothing backward.
+        adjoint_options: with ``"aca"``, any of ``"checkpoints"`` (int: keep at most so many states, take the steps
+            between them again, and ask ``bm`` for their increments again; None, the default, keeps all, and the
+            increments) and ``"checkpoint_device"`` (keep them on another device, such as ``"cpu"``).
+        adjoint_params: the tensors besides ``y0`` and ``extra_solver_state`` to differentiate with respect to; by
+            default ``sde.parameters()``. Tensors that do not require a gradient are left out.
+
+    Returns:
+        The solution at ``ts``, shape (len(ts), batch, channels), in the dtype of ``y0``. With ``logqp``, also the
+        log-ratio penalties, (len(ts) - 1, batch); with ``extra``, also the solver's extra state at ``ts[-1]``, a tuple
+        of tensors with their gradients.
+
+    Raises:
+        OptionError: an argument is wrong, such as an unknown option or a tolerance for the adjoint.
+        UnsupportedError: a use whose steps cannot be replayed exactly: increments that require a gradient or that sde
+            changes in place, and the transforms of ``torch.func``.
+        GradientError: in the backward pass, where a gradient would be wrong: sde uses a tensor that requires one and
+            is no parameter, or returns other values than before; or ``bm`` does, with ``checkpoints``.
+
+    Memory held between forward and backward: one state and one increment per accepted step (those of its two halves if
+    ``adaptive``), with the Lévy areas where the method uses them; or ``checkpoints`` states and a few numbers per
+    increment; besides the solution itself. A state of ``reversible_heun`` has its drift and diffusion with it. The
+    backward pass adds the graph of one step.
+
+    Supports:
+        Every method of the host, with each kind of noise it takes, on fixed and adaptive steps; every Brownian object;
+        gradients in ``y0``, parameters and ``extra_solver_state``; autocast; parameters lent by
+        ``torch.func.functional_call``; second derivatives (``create_graph=True``), for which the whole chain of steps
+        is rebuilt with its graph; random numbers drawn in sde from the default generators (dropout). Not gradients in
+        times or in the Brownian object, nor the transforms of ``torch.func``.
+
+    Source: Zhuang et al., arXiv 2006.02493 (the tape and its replay); Li et al., arXiv 2001.01328 (the host).
+    """
+    if adjoint_method != "aca":
+        return host.sdeint_adjoint(
+            sde,
+            y0,
+            ts,
+            bm=bm,
+            method=method,
+            adjoint_method=adjoint_method,
+            dt=dt,
+            adaptive=adaptive,
+            adjoint_adaptive=adjoint_adaptive,
+            rtol=rtol,
+            adjoint_rtol=adjoint_rtol,
+            atol=atol,
+            adjoint_atol=adjoint_atol,
+            dt_min=dt_min,
+            options=options,
+            adjoint_options=adjoint_options,
+            adjoint_params=adjoint_params,
+            names=names,
+            logqp=logqp,
+            extra=extra,
+            extra_solver_state=extra_solver_state,
+            **unused_kwargs,
+        )
+    host.handle_unused_kwargs(unused_kwargs, msg="`sdeint_adjoint`")
+    _check_call(adjoint_adaptive=adjoint_adaptive, adjoint_rtol=adjoint_rtol, adjoint_atol=adjoint_atol)
+    keep, params = _keep_of(adjoint_options), _parameters_of(sde, adjoint_params)
+    user_sde = sde
+    sde, y0, ts, bm, method, options = host.check_contract(sde, y0, ts, bm, method, adaptive, options, names, logqp)
+    host.assert_no_grad(["ts", "dt", "rtol", "atol", "dt_min"], [ts, dt, rtol, atol, dt_min])
+    settings = {"dt": dt, "adaptive": adaptive, "rtol": rtol, "atol": atol, "dt_min": dt_min, "options": options}
+    solve = Solve(sde, user_sde, bm, ts, method, settings, keep)
+    inputs = (y0, *(extra_solver_state or ()), *params)
+    if torch.is_grad_enabled() and any(x.requires_grad for x in inputs):
+        given = None if extra_solver_state is None else len(extra_solver_state)
+        ys, *after = SdeReplay.apply(solve, given, *inputs)
+    else:
+        ys, after = solve.integrate(y0, extra_solver_state)
+    return host.parse_return(y0, ys, tuple(after), extra, logqp)
+
+
+def _check_call(**backward: Any) -> None:
+    """``backward``: by name, what the host would solve backward with."""
+    if transforms_active():
+        raise UnsupportedError(
+            "torch.func over sdeint_adjoint(..., adjoint_method='aca'): the transforms see no backward pass of ours. "
+            "Use torch.autograd.grad or backward(), or differentiate torchsde.sdeint."
+        )
+    for name, value in backward.items():
+        if value is not None and value != _DEFAULTS[name]:
+            raise OptionError(
+                f"sdeint_adjoint(..., {name}={value!r}, adjoint_method='aca'): a replay solves nothing backward, so it "
+                f"chooses no steps and has no tolerance. Leave out {name}."
+            )
+
+
+_DEFAULTS = {"adjoint_adaptive": False, "adjoint_rtol": 1e-5, "adjoint_atol": 1e-4}
+
+
+def _keep_of(adjoint_options: dict[str, Any] | None) -> Keep:
+    try:
+        keep = Keep.from_options(adjoint_options)
+    except OptionError as error:
+        raise OptionError(str(error).replace("odeint_adjoint(", "sdeint_adjoint(")) from error.__cause__
+    if keep.graph == "stage":
+        raise UnsupportedError(
+            "sdeint_adjoint(..., adjoint_method='aca', adjoint_options={'graph': 'stage'}): a step of an SDE solver is "
+            "replayed as a whole. Leave out 'graph'."
+        )
+    return keep
+
+
+def _parameters_of(sde: Any, adjoint_params: Iterable[Tensor] | None) -> list[Tensor]:
+    """The parameters to differentiate with respect to, each once."""
+    if adjoint_params is None and not isinstance(sde, torch.nn.Module):
+        raise OptionError(
+            f"sdeint_adjoint(sde={sde!r}, ..., adjoint_method='aca'): sde is no torch.nn.Module, so its parameters are "
+            "unknown. Make it one, or pass adjoint_params=(...), which is () if there are none."
+        )
+    params = sde.parameters() if adjoint_params is None else adjoint_params
+    return list({id(p): p for p in params if p.requires_grad}.values())

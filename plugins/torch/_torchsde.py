@@ -1,0 +1,174 @@
+"""torchsde's solvers: tape the accepted steps, and take them again."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from steptape._plan import Keeper
+from steptape.compat import _torchsde as host
+from steptape.compat._unsupported import unsupported
+from steptape.torch._ambient import Ambient
+from steptape.torch._keep import Keep
+from steptape.torch._random import Dice, same
+from steptape.torch._sde_noise import NotingBrownian, Query, ReplayingBrownian
+from steptape.torch._sde_tape import State, Step, Tape, serving
+
+
+class _Call(NamedTuple):
+    """One call of a solver's step: from the state at t0 to t1, by what it asked of the Brownian object."""
+
+    t0: Tensor
+    t1: Tensor
+    state: State
+    queries: list[Query]
+
+
+class Recorder:
+    """Stands in for a solver's ``step`` and notes the steps that the host accepts."""
+
+    def __init__(self, solver: Any, noise: NotingBrownian, keep: Keep):
+        self._step = solver.step
+        self._adaptive = solver.adaptive
+        self._noise = noise
+        self._device = keep.device
+        self._keeper = Keeper(keep.checkpoints)
+        self._try: list[_Call] = []
+        self.steps: list[Step] = []
+        self.states: dict[int, State] = {}
+        self.end: State = ()
+
+    def step(self, t0: Tensor, t1: Tensor, y: Tensor, extra: Sequence[Tensor]) -> tuple[Tensor, Sequence[Tensor]]:
+        """The solver's own step, noted."""
+        after = self._step(t0, t1, y, extra)
+        self.end = (after[0],)
+        call = _Call(t0, t1, (y, *extra), self._noise.taken())
+        if not self._adaptive:
+            self._accept(call)
+            return after
+        if len(self._try) == 3:
+            self._decide(accepted=y is not self._try[0].state[0])
+        self._try.append(call)
+        return after
+
+    def finish(self) -> None:
+        """After the solve: its last try was accepted."""
+        if self._try:
+            self._decide(accepted=True)
+
+    def _decide(self, accepted: bool) -> None:
+        """A try is one whole step, for the error estimate, and two halves; the host goes on from these."""
+        if len(self._try) != 3:
+            raise _unknown_tries()
+        whole, *halves = self._try
+        self._try = []
+        if halves[0].state[0] is not whole.state[0] or halves[1].t1 is not whole.t1:
+            raise _unknown_tries()
+        if accepted:
+            self._accept(*halves)
+
+    def _accept(self, *calls: _Call) -> None:
+        step = len(self.steps)
+        times = (calls[0].t0, *(call.t1 for call in calls))
+        queries = [self._stored(query) for call in calls for query in call.queries]
+        self.steps.append(Step(times, queries))
+        state = calls[0].state
+        self.states[step] = state if step == 0 or self._device is None else tuple(x.to(self._device) for x in state)
+        dropped = self._keeper.offer(step)
+        if dropped is not None:
+            del self.states[dropped]
+
+    def _stored(self, query: Query) -> Query:
+        if self._device is None or self._keeper.slots is not None:
+            return query
+        return query._replace(answer=tuple(x.to(self._device) for x in query.answer))
+
+
+def _unknown_tries() -> Exception:
+    return unsupported("torchsde", "adaptive tries that are one whole step and then two halves of it", "sde")
+
+
+@dataclasses.dataclass(frozen=True)
+class Solve:
+    """One call of sdeint in the host's normal form, without the tensors that may need gradients.
+
+    ``user_sde``: the SDE as the user passed it. ``settings``: dt, adaptive, rtol, atol, dt_min and options.
+    """
+
+    sde: Any
+    user_sde: Any
+    bm: Any
+    ts: Tensor
+    method: str
+    settings: dict[str, Any]
+    keep: Keep
+
+    @property
+    def taped(self) -> bool:
+        """Whether the increments are on the tape; else the Brownian object is asked again."""
+        return self.keep.checkpoints is None
+
+    def solver(self, bm: Any) -> Any:
+        """A new solver of the host for this call, with the Brownian object as given."""
+        settings = {**self.settings, "options": dict(self.settings["options"])}
+        return host.select(method=self.method, sde_type=self.sde.sde_type)(sde=self.sde, bm=bm, **settings)
+
+    def integrate(self, y0: Tensor, extra: Sequence[Tensor] | None) -> tuple[Tensor, Sequence[Tensor]]:
+        """Run the host's solver as it is: its solution, (len(ts), *y0.shape), and its extra state at the end."""
+        return _integrated(self.solver(self.bm), y0, self.ts, extra)
+
+    def record(self, y0: Tensor, extra: Sequence[Tensor] | None) -> tuple[Tensor, Sequence[Tensor], Tape]:
+        """The same, and the tape of the accepted steps."""
+        dice = Dice(y0.device)
+        seed = dice.state()
+        noise = NotingBrownian(self.bm, dice, self.taped)
+        solver = self.solver(noise)
+        recorder = Recorder(solver, noise, self.keep)
+        solver.step = recorder.step
+        solution, after = _integrated(solver, y0, self.ts, extra)
+        recorder.finish()
+        tape = Tape(
+            steps=recorder.steps,
+            serving=serving(recorder.steps, self.ts[1:]),
+            kept=list(recorder.states),
+            slots=self.keep.checkpoints,
+            states=list(recorder.states.values()),
+            end=recorder.end,
+            seed=seed,
+            drawn=not same(seed, dice.state()),
+        )
+        return solution, after, tape
+
+
+def _integrated(solver: Any, y0: Tensor, ts: Tensor, extra: Sequence[Tensor] | None) -> tuple[Tensor, Sequence[Tensor]]:
+    return solver.integrate(y0, ts, solver.init_extra_solver_state(ts[0], y0) if extra is None else extra)
+
+
+class Stepper:
+    """Takes the steps of a tape again, as part of the caller's graph if there is one."""
+
+    def __init__(self, solve: Solve, tape: Tape, ambient: Ambient, dice: Dice):
+        self._ts, self._tape, self._ambient, self._dice = solve.ts, tape, ambient, dice
+        queries = [step.queries for step in tape.steps]
+        self._noise = ReplayingBrownian(solve.bm, dice, queries, solve.taped, tape.drawn)
+        self._solver = solve.solver(self._noise)
+
+    def first_extra(self, y0: Tensor) -> Sequence[Tensor]:
+        """The extra state the solver starts with where the user gives none."""
+        if self._tape.drawn:
+            self._dice.set(self._tape.seed)
+        with self._ambient.around_func():
+            return self._solver.init_extra_solver_state(self._ts[0], y0)
+
+    def take(self, n: int, state: State) -> State:
+        """The state at the end of step n, from that at its start."""
+        self._noise.rewind(n)
+        y, *extra = state
+        with self._ambient.around_func():
+            for t0, t1 in pairwise(self._tape.steps[n].times):
+                y, extra = self._solver.step(t0, t1, y, tuple(extra))
+        return (y, *extra)
