@@ -53,7 +53,7 @@ class Keeper:
     def _cheapest(self) -> int:
         """The place in ``kept`` to give up: what comes before it joins with it, and what comes after gains a slot."""
         assert self.slots is not None
-        # The first steps fill one segment after the other, up to where no step need be taken again more than once.
+        # As long as no step need be taken again twice, the segments fill up one after the other.
         to_come = self.slots * (self.slots + 1) // 2 - (self.kept[-1] - self.slots)
         if to_come > 0:
             return self.slots - (isqrt(8 * to_come - 7) - 1) // 2

@@ -1,8 +1,9 @@
-"""An explicit Runge-Kutta step made to be differentiated: the host's tableau, unrolled, and nothing but the solution.
+"""An explicit Runge-Kutta step made to be differentiated: the host's tableau, and nothing but the solution.
 
 diffrax runs the stages in a checkpointed loop, whose derivative evaluates every stage once more. Unrolled, the same
-arithmetic (to rounding) is evaluated once. The first stage is evaluated from y instead of being carried over from the
-step before, so a checkpoint is one state.
+arithmetic (to rounding) is evaluated once, but XLA then holds the intermediates of all stages, and for each of them a
+gradient of the parameters; so there is a loop here too, for who would rather have the memory. The first stage is
+evaluated from y instead of being carried over from the step before, so a checkpoint is one state.
 """
 
 import functools
@@ -37,7 +38,7 @@ def _plus(y: Any, increment: Any) -> Any:
     return jax.tree.map(jnp.add, y, increment)
 
 
-def can_unroll(solver: diffrax.AbstractSolver) -> bool:
+def is_explicit(solver: diffrax.AbstractSolver) -> bool:
     """Whether ``solver`` is an explicit Runge-Kutta method that takes its steps as diffrax's base class does."""
     cls = type(solver)
     # Not isinstance: diffrax's wrapping solvers pass themselves off as what they wrap.
@@ -47,10 +48,11 @@ def can_unroll(solver: diffrax.AbstractSolver) -> bool:
     return isinstance(tableau, diffrax.ButcherTableau) and not tableau.implicit and not tableau.c1
 
 
-class UnrolledERK(eqx.Module):
-    """What diffrax's loop asks of a solver, for ``solver``'s steps without stage loop, error estimate and state.
+class ReplayedERK(eqx.Module):
+    """What diffrax's loop asks of a solver, for ``solver``'s steps without error estimate and state.
 
-    ``interpolates`` is for solves with output inside a step, which needs the last stage.
+    ``interpolates`` is for solves with output inside a step, which needs the last stage; ``by_stage`` for a derivative
+    that holds the intermediates of one evaluation at a time.
     """
 
     solver: Any
@@ -96,7 +98,7 @@ def _unrolled(tableau: diffrax.ButcherTableau, slope: Callable, t0: Any, t1: Any
 
 
 def _by_stage(tableau: diffrax.ButcherTableau, slope: Callable, t0: Any, t1: Any, y0: Any, every: bool) -> tuple:
-    """The same in a loop, whose derivative evaluates a stage again and then has no other stage's intermediates."""
+    """The same in a loop; its derivative evaluates each stage again, by itself."""
     count = tableau.num_stages - (tableau.ssal and not every)
     weights = np.zeros((count, count))
     for i, row in enumerate(tableau.a_lower[: count - 1], start=1):

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from steptape.jax._erk import UnrolledERK, can_unroll
+from steptape.jax._erk import ReplayedERK, is_explicit
 from steptape.jax._loop import Known
 from steptape.jax._tape import Times
 
@@ -73,10 +73,10 @@ def known_step(
     subs = jax.tree.leaves(saveat.subs, is_leaf=lambda s: isinstance(s, diffrax.SubSaveAt))
     interpolates = saveat.dense or any(sub.ts is not None for sub in subs)
     carries_stages = passed_solver_state or saveat.solver_state
-    unrolls = can_unroll(solver) and not carries_stages
+    explicit = is_explicit(solver) and not carries_stages
     body = _body(
         host_loop,
-        solver=UnrolledERK(solver, interpolates, by_stage) if unrolls else solver,
+        solver=ReplayedERK(solver, interpolates, by_stage) if explicit else solver,
         stepsize_controller=_KnownStep(t1) if searches else stepsize_controller,
         saveat=saveat,
         t1=t1,
@@ -94,7 +94,7 @@ def known_step(
 
     example = jax.tree.map(jnp.array, init_state)
     step = eqx.filter_closure_convert(step, Times(example.tnext, example.tnext), example)
-    kept = _kept(example, subs, controller_state=not searches, solver_state=not unrolls)
+    kept = _kept(example, subs, controller_state=not searches, solver_state=not explicit)
     limits = searches and (stepsize_controller.dtmin, stepsize_controller.dtmax) != (None, None)
     return Known(step, kept, rescales=searches, times_exact=not limits)
 

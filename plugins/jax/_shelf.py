@@ -1,7 +1,7 @@
 """The states at hand in the backward pass, which asks for those of each step, the last one first.
 
-A step that is not kept is reached from the latest kept one before it, and on the way the states are kept again that
-the slots which have become free allow: ``steptape._plan.reversal`` as a stack, in a loop that is compiled.
+A step that is not kept is reached from the latest kept one before it, and on the way states are kept in the slots that
+have become free: ``steptape._plan.reversal`` as a stack, in a loop that is compiled.
 """
 
 import dataclasses
@@ -30,13 +30,13 @@ class Shelf(eqx.Module):
 
     @classmethod
     def of(cls, rows: Any, holds: Any, end: Any, slots: Slots) -> "Shelf":
-        """Of ``rows`` whose steps are those in ``holds``, for the steps before ``end``; there is a row more."""
+        """The states in ``rows`` of the steps in ``holds`` that come before ``end``; the row after those is free."""
         steps, places = lax.sort_key_val(holds, jnp.arange(slots.count, dtype=holds.dtype))
         top = jnp.sum(steps < end, dtype=holds.dtype) - 1
-        return cls(rows, jnp.append(places, slots.count), jnp.append(steps, slots.steps), top, slots)
+        return cls(rows, jnp.append(places, slots.count), steps, top, slots)
 
     def recall(self, i: Any, advance: Callable) -> tuple[Any, "Shelf"]:
-        """The states of step ``i``, and what is left: ``advance(i, states)`` gives the states of step ``i + 1``."""
+        """The states of step ``i``, and what is left on the shelf; ``advance(n, states)`` takes step ``n``."""
 
         def goes_on(way):
             return way[0] < i
@@ -57,6 +57,6 @@ class Shelf(eqx.Module):
         return states, dataclasses.replace(shelf, top=shelf.top - (shelf.steps[shelf.top] == i))
 
     def _next_stop(self, i: Any) -> Any:
-        """Where on the way from the top to step ``i`` the next state is to keep."""
+        """The step on the way from the top to step ``i`` at which to keep the next state."""
         start = self.steps[self.top]
         return start + self.slots.split(i + 1 - start, self.slots.count - self.top)
