@@ -9,7 +9,7 @@ Every step of the host begins with its query, so that is also where a replay set
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -75,32 +75,33 @@ class NotingBrownian:
 
 
 class ReplayingBrownian:
-    """The Brownian object of a replay: it answers as in the solve, once ``rewind`` has said at which step.
+    """The Brownian object of a replay: it answers as in the solve, once ``rewind`` has said which query comes next.
 
-    ``queries``: for each step those it made, in order. ``drawn``: whether the solve drew random numbers.
+    ``answers``, ``seeds``: of all queries of the solve; no seeds if it drew nothing.
     """
 
-    def __init__(self, bm: Any, dice: Dice, queries: Sequence[Sequence[Query]], taped: bool, drawn: bool):
-        self._bm, self._dice, self._queries, self._taped, self._drawn = bm, dice, queries, taped, drawn
-        self._left: Iterator[Query] = iter(())
+    def __init__(self, bm: Any, dice: Dice, answers: Sequence[tuple[Tensor, ...]], seeds: Sequence[Seed], taped: bool):
+        self._bm, self._dice, self._answers, self._seeds, self._taped = bm, dice, answers, seeds, taped
+        self._next = 0
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._bm, name)
 
-    def rewind(self, n: int) -> None:
-        """Be ready for the queries of step n."""
-        self._left = iter(self._queries[n])
+    def rewind(self, query: int) -> None:
+        """Be ready for this query."""
+        self._next = query
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        query = next(self._left)
-        if self._drawn:
-            self._dice.set(query.seed)
+        query, self._next = self._next, self._next + 1
+        if self._seeds:
+            self._dice.set(self._seeds[query])
+        noted = self._answers[query]
         if self._taped:
-            tensors = tuple(x.to(self._bm.device) for x in query.answer)
+            tensors = tuple(x.to(self._bm.device) for x in noted)
             return tensors if len(tensors) > 1 else tensors[0]
         answer = self._bm(*args, **kwargs)
-        for x, noted in zip(_tensors(answer), query.answer, strict=True):
-            if not torch.allclose(_sample(x), noted, rtol=0, atol=0, equal_nan=True):
+        for x, entries in zip(_tensors(answer), noted, strict=True):
+            if not torch.allclose(_sample(x), entries, rtol=0, atol=0, equal_nan=True):
                 raise GradientError(
                     "sdeint_adjoint(..., bm=bm, adjoint_method='aca', adjoint_options={'checkpoints': ...}): the "
                     "Brownian object answered the same query otherwise than in the forward pass, so the replay would "

@@ -61,7 +61,7 @@ class SdeReplay(torch.autograd.Function):
         def run() -> Sequence[Tensor]:
             return differentiate((grad_solution, *grad_after), needed)
 
-        with ctx.ambient.without_autocast(), dice.kept() if tape.drawn else nullcontext():
+        with ctx.ambient.without_autocast(), dice.kept() if tape.seed is not None else nullcontext():
             grads = ctx.belongings.given_back(run)
         return (None, None, *(grad if need else None for grad, need in zip(grads, needed, strict=True)))
 
@@ -144,14 +144,18 @@ class _Back:
             self._check_leaves(n, start, after)
         if n == len(self._tape.steps) - 1:
             self._check_end(state[0], after[0].detach())
-        in_y1, in_y0 = end[0], torch.zeros_like(state[0])
+        at_start, at_end = self._pull_outputs(n, outputs, mu) if len(mu) else (None, None)
+        found = self._pull(after, end if at_end is None else [end[0] + at_end, *end[1:]], start)
+        return found if at_start is None else [found[0] + at_start, *found[1:]]
+
+    def _pull_outputs(self, n: int, outputs: slice, mu: Tensor) -> tuple[Tensor, Tensor]:
+        """What the outputs in step n ask of y at its start and at its end: the host interpolates linearly."""
         t0, *_, t1 = self._tape.steps[n].times
-        for t, grad in zip(self._ts[1:][outputs], mu, strict=True):
-            # The host's linear interpolation, the other way.
-            in_y1 = in_y1 + (t - t0) / (t1 - t0) * grad
-            in_y0 = in_y0 + (t1 - t) / (t1 - t0) * grad
-        in_start = self._pull(after, [in_y1, *end[1:]], start)
-        return [in_start[0] + in_y0, *in_start[1:]] if len(mu) else in_start
+        # One time at a time, in the dtypes of the host's arithmetic.
+        times = self._ts[1:][outputs].unbind()
+        before = torch.stack([(t1 - t) / (t1 - t0) for t in times]).to(mu)
+        behind = torch.stack([(t - t0) / (t1 - t0) for t in times]).to(mu)
+        return torch.tensordot(before, mu, 1), torch.tensordot(behind, mu, 1)
 
     def _graph(self, n: int, state: Sequence[Tensor]) -> tuple[list[Tensor], State]:
         """Leaves at the start of step n, and the state at its end as a function of them."""

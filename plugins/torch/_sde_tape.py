@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import islice
 from typing import NamedTuple
 
@@ -11,16 +11,18 @@ import torch
 from torch import Tensor
 
 from steptape.torch._random import Seed
-from steptape.torch._sde_noise import Query
 
 State = tuple[Tensor, ...]  # Where a step starts: y, and the solver's extra state.
 
 
 class Step(NamedTuple):
-    """An accepted step: the times it goes through, two or, where it is the two halves of a try, three; its queries."""
+    """An accepted step: the times it goes through, two or, where it is the two halves of a try, three.
+
+    ``query``: the first of its queries of the Brownian object, by their order in the solve.
+    """
 
     times: tuple[Tensor, ...]
-    queries: Sequence[Query]
+    query: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +31,8 @@ class Tape:
 
     ``serving``: for each output after the first, the step it lies in. ``kept``: the steps whose starting ``states``
     are kept, in at most ``slots`` slots (None: no limit). ``end``: the state y after the last step, if there is one.
-    ``seed``: the states of the generators as the solve began; ``drawn``: whether it drew from them.
+    ``answers``: of each query the increment and the Lévy areas, or a few entries of each. ``seed``: the states of the
+    generators as the solve began, None if it drew nothing; ``seeds``: those at each query, if it drew.
     """
 
     steps: Sequence[Step]
@@ -38,34 +41,25 @@ class Tape:
     slots: int | None
     states: Sequence[State]
     end: State
-    seed: Seed
-    drawn: bool
+    answers: Sequence[tuple[Tensor, ...]]
+    seed: Seed | None
+    seeds: Sequence[Seed]
 
     def tensors(self) -> list[Tensor]:
         """Everything autograd must watch over between forward and backward."""
-        return [x for group in self._groups() for x in group]
+        return [x for group in (*self.states, self.end, *self.answers) for x in group]
 
     def emptied(self) -> tuple[Tape, list[int]]:
-        """The tape without these tensors, and how many there are in each of its groups of them."""
-        return self._with(()), [len(group) for group in self._groups()]
+        """The tape without these tensors, and how many there are in each state, in the end, and in each answer."""
+        counts = [len(group) for group in (*self.states, self.end, *self.answers)]
+        return dataclasses.replace(self, states=(), end=(), answers=()), counts
 
     def refilled(self, counts: Sequence[int], tensors: Iterable[Tensor]) -> Tape:
         """An emptied tape with its tensors again."""
-        tensors = iter(tensors)
-        return self._with([tuple(islice(tensors, count)) for count in counts])
-
-    def _groups(self) -> Iterator[tuple[Tensor, ...]]:
-        yield from self.states
-        yield self.end
-        for step in self.steps:
-            yield from (query.answer for query in step.queries)
-
-    def _with(self, groups: Sequence[tuple[Tensor, ...]]) -> Tape:
-        left = iter(groups)
-        states = [next(left, ()) for _ in self.kept]
-        end = next(left, ())
-        steps = [s._replace(queries=[q._replace(answer=next(left, ())) for q in s.queries]) for s in self.steps]
-        return dataclasses.replace(self, states=states, end=end, steps=steps)
+        left = iter(tensors)
+        groups = [tuple(islice(left, count)) for count in counts]
+        n = len(self.kept)
+        return dataclasses.replace(self, states=groups[:n], end=groups[n], answers=groups[n + 1 :])
 
 
 def serving(steps: Sequence[Step], outputs: Tensor) -> list[int]:

@@ -39,6 +39,7 @@ class Recorder:
         self._keeper = Keeper(keep.checkpoints)
         self._try: list[_Call] = []
         self.steps: list[Step] = []
+        self.queries: list[Query] = []
         self.states: dict[int, State] = {}
         self.end: State = ()
 
@@ -74,8 +75,8 @@ class Recorder:
     def _accept(self, *calls: _Call) -> None:
         step = len(self.steps)
         times = (calls[0].t0, *(call.t1 for call in calls))
-        queries = [self._stored(query) for call in calls for query in call.queries]
-        self.steps.append(Step(times, queries))
+        self.steps.append(Step(times, len(self.queries)))
+        self.queries += [self._stored(query) for call in calls for query in call.queries]
         state = calls[0].state
         self.states[step] = state if step == 0 or self._device is None else tuple(x.to(self._device) for x in state)
         dropped = self._keeper.offer(step)
@@ -131,6 +132,7 @@ class Solve:
         solver.step = recorder.step
         solution, after = _integrated(solver, y0, self.ts, extra)
         recorder.finish()
+        drawn = not same(seed, dice.state())
         tape = Tape(
             steps=recorder.steps,
             serving=serving(recorder.steps, self.ts[1:]),
@@ -138,8 +140,9 @@ class Solve:
             slots=self.keep.checkpoints,
             states=list(recorder.states.values()),
             end=recorder.end,
-            seed=seed,
-            drawn=not same(seed, dice.state()),
+            answers=[query.answer for query in recorder.queries],
+            seed=seed if drawn else None,
+            seeds=[query.seed for query in recorder.queries] if drawn else (),
         )
         return solution, after, tape
 
@@ -153,20 +156,19 @@ class Stepper:
 
     def __init__(self, solve: Solve, tape: Tape, ambient: Ambient, dice: Dice):
         self._ts, self._tape, self._ambient, self._dice = solve.ts, tape, ambient, dice
-        queries = [step.queries for step in tape.steps]
-        self._noise = ReplayingBrownian(solve.bm, dice, queries, solve.taped, tape.drawn)
+        self._noise = ReplayingBrownian(solve.bm, dice, tape.answers, tape.seeds, solve.taped)
         self._solver = solve.solver(self._noise)
 
     def first_extra(self, y0: Tensor) -> Sequence[Tensor]:
         """The extra state the solver starts with where the user gives none."""
-        if self._tape.drawn:
+        if self._tape.seed is not None:
             self._dice.set(self._tape.seed)
         with self._ambient.around_func():
             return self._solver.init_extra_solver_state(self._ts[0], y0)
 
     def take(self, n: int, state: State) -> State:
         """The state at the end of step n, from that at its start."""
-        self._noise.rewind(n)
+        self._noise.rewind(self._tape.steps[n].query)
         y, *extra = state
         with self._ambient.around_func():
             for t0, t1 in pairwise(self._tape.steps[n].times):
