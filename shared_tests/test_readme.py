@@ -34,12 +34,12 @@ def test_the_table_of_torchdiffeq_s_methods():
 
 def test_the_table_of_diffrax_s_solvers():
     diffrax = pytest.importorskip("diffrax")
-    from steptape.jax._erk import can_unroll
+    from steptape.jax._erk import is_explicit
 
     told = {name for name, replay in rows("diffrax, by solver;") if replay == "unrolled"}
     solvers = [x for x in vars(diffrax).values() if isinstance(x, type) and issubclass(x, diffrax.AbstractERK)]
     concrete = [x for x in solvers if not x.__name__.startswith("Abstract")]
-    assert told == {x.__name__ for x in concrete if can_unroll(x())}
+    assert told == {x.__name__ for x in concrete if is_explicit(x())}
 
 
 @pytest.mark.parametrize("framework", ["torch", "diffrax"])

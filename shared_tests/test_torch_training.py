@@ -182,9 +182,10 @@ def test_a_func_compiled_in_place():
 
 
 @pytest.mark.usefixtures("_compiler")
-def test_a_compiled_model_around_the_solve():
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_a_compiled_model_around_the_solve(backend):
     model = build("aca")
-    compiled = torch.compile(model, backend="eager")
+    compiled = torch.compile(model, backend=backend)
     host = gradients(build("host"))
     for _ in range(2):
         assert distance(gradients(compiled), host) <= 1e-12

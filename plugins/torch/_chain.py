@@ -35,13 +35,13 @@ def _by_tableau(tableau: Tableau, tape: Tape, timeline: Timeline, field: Field, 
         ahead = n + 1 < len(sizes) and not tape.fresh[n + 1]
         inside = [q for q, step in enumerate(tape.serving) if step == n]
         if slope is None:
-            field.draws.before(n, 0)
+            field.side.before(n, 0)
             slope = field.slope(timeline.stages[n, 0], y)
         k = [slope]
         for i in range(1, tableau.stages):
             if i == tableau.stages - 1 and tableau.last_at_end and not (ahead or inside):
                 break
-            field.draws.before(n, i)
+            field.side.before(n, i)
             k.append(field.slope(timeline.stages[n, i], y + h * _combined(rows[i], k)))
         slopes = torch.stack(k)
         ys += [y + h * torch.tensordot(weights[q, : len(k)], slopes, 1) for q in inside]
@@ -55,7 +55,7 @@ def _by_whole_steps(solver: Any, tape: Tape, timeline: Timeline, field: Field, y
     ys, y = [y0], y0
     slopes: list[Tensor] = []
     for n, ((t0, t1), h) in enumerate(zip(timeline.stages, timeline.sizes, strict=True)):
-        field.draws.before(n, 0)
+        field.side.before(n, 0)
         places = [x for x, serving in zip(timeline.places, tape.serving, strict=True) if serving == n]
         y, inside, _, slopes = whole_step(solver, slopes, field, t0, t1, h, y, places)
         ys += inside

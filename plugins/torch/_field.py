@@ -11,7 +11,7 @@ from torch import Tensor
 from steptape._errors import GradientError, OptionError
 from steptape.compat._torch import pull
 from steptape.torch._ambient import Ambient
-from steptape.torch._random import Draws
+from steptape.torch._side_state import Restored
 
 
 class Stage(NamedTuple):
@@ -25,13 +25,13 @@ class Stage(NamedTuple):
 class Field:
     """func as a function of (t, y, params) whose cotangents in params add up in ``cotangents``.
 
-    ``in_time``: whether cotangents in t are wanted too. ``draws``: what to call before an evaluation of the solve's.
+    ``in_time``: whether cotangents in t are wanted too. ``side``: what to ask before an evaluation of the solve's.
     """
 
     def __init__(
-        self, func: Any, ambient: Ambient, draws: Draws, shape: torch.Size, params: Sequence[Tensor], in_time: bool
+        self, func: Any, ambient: Ambient, side: Restored, shape: torch.Size, params: Sequence[Tensor], in_time: bool
     ):
-        self.draws = draws
+        self.side = side
         self._func = func
         self._ambient = ambient
         self._shape = shape
@@ -94,7 +94,8 @@ class Field:
             raise GradientError(
                 f"odeint_adjoint(func, ..., adjoint_method='aca'): func depends on tensors that require a gradient but "
                 f"are not among its parameters (shapes: {shapes}), and their gradient would be lost. Pass all of them: "
-                "adjoint_params=(*func.parameters(), x, ...)."
+                "adjoint_params=(*func.parameters(), x, ...). Where parameters are sharded (FSDP), wrap the model that "
+                "contains the solve, not func, with use_orig_params=True."
             )
 
 

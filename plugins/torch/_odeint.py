@@ -72,35 +72,38 @@ def odeint_adjoint(
 
     Memory held between forward and backward: one state per accepted step, or ``checkpoints`` states, and a few scalars
     per step, besides the solution itself. Where steps start from slopes they cannot recompute, these are held too: one
-    per state for ``fehlberg2`` and ``adaptive_heun``, one per step or up to eleven per checkpoint for the Adams
-    solvers. The backward pass adds the graph of one step or stage.
+    per state for ``fehlberg2``, ``adaptive_heun`` and ``tsit5``, one per step or up to eleven per checkpoint for the
+    Adams solvers. The backward pass adds the graph of one step or stage.
 
     Supports:
         Every solver of the host but ``scipy_solver``, with all their options; gradients in ``y0``, parameters, ``t``,
         ``step_t`` and ``jump_t``; events; autocast; second derivatives (``create_graph=True``), for which the whole
-        chain of steps is rebuilt with its graph; random numbers drawn in func from the default generators (dropout),
-        of which the tape keeps the states, but not with a cubic ``interp``; the transforms of ``torch.func``, in
-        forward mode as well, at the memory of back-propagation, but not ``vmap`` over solves.
+        chain of steps is rebuilt with its graph; random numbers drawn in func from the default generators (dropout)
+        and buffers that it changes (batch norm), of which the tape keeps notes, but not with a cubic ``interp`` on a
+        fixed grid; a compiled func or model; DistributedDataParallel and FSDP around the model that contains the solve;
+        the transforms of ``torch.func``, in forward mode as well, at the memory of back-propagation, but not ``vmap``
+        over solves.
 
     Source: Zhuang et al., arXiv 2006.02493 (the tape and its replay); Hu, arXiv 2402.15141 (the step's adjoint). Where
     ``options["first_step"]`` is not given, the host's own back-propagation also differentiates its guess of that step.
     """
+    rest: dict[str, Any] = {
+        "rtol": rtol,
+        "atol": atol,
+        "method": method,
+        "options": options,
+        "event_fn": event_fn,
+        "adjoint_rtol": adjoint_rtol,
+        "adjoint_atol": adjoint_atol,
+        "adjoint_method": adjoint_method,
+        "adjoint_options": adjoint_options,
+        "adjoint_params": adjoint_params,
+    }
     if adjoint_method != "aca":
-        return host.odeint_adjoint(
-            func,
-            y0,
-            t,
-            rtol=rtol,
-            atol=atol,
-            method=method,
-            options=options,
-            event_fn=event_fn,
-            adjoint_rtol=adjoint_rtol,
-            adjoint_atol=adjoint_atol,
-            adjoint_method=adjoint_method,
-            adjoint_options=adjoint_options,
-            adjoint_params=adjoint_params,
-        )
+        return host.odeint_adjoint(func, y0, t, **rest)
+    if torch.compiler.is_compiling():
+        # The host's loop goes by values, which a compiler does not know: it runs as it is, inside the compiled model.
+        return torch.compiler.disable(odeint_adjoint)(func, y0, t, **rest)
     _check_call(t, {"adjoint_rtol": (adjoint_rtol, rtol), "adjoint_atol": (adjoint_atol, atol)})
     keep = Keep.from_options(adjoint_options)
     params = parameters_of(func, adjoint_params, f"odeint_adjoint(func={func!r}, ...)", "adjoint_params=(...)")

@@ -12,8 +12,8 @@ from steptape.torch._ambient import Ambient
 from steptape.torch._belongings import Belongings
 from steptape.torch._chain import chain
 from steptape.torch._field import Field
-from steptape.torch._random import Dice, Draws
 from steptape.torch._runge_kutta import RungeKuttaSweep
+from steptape.torch._side_state import Restored, SideState
 from steptape.torch._sweep import Sweep
 from steptape.torch._tape import Tape, Timeline
 from steptape.torch._torchdiffeq import Solve
@@ -31,7 +31,8 @@ class Replay(torch.autograd.Function):
         ctx: Any, solve: Solve, y0: Tensor, t: Tensor, points: Tensor, *params: Tensor
     ) -> tuple[Tensor, Tensor]:
         ctx.ambient, ctx.belongings = Ambient(y0.device), Belongings(solve.user_func)
-        solution, end, tape = solve.record(y0, t, points)
+        ctx.side = SideState(y0.device, solve.user_func)
+        solution, end, tape = solve.record(y0, t, points, ctx.side)
         # Saved parameters are watched for changes in place, but hooks such as save_on_cpu unpack other objects, and the
         # check of what func depends on goes by identity.
         ctx.solve, ctx.tape, ctx.params = solve, tape.emptied(), params
@@ -44,10 +45,9 @@ class Replay(torch.autograd.Function):
     def backward(ctx: Any, grad_solution: Tensor, _: Any) -> tuple[Tensor | None, ...]:
         y0, t, points, *rest = ctx.saved_tensors
         tape = ctx.tape.refilled(rest[len(ctx.params) :])
-        dice = Dice(y0.device)
-        draws = Draws(dice, tape.seeds)
-        back = _Back(ctx.solve, ctx.ambient, draws, tape, (y0, t, points, *ctx.params), ctx.needs_input_grad[1:])
-        with ctx.ambient.without_autocast(), dice.kept() if tape.seeds else nullcontext():
+        side = Restored(ctx.side, tape.notes)
+        back = _Back(ctx.solve, ctx.ambient, side, tape, (y0, t, points, *ctx.params), ctx.needs_input_grad[1:])
+        with ctx.ambient.without_autocast(), ctx.side.kept() if tape.notes else nullcontext():
             pull = back.differentiable if torch.is_grad_enabled() else back.plain
             grads = ctx.belongings.given_back(lambda: pull(grad_solution))
         return (None, *(grad if need else None for grad, need in zip(grads, back.needed, strict=True)))
@@ -58,7 +58,7 @@ class _Back(NamedTuple):
 
     solve: Solve
     ambient: Ambient
-    draws: Draws
+    side: Restored
     tape: Tape
     inputs: tuple[Tensor, ...]
     needed: tuple[bool, ...]
@@ -104,4 +104,4 @@ class _Back(NamedTuple):
 
     def _field(self, timeline: Timeline) -> Field:
         shape, params = self.inputs[0].shape, self.inputs[3:]
-        return Field(self.solve.vector_field, self.ambient, self.draws, shape, params, in_time=timeline.moves)
+        return Field(self.solve.vector_field, self.ambient, self.side, shape, params, in_time=timeline.moves)

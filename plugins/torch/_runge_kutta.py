@@ -117,12 +117,12 @@ class RungeKuttaSweep(Sweep):
                 stages[i] = stage = self._stage(n, i, state)
                 self.rows[i].copy_(stage.slope)
             else:
-                self.field.draws.before(n, i)
+                self.field.side.before(n, i)
                 self.rows[i].copy_(self.field.value(self.times[n, i], self._place(n, i, state)))
         return stages
 
     def _stage(self, n: int, i: int, state: State) -> Stage:
-        self.field.draws.before(n, i)
+        self.field.side.before(n, i)
         return self.field.evaluate(self.times[n, i], self._place(n, i, state))
 
     def _place(self, n: int, i: int, state: State) -> Tensor:

@@ -112,13 +112,13 @@ class _Recorded:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._solve, name)
 
-    def record(self, y0: Tensor, t: Tensor, points: Tensor) -> tuple[Tensor, Tensor, Any]:
+    def record(self, y0: Tensor, t: Tensor, points: Tensor, side: Any) -> tuple[Tensor, Tensor, Any]:
         began = self._now()
-        solution, end, tape = self._solve.record(y0, t, points)
+        solution, end, tape = self._solve.record(y0, t, points, side)
         self.stats.seconds_forward = self._now() - began
         self.stats.accepted_steps = len(tape.fresh)
         self.stats.states_kept = len(tape.kept)
-        self._tensors = [*tape.tensors(), *(state for seeds in tape.seeds for seed in seeds for state in seed)]
+        self._tensors = [*tape.tensors(), *(state for notes in tape.notes for note in notes for state in note)]
         return solution, end, tape
 
     def finish(self, solution: Tensor, inputs: tuple[Tensor, ...]) -> None:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from steptape.torch._random import Seed
+from steptape.torch._side_state import Note
 
 
 class State(NamedTuple):
@@ -32,8 +32,8 @@ class Tape:
     states y_n, flat; ``slopes``: the slopes that go with them, and ``history``: which ones go with which. ``fresh``:
     whether a step evaluates its own first stage, or takes over the last stage of the step before. ``anchors``: what a
     node moves with, t[0] (0) or entry i of the points (i + 1). ``serving``: for each output after the first, the step
-    it lies in. ``seeds``: for each step the states of the random number generators at its first evaluations; empty if
-    the solve drew nothing.
+    it lies in. ``notes``: for each step what evaluations change besides, before its first ones; empty if the solve
+    changed nothing.
     """
 
     nodes: Tensor
@@ -47,7 +47,7 @@ class Tape:
     fresh: Sequence[bool]
     anchors: Sequence[int]
     serving: Sequence[int]
-    seeds: Sequence[Sequence[Seed]]
+    notes: Sequence[Sequence[Note]]
 
     def states(self) -> dict[int, State]:
         """The kept states by step."""

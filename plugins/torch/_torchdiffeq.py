@@ -12,7 +12,7 @@ from steptape._errors import GradientError, UnsupportedError
 from steptape._plan import Keeper
 from steptape.compat import _torchdiffeq as host
 from steptape.torch._keep import Keep
-from steptape.torch._random import Dice, Seed, same
+from steptape.torch._side_state import Note, SideState, same, shared
 from steptape.torch._tableau import Tableau
 from steptape.torch._tape import State, Tape, Timeline
 
@@ -21,19 +21,19 @@ class Recorder:
     """The func a solver integrates: the user's, noting each accepted step through the host's own callbacks.
 
     After the solve: ``starts`` and ``sizes`` of all steps, whether they were ``cut`` short to end at an entry of
-    ``step_t`` or ``jump_t``, the ``states`` that were kept, with their first slopes if asked for, and the ``seeds`` of
-    the random numbers that func drew: of a step's first evaluation, which may be the last of the step before, and of
+    ``step_t`` or ``jump_t``, the ``states`` that were kept, with their first slopes if asked for, and the ``notes`` of
+    what func changes besides: before a step's first evaluation, which may be the last of the step before, and before
     the next one.
     """
 
-    def __init__(self, func: Any, keep: Keep, dice: Dice, carries_slopes: bool = False):
+    def __init__(self, func: Any, keep: Keep, side: SideState, carries_slopes: bool = False):
         self._func = func
-        self._dice = dice
+        self._side = side
         self._carries_slopes = carries_slopes
         self._device = keep.device
         self._keeper = Keeper(keep.checkpoints)
-        self._evaluation = self._start = dice.state()
-        self._try: tuple[Seed, ...] = ()
+        self._evaluation = self._start = side.note()
+        self._try: tuple[Note, ...] = ()
         self._tried: Tensor | None = None
         self._latest: Tensor | None = None
         self._first: tuple[Tensor, ...] = ()
@@ -41,16 +41,16 @@ class Recorder:
         self.sizes: list[Tensor] = []
         self.cut: list[bool] = []
         self.states: dict[int, State] = {}
-        self._seeds: list[tuple[Seed, ...]] = []
+        self._notes: list[tuple[Note, ...]] = []
         self.callback_reject_step = func.callback_reject_step
 
     @property
-    def seeds(self) -> list[tuple[Seed, ...]]:
-        """For each step, the states of the generators; none if nothing was drawn in the whole solve."""
-        return [] if same(self._start, self._dice.state()) else self._seeds
+    def notes(self) -> list[tuple[Note, ...]]:
+        """For each step the notes of the side state; none if the whole solve changed nothing there."""
+        return [] if same(self._start, self._side.note()) else self._notes
 
     def __call__(self, t: Tensor, y: Tensor, **kwargs: Any) -> Tensor:
-        self._evaluation = self._dice.state()
+        self._evaluation = self._side.note()
         slope = self._func(t, y, **kwargs)
         if self._carries_slopes:
             self._latest = slope
@@ -64,21 +64,24 @@ class Recorder:
         self._tried = h
         # Until a step is accepted, its first slope stays as it is; that of the first step is the solve's first one.
         first = self._try[0] if self._try else self._evaluation if self.starts else self._start
-        self._try = (first, self._dice.state())
+        self._try = (first, self._side.note())
 
     def callback_accept_step(self, t: Tensor, y: Tensor, h: Tensor) -> None:
         self._func.callback_accept_step(t, y, h)
         # The host makes a new size when it cuts a try short.
-        self._note(t, State(y, self._first), h, self._try, cut=h is not self._tried)
+        self._take(t, State(y, self._first), h, self._try, cut=h is not self._tried)
         self._first = self._try = ()
 
-    def _note(self, t: Tensor, state: State, h: Tensor, seeds: tuple[Seed, ...], cut: bool = False) -> None:
+    def _take(self, t: Tensor, state: State, h: Tensor, notes: tuple[Note, ...], cut: bool = False) -> None:
         step = len(self.starts)
         self.starts.append(t)
         self.sizes.append(h)
         self.cut.append(cut)
-        # Where nothing is drawn, one note serves all steps.
-        self._seeds.append(self._seeds[-1] if step and same(self._seeds[-1][-1], seeds[-1]) else seeds)
+        if step:
+            # Where nothing changes, one note serves all steps.
+            last = self._notes[-1]
+            notes = last if same(last[-1], notes[-1]) else tuple(shared(note, last[-1]) for note in notes)
+        self._notes.append(notes)
         self.states[step] = state if step == 0 or self._device is None else state.to(self._device)
         dropped = self._keeper.offer(step)
         if dropped is not None:
@@ -90,14 +93,14 @@ class FixedGridRecorder(Recorder):
 
     def callback_step(self, t: Tensor, y: Tensor, h: Tensor) -> None:
         self._func.callback_step(t, y, h)
-        self._note(t, State(y, ()), h, (self._dice.state(),))
+        self._take(t, State(y, ()), h, (self._side.note(),))
 
 
 class WholeStepRecorder(Recorder):
     """The same for a solver whose steps may start from the slopes of earlier ones as well."""
 
-    def __init__(self, func: Any, keep: Keep, dice: Dice, solver: Any):
-        super().__init__(func, keep, dice)
+    def __init__(self, func: Any, keep: Keep, side: SideState, solver: Any):
+        super().__init__(func, keep, side)
         self._solver = solver
         self._moved: dict[int, tuple[Tensor, Tensor]] = {}
 
@@ -108,7 +111,7 @@ class WholeStepRecorder(Recorder):
             # Successive histories share their slopes; so do their copies.
             self._moved = {id(x): self._moved.get(id(x)) or (x, x.to(self._device)) for x in slopes}
             slopes = [self._moved[id(x)][1] for x in slopes]
-        self._note(t, State(y, tuple(slopes)), h, (self._dice.state(),))
+        self._take(t, State(y, tuple(slopes)), h, (self._side.note(),))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,10 +132,10 @@ class Solve:
     keep: Keep
     event_fn: Any = None
 
-    def record(self, y0: Tensor, t: Tensor, points: Tensor) -> tuple[Tensor, Tensor, Tape]:
+    def record(self, y0: Tensor, t: Tensor, points: Tensor, side: SideState) -> tuple[Tensor, Tensor, Tape]:
         """Run the host's solver: its solution, (len(t), *y0.shape), the time it ends, and the tape of its steps."""
         solver = self.solver(y0)
-        solver.func = recorder = self._recorder(solver, Dice(y0.device))
+        solver.func = recorder = self._recorder(solver, side)
         if self.event_fn is None:
             end, solution = t[-1], solver.integrate(t)
         else:
@@ -145,11 +148,11 @@ class Solve:
                 "into another dtype or shape on the way. Return the dtype and shape of y from func; where both are "
                 f"scalars, give y0 at least the precision of t ({t.dtype})."
             )
-        if recorder.seeds and not self.tableau.chained and self.options.get("interp", "linear") != "linear":
+        if recorder.notes and not self.tableau.chained and self.options.get("interp", "linear") != "linear":
             raise UnsupportedError(
                 f"odeint_adjoint(..., method={self.method!r}, options={{'interp': {self.options['interp']!r}}}, "
-                "adjoint_method='aca'): func drew random numbers (dropout?), and this interpolation evaluates it anew "
-                "for each output, with other ones. Use 'interp': 'linear', or an adaptive method."
+                "adjoint_method='aca'): func drew random numbers (dropout?) or changed its buffers, and this "
+                "interpolation evaluates it anew for each output. Use 'interp': 'linear', or an adaptive method."
             )
         return solution, end, self._tape(recorder, t[1:] if self.event_fn is None else end[None], points)
 
@@ -199,12 +202,12 @@ class Solve:
             sides[:, -1] = 0
         return sides * self.options.get("perturb", False)
 
-    def _recorder(self, solver: Any, dice: Dice) -> Recorder:
+    def _recorder(self, solver: Any, side: SideState) -> Recorder:
         if self.tableau.whole:
-            return WholeStepRecorder(self.func, self.keep, dice, solver)
+            return WholeStepRecorder(self.func, self.keep, side, solver)
         if self.tableau.chained:
-            return Recorder(self.func, self.keep, dice, carries_slopes=not self.tableau.last_at_end)
-        return FixedGridRecorder(self.func, self.keep, dice)
+            return Recorder(self.func, self.keep, side, carries_slopes=not self.tableau.last_at_end)
+        return FixedGridRecorder(self.func, self.keep, side)
 
     @property
     def vector_field(self) -> Any:
@@ -260,5 +263,5 @@ class Solve:
             fresh=fresh[:-1],
             anchors=anchors,
             serving=serving.tolist(),
-            seeds=recorder.seeds,
+            notes=recorder.notes,
         )

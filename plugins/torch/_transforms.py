@@ -18,7 +18,7 @@ from steptape.compat import _torchdiffeq as host
 from steptape.torch._ambient import Ambient
 from steptape.torch._chain import chain
 from steptape.torch._field import Field
-from steptape.torch._random import Dice, Draws
+from steptape.torch._side_state import Restored, SideState
 from steptape.torch._torchdiffeq import Solve
 
 
@@ -33,14 +33,15 @@ def solve_in_transforms(solve: Solve, y0: Tensor, t: Tensor, points: Tensor) -> 
             "adjoint_method='aca'): the host's own step moves its times in a way that the transforms do not take. "
             "Leave out 'perturb', or use another method."
         )
-    ambient, dice = Ambient(y0.device), Dice(y0.device)
-    plain = [_value(x) for x in (y0, t, points)]
+    ambient, side = Ambient(y0.device), SideState(y0.device)
+    plain_y0, plain_t, plain_points = map(_value, (y0, t, points))
     with torch.no_grad(), _torch.outside_transforms() as inside:
         func, event_fn = _Plain(solve.func, inside), solve.event_fn and _inside(solve.event_fn, inside)
-        solution, end, tape = dataclasses.replace(solve, func=func, event_fn=event_fn).record(*plain)
-    with ambient.without_autocast(), dice.kept():
+        plain = dataclasses.replace(solve, func=func, event_fn=event_fn)
+        solution, end, tape = plain.record(plain_y0, plain_t, plain_points, side)
+    with ambient.without_autocast(), side.kept():
         timeline = solve.timeline(tape, y0, t, points)
-        field = Field(solve.vector_field, ambient, Draws(dice, tape.seeds), y0.shape, (), in_time=False)
+        field = Field(solve.vector_field, ambient, Restored(side, tape.notes), y0.shape, (), in_time=False)
         ys = chain(solve, tape, timeline, field, y0)
     # The host's solution to the bit, with the derivatives of the chain.
     return solution + (ys - ys.detach()), end

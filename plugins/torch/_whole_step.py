@@ -31,7 +31,7 @@ class WholeStepSweep(Sweep):
         self, n: int, state: State, outputs: slice, mu: Tensor, end: Tensor, link: Any
     ) -> tuple[Tensor, dict[int, Tensor]]:
         asked: dict[int, Tensor] = link or {}
-        self.field.draws.before(n, 0)
+        self.field.side.before(n, 0)
         with torch.enable_grad():
             y, *slopes = (x.detach().view(self.shape).requires_grad_() for x in (state.y, *state.slopes))
             times = (*self.times[n], self.sizes[n], *self.places[outputs])
@@ -57,7 +57,7 @@ class WholeStepSweep(Sweep):
 
     def _advance(self, n: int, state: State) -> State:
         y, *slopes = (x.view(self.shape) for x in (state.y, *state.slopes))
-        self.field.draws.before(n, 0)
+        self.field.side.before(n, 0)
         t0, t1 = self.times[n]
         y1, _, _, after = whole_step(self.solver, slopes, self.field, t0, t1, self.sizes[n], y, [])
         return State(y1.reshape(-1), tuple(x.reshape(-1) for x in after))

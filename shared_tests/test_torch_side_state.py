@@ -1,4 +1,4 @@
-"""Random numbers drawn in func: the replay draws the very ones of the forward solve."""
+"""Random numbers drawn in func, and buffers that it changes: the replay finds them as the forward solve did."""
 
 import pytest
 import torch
@@ -38,7 +38,7 @@ class Noisy(torch.nn.Module):
 def gradients(odeint, func, t=TIMES, **kwargs):
     """The solution, and its gradients in y0 and the parameters."""
     torch.manual_seed(1)
-    y0 = torch.linspace(-1, 1, 6, dtype=torch.float64).view(2, 3).requires_grad_()
+    y0 = torch.linspace(-1, 7, 15, dtype=torch.float64).sin().view(5, 3).requires_grad_()
     ys = odeint(func, y0, t, **kwargs)
     return ys, torch.autograd.grad(ys.square().sum(), (y0, *func.parameters()))
 
@@ -153,7 +153,7 @@ def test_a_solve_that_draws_nothing_keeps_no_states_of_the_generator():
     func = Noisy(0.0)
     with record_solves() as solves:
         gradients(odeint_adjoint, func.eval(), adjoint_method="aca", method="rk4", options={"step_size": 0.01})
-    assert solves[0].bytes_held < 101 * (6 * 8 + 4 * 8) + 1000
+    assert solves[0].bytes_held < 101 * (15 * 8 + 4 * 8) + 1000
 
 
 def test_what_the_generators_states_weigh_is_counted():
@@ -164,7 +164,10 @@ def test_what_the_generators_states_weigh_is_counted():
 
 def test_cubic_interpolation_is_refused():
     """The host evaluates the slope at the end of a step once for each output inside it."""
-    with pytest.raises(UnsupportedError, match=r"'interp': 'cubic'.*drew random numbers.*Use 'interp': 'linear'"):
+    with pytest.raises(
+        UnsupportedError,
+        match=r"'interp': 'cubic'.*drew random numbers.*or changed its buffers.*Use 'interp': 'linear'",
+    ):
         gradients(
             odeint_adjoint,
             Noisy(0.5),
@@ -172,3 +175,40 @@ def test_cubic_interpolation_is_refused():
             method="rk4",
             options={"step_size": 0.3, "interp": "cubic"},
         )
+
+
+class Normed(torch.nn.Module):
+    """A small network with a layer that changes its buffers at each evaluation."""
+
+    def __init__(self, kind):
+        super().__init__()
+        torch.manual_seed(0)
+        first = torch.nn.Linear(3, 8)
+        if kind == "spectral_norm":
+            first = torch.nn.utils.spectral_norm(first)
+        elif kind == "parametrized spectral_norm":
+            first = torch.nn.utils.parametrizations.spectral_norm(first)
+        norm = torch.nn.BatchNorm1d(8) if kind == "BatchNorm1d" else torch.nn.Identity()
+        self.net = torch.nn.Sequential(first, norm, torch.nn.Tanh(), torch.nn.Linear(8, 3)).double()
+
+    def forward(self, t, y):
+        return self.net(y) * (1 + 20 * (t - 0.55).clamp(0, 0.01) / 0.01)
+
+
+@pytest.mark.parametrize(
+    ("method", "keep"),
+    [("dopri5", None), ("dopri5", KEEP[-1]), ("fehlberg2", KEEP[1]), ("rk4", KEEP[2]), ("explicit_adams", KEEP[1])],
+)
+@pytest.mark.parametrize("kind", ["BatchNorm1d", "spectral_norm", "parametrized spectral_norm"])
+def test_buffers_that_evaluations_change(kind, method, keep):
+    options = {"first_step": 0.7} if method in ADAPTIVE else {"step_size": 0.11}
+    host, ours = Normed(kind), Normed(kind)
+    ys, grads = gradients(torchdiffeq.odeint, host, method=method, options=options, **LOOSE)
+    found, found_grads = gradients(
+        odeint_adjoint, ours, method=method, options=options, adjoint_method="aca", adjoint_options=keep, **LOOSE
+    )
+    assert torch.equal(found, ys)
+    # Parameters that do not matter, such as a bias before a batch norm, have gradients of rounding's size.
+    scale = max(g.abs().max() for g in grads)
+    assert all((a - b).abs().max() <= 1e-12 * scale for a, b in zip(found_grads, grads, strict=True))
+    assert all(map(torch.equal, ours.buffers(), host.buffers()))

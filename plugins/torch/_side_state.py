@@ -1,0 +1,88 @@
+"""What evaluations of func read and change besides their arguments, such that a replay finds it as the solve did.
+
+That is the state of the random number generators, and the buffers of a module: running statistics, power iterations.
+The solve notes it where an accepted step starts; evaluations in their order do the rest. Rejected tries have changed it
+too, which is why each step has notes of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Note = tuple[Tensor, ...]
+
+
+class SideState:
+    """The default generators of the CPU and of the state's ``device``, and the buffers of ``func`` if it has any."""
+
+    def __init__(self, device: torch.device, func: Any = None):
+        self._generators = [torch.default_generator]
+        if device.type == "cuda":
+            self._generators.append(torch.cuda.default_generators[device.index or 0])
+        self._buffers = list(func.buffers()) if isinstance(func, torch.nn.Module) else []
+        self._versions: list[int] = []
+        self._values: list[Tensor] = []
+
+    def note(self) -> Note:
+        """The state now; buffers that have not changed since the last note share its copies."""
+        if self._versions != (versions := [buffer._version for buffer in self._buffers]):
+            self._versions, self._values = versions, [buffer.detach().clone() for buffer in self._buffers]
+        return (*(generator.get_state() for generator in self._generators), *self._values)
+
+    def set(self, note: Note) -> None:
+        """Make it the state that was noted."""
+        count = len(self._generators)
+        for generator, state in zip(self._generators, note[:count], strict=True):
+            generator.set_state(state)
+        for buffer, value in zip(self._buffers, note[count:], strict=True):
+            # Not a change that autograd is to see: the graphs of earlier evaluations do not read what follows.
+            buffer.data.copy_(value)
+        self._versions, self._values = [buffer._version for buffer in self._buffers], list(note[count:])
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """Leave it after the block as it was before."""
+        before = self.note()
+        try:
+            yield
+        finally:
+            self.set(before)
+
+
+def same(a: Note, b: Note) -> bool:
+    """Whether two notes are of the same state."""
+    return all(x is y or torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def shared(note: Note, earlier: Note) -> Note:
+    """A note that shares with an earlier one what has not changed since."""
+    return tuple(y if x is y or torch.equal(x, y) else x for x, y in zip(note, earlier, strict=True))
+
+
+class Restored:
+    """The side state as a replay sets it: as it was when the solve took a stage.
+
+    ``notes``: for each step those before its first evaluations, as far as the solve took them; the others follow in
+    order. Empty if nothing changes.
+    """
+
+    def __init__(self, side: SideState, notes: Sequence[Sequence[Note]]):
+        self._side, self._notes = side, notes
+        self._step: int | None = None
+        self._known: dict[int, Note] = {}
+
+    def before(self, step: int, stage: int) -> None:
+        """Set the state for a stage; a step's stages come in order, and then again in any order."""
+        if not self._notes:
+            return
+        if step != self._step:
+            self._step, self._known = step, dict(enumerate(self._notes[step]))
+        if stage in self._known:
+            self._side.set(self._known[stage])
+        else:
+            self._known[stage] = self._side.note()
