@@ -1,6 +1,8 @@
 """How people use sdeint_adjoint: dropout, autocast, lent parameters, second derivatives, long solves, closed forms."""
 
+import gc
 import math
+import weakref
 
 import pytest
 import torch
@@ -224,6 +226,26 @@ def test_a_state_of_reversible_heun_has_its_slopes_with_it():
         "diagonal", "reversible_heun", 64, sde_type="stratonovich", adjoint_options={"checkpoints": 4}
     )
     assert saved_bytes(node) - own <= (4 * 4 + 1) * state + 64 * 64 + 2 * 8
+
+
+@pytest.mark.parametrize("backward", [False, True])
+@pytest.mark.parametrize(("sde_type", "method", "areas"), [("ito", "srk", 1), ("stratonovich", "heun", 0)])
+def test_the_states_wait_for_no_garbage_collector(sde_type, method, areas, backward):
+    sde, bm = Sde(sde_type, "diagonal"), interval("diagonal", LEVY.get(method, "none"))
+    ys = sdeint_adjoint(sde, initial(), [0.0, 1.0], bm=bm, method=method, dt=1 / 8, adjoint_method="aca")
+    # The answers of bm come last, and bm has them too; before them the states after each step.
+    answers = 8 * (1 + areas)
+    states = [weakref.ref(x.untyped_storage()) for x in ys.grad_fn.saved_tensors[-8 - answers : -answers]]
+    assert all(state() is not None for state in states)
+    gc.disable()
+    try:
+        if backward:
+            ys.sum().backward()
+        else:
+            del ys
+        assert not any(state() is not None for state in states)
+    finally:
+        gc.enable()
 
 
 def test_no_graph_is_held():

@@ -77,11 +77,21 @@ class NotingBrownian:
 class ReplayingBrownian:
     """The Brownian object of a replay: it answers as in the solve, once ``rewind`` has said which query comes next.
 
-    ``answers``, ``seeds``: of all queries of the solve; no seeds if it drew nothing.
+    ``answers``, ``seeds``: of all queries of the solve; no seeds if it drew nothing. ``taped``: whether the answers are
+    whole; ``device``: where they are to go.
     """
 
-    def __init__(self, bm: Any, dice: Dice, answers: Sequence[tuple[Tensor, ...]], seeds: Sequence[Seed], taped: bool):
-        self._bm, self._dice, self._answers, self._seeds, self._taped = bm, dice, answers, seeds, taped
+    def __init__(
+        self,
+        bm: Any,
+        dice: Dice,
+        answers: Sequence[tuple[Tensor, ...]],
+        seeds: Sequence[Seed],
+        taped: bool,
+        device: torch.device,
+    ):
+        self._bm, self._dice, self._answers, self._seeds = bm, dice, answers, seeds
+        self._taped, self._device = taped, device
         self._next = 0
 
     def __getattr__(self, name: str) -> Any:
@@ -97,7 +107,7 @@ class ReplayingBrownian:
             self._dice.set(self._seeds[query])
         noted = self._answers[query]
         if self._taped:
-            tensors = tuple(x.to(self._bm.device) for x in noted)
+            tensors = tuple(x.to(self._device) for x in noted)
             return tensors if len(tensors) > 1 else tensors[0]
         answer = self._bm(*args, **kwargs)
         for x, entries in zip(_tensors(answer), noted, strict=True):

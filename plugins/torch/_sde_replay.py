@@ -77,7 +77,7 @@ class _Back:
         self, solve: Solve, ambient: Ambient, dice: Dice, tape: Tape, made: bool, inputs: Sequence[Tensor], params: int
     ):
         self._ts, self._tape, self._made = solve.ts, tape, made
-        self._stepper = Stepper(solve, tape, ambient, dice)
+        self._stepper = Stepper(solve, tape, ambient, dice, inputs[0].device)
         self._start, self._params = tuple(inputs[:params]), tuple(inputs[params:])
         self._totals = [torch.zeros_like(p) for p in self._params]
 
@@ -100,6 +100,8 @@ class _Back:
         outputs = self._chain(state)
         wanted = [x for x, need in zip(inputs, needed, strict=True) if need]
         pairs = [(x, c) for x, c in zip(outputs, cotangents, strict=True) if x.requires_grad]
+        if not pairs:
+            return [torch.zeros_like(x) for x in inputs]
         ends, pulled = zip(*pairs, strict=True)
         settings = {"create_graph": True, "allow_unused": True, "materialize_grads": True}
         found = iter(torch.autograd.grad(ends, wanted, pulled, **settings))

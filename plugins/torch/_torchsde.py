@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from steptape._plan import Keeper
@@ -32,7 +33,7 @@ class Recorder:
     """Stands in for a solver's ``step`` and notes the steps that the host accepts."""
 
     def __init__(self, solver: Any, noise: NotingBrownian, keep: Keep):
-        self._step = solver.step
+        self._step: Any = solver.step
         self._adaptive = solver.adaptive
         self._noise = noise
         self._device = keep.device
@@ -60,6 +61,8 @@ class Recorder:
         """After the solve: its last try was accepted."""
         if self._try:
             self._decide(accepted=True)
+        # The solver holds this object, which must not hold the solver: the states would wait for the garbage collector.
+        del self._step
 
     def _decide(self, accepted: bool) -> None:
         """A try is one whole step, for the error estimate, and two halves; the host goes on from these."""
@@ -154,9 +157,9 @@ def _integrated(solver: Any, y0: Tensor, ts: Tensor, extra: Sequence[Tensor] | N
 class Stepper:
     """Takes the steps of a tape again, as part of the caller's graph if there is one."""
 
-    def __init__(self, solve: Solve, tape: Tape, ambient: Ambient, dice: Dice):
+    def __init__(self, solve: Solve, tape: Tape, ambient: Ambient, dice: Dice, device: torch.device):
         self._ts, self._tape, self._ambient, self._dice = solve.ts, tape, ambient, dice
-        self._noise = ReplayingBrownian(solve.bm, dice, tape.answers, tape.seeds, solve.taped)
+        self._noise = ReplayingBrownian(solve.bm, dice, tape.answers, tape.seeds, solve.taped, device)
         self._solver = solve.solver(self._noise)
 
     def first_extra(self, y0: Tensor) -> Sequence[Tensor]:
