@@ -54,3 +54,11 @@ def bench(session: nox.Session) -> None:
     # Its declared requirements bring a whole training stack, of which the solvers need two small packages.
     session.install("--no-deps", *nox.project.dependency_groups(PYPROJECT, "bench-alone"))
     session.run("python", "-m", "benchmarks.torch_speed", *session.posargs)
+
+
+@nox.session
+def bench_jax(session: nox.Session) -> None:
+    """Time, memory and scaling against diffrax's own adjoint, in `benchmark-report/`."""
+    session.install(".[jax,report]")
+    for benchmark in ("jax_speed", "jax_memory", "jax_scaling"):
+        session.run("python", "-m", f"benchmarks.{benchmark}", *session.posargs)

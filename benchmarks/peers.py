@@ -140,6 +140,7 @@ METHODS = (
     Method(OURS, _steptape(), "steptape"),
     Method(f"{OURS}, checkpoints=8", _steptape(checkpoints=8), "steptape"),
     Method(f'{OURS}, graph="stage"', _steptape(graph="stage"), "steptape"),
+    Method(f'{OURS}, checkpoints=8, graph="stage"', _steptape(checkpoints=8, graph="stage"), "steptape"),
     Method(f"{HOST}, checkpointed func", _checkpointed, note="torch.utils.checkpoint around func"),
     Method(HOST_ADJOINT, _host_adjoint, note=_CONTINUOUS),
     Method(f"{HOST_ADJOINT}, seminorm", _seminorm, note=f"{_CONTINUOUS}; its error control leaves out parameters"),
