@@ -13,6 +13,7 @@ from steptape.compat import _torchsde as host
 from steptape.compat._torch import transforms_active
 from steptape.torch._keep import Keep
 from steptape.torch._sde_replay import SdeReplay
+from steptape.torch._sde_seminorm import with_seminorm
 from steptape.torch._torchsde import Solve
 
 
@@ -42,7 +43,9 @@ def sdeint_adjoint(
 ) -> Any:
     """Solve dY = f(t, Y) dt + g(t, Y) dW with torchsde; with ``adjoint_method="aca"``, differentiate its very steps.
 
-    Every other ``adjoint_method`` is torchsde's own ``sdeint_adjoint``, called with the arguments as given. With
+    Every other ``adjoint_method`` is torchsde's own ``sdeint_adjoint``, called with the arguments as given, but for one
+    option: with ``adjoint_options={"norm": "seminorm"}`` and ``adjoint_adaptive=True``, the gradients of the parameters
+    have no say in the backward solve's step sizes (as in torchdiffeq; not for second derivatives). With
     ``"aca"`` the solution is that of ``torchsde.sdeint`` with the same Brownian object, bit for bit, and the gradient
     is the exact one of that discrete solution, as by back-propagation through ``torchsde.sdeint``: the backward pass
     takes the accepted steps again, one at a time, from their taped states and with the increments of the solve. It
@@ -89,33 +92,34 @@ def sdeint_adjoint(
         is rebuilt with its graph; random numbers drawn in sde from the default generators (dropout). Not gradients in
         times or in the Brownian object, nor the transforms of ``torch.func``.
 
-    Source: Zhuang et al., arXiv 2006.02493 (the tape and its replay); Li et al., arXiv 2001.01328 (the host).
+    Source: Zhuang et al., arXiv 2006.02493 (the tape and its replay); Li et al., arXiv 2001.01328 (the host's
+    adjoint); Kidger et al., arXiv 2009.09457 (the seminorm).
     """
     if adjoint_method != "aca":
-        return host.sdeint_adjoint(
-            sde,
-            y0,
-            ts,
-            bm=bm,
-            method=method,
-            adjoint_method=adjoint_method,
-            dt=dt,
-            adaptive=adaptive,
-            adjoint_adaptive=adjoint_adaptive,
-            rtol=rtol,
-            adjoint_rtol=adjoint_rtol,
-            atol=atol,
-            adjoint_atol=adjoint_atol,
-            dt_min=dt_min,
-            options=options,
-            adjoint_options=adjoint_options,
-            adjoint_params=adjoint_params,
-            names=names,
-            logqp=logqp,
-            extra=extra,
-            extra_solver_state=extra_solver_state,
-            **unused_kwargs,
-        )
+        call = {
+            "bm": bm,
+            "method": method,
+            "adjoint_method": adjoint_method,
+            "dt": dt,
+            "adaptive": adaptive,
+            "adjoint_adaptive": adjoint_adaptive,
+            "rtol": rtol,
+            "adjoint_rtol": adjoint_rtol,
+            "atol": atol,
+            "adjoint_atol": adjoint_atol,
+            "dt_min": dt_min,
+            "options": options,
+            "adjoint_options": adjoint_options,
+            "adjoint_params": adjoint_params,
+            "names": names,
+            "logqp": logqp,
+            "extra": extra,
+            "extra_solver_state": extra_solver_state,
+        }
+        if adjoint_options is not None and "norm" in adjoint_options:
+            call["adjoint_params"] = params = _parameters_of(sde, adjoint_params)
+            call = with_seminorm(call, y0, params)
+        return host.sdeint_adjoint(sde, y0, ts, **call, **unused_kwargs)
     host.handle_unused_kwargs(unused_kwargs, msg="`sdeint_adjoint`")
     _check_call(adjoint_adaptive=adjoint_adaptive, adjoint_rtol=adjoint_rtol, adjoint_atol=adjoint_atol)
     keep, params = _keep_of(adjoint_options), _parameters_of(sde, adjoint_params)
@@ -168,7 +172,7 @@ def _parameters_of(sde: Any, adjoint_params: Iterable[Tensor] | None) -> list[Te
     """The parameters to differentiate with respect to, each once."""
     if adjoint_params is None and not isinstance(sde, torch.nn.Module):
         raise OptionError(
-            f"sdeint_adjoint(sde={sde!r}, ..., adjoint_method='aca'): sde is no torch.nn.Module, so its parameters are "
+            f"sdeint_adjoint(sde={sde!r}, ...): sde is no torch.nn.Module, so its parameters are "
             "unknown. Make it one, or pass adjoint_params=(...), which is () if there are none."
         )
     params = sde.parameters() if adjoint_params is None else adjoint_params
