@@ -93,6 +93,28 @@ def test_a_tensor_sde_closes_over_that_is_passed():
     torch.testing.assert_close(found, sde.hidden.grad, rtol=1e-12, atol=0)
 
 
+def test_parameters_computed_from_each_other():
+    scale = torch.tensor([0.5, 0.1, 0.2], dtype=torch.float64, requires_grad=True)
+    sde = Plain("g", hidden=scale.exp())
+    with pytest.raises(OptionError, match=r"shape \(3,\) in it was computed from another one.*Leave out the other"):
+        solve(sde, adjoint_params=(sde.hidden, scale))
+    with pytest.raises(OptionError, match=r"was computed from another one"):
+        solve(sde, adjoint_params=(sde.hidden, sde.hidden.sin()))
+
+
+def test_a_tensor_that_was_computed_from_parameters_before_the_solve():
+    scale = torch.tensor([0.5, 0.1, 0.2], dtype=torch.float64, requires_grad=True)
+    ys = solve(Plain("g", hidden=scale.exp()), adjoint_params=(scale,))
+    with pytest.raises(GradientError, match=r"computed from its parameters before.*pass it in adjoint_params"):
+        ys.sum().backward()
+    sde = Plain("g", hidden=scale.exp())
+    solve(sde, adjoint_params=(sde.hidden,)).sum().backward()
+    found, scale.grad = scale.grad, None
+    settings = {"bm": interval("diagonal"), "method": "euler", "dt": 0.25}
+    torchsde.sdeint(Plain("g", hidden=scale.exp()), initial(), [0.0, 1.0], **settings).sum().backward()
+    torch.testing.assert_close(found, scale.grad, rtol=1e-12, atol=0)
+
+
 class Potential(torch.nn.Module):
     """A drift that makes leaves of its own: the gradient of a potential."""
 

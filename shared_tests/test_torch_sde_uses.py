@@ -171,6 +171,25 @@ def test_second_derivatives(case, steps):
     assert distance(ours, second(torchsde.sdeint, case, **STEPS[steps])) <= 1e-10
 
 
+@pytest.mark.parametrize("create_graph", [False, True])
+@pytest.mark.parametrize(("sde_type", "method"), [("ito", "euler"), ("stratonovich", "reversible_heun")])
+def test_an_initial_state_computed_from_the_parameters(sde_type, method, create_graph):
+    """As in a latent SDE whose encoder is part of it: what a parameter gains through y0 counts once."""
+    sde = Sde(sde_type, "diagonal")
+    unused = {"allow_unused": True, "materialize_grads": True}
+
+    def found(sdeint, **kwargs):
+        y0 = sde.prior(torch.linspace(0, 1, BATCH * (STATE + 1), dtype=torch.float64).view(BATCH, STATE + 1))
+        y0 = y0 + sde.drift[0].weight.sum()
+        extra = (y0.sin(), sde.diffusion[0].bias.sum() * y0, y0 + 1) if method == "reversible_heun" else None
+        settings = {"bm": interval("diagonal"), "method": method, "dt": 0.2, "extra_solver_state": extra}
+        ys = sdeint(sde, y0, [0.0, 1.0], **settings, **kwargs)
+        first = torch.autograd.grad(loss([ys]), list(sde.parameters()), create_graph=create_graph, **unused)
+        return first + (torch.autograd.grad(loss(first), list(sde.parameters()), **unused) if create_graph else ())
+
+    assert distance(found(sdeint_adjoint, adjoint_method="aca"), found(torchsde.sdeint)) <= 1e-10
+
+
 def test_second_derivatives_against_differences():
     sde = Sde("ito", "diagonal")
     sde.requires_grad_(False)

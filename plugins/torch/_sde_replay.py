@@ -24,6 +24,7 @@ from steptape.torch._ambient import Ambient
 from steptape.torch._belongings import Belongings
 from steptape.torch._field import _unknown_leaves
 from steptape.torch._random import Dice
+from steptape.torch._sde_gate import Gate
 from steptape.torch._sde_tape import State, Tape
 from steptape.torch._torchsde import Solve, Stepper
 
@@ -91,8 +92,9 @@ class _Back:
 
     def differentiable(self, cotangents: Sequence[Tensor], needed: Sequence[bool]) -> Sequence[Tensor]:
         """The same as functions of the inputs and of the cotangents, for second derivatives: the chain of all steps."""
-        inputs = (*self._start, *self._params)
-        state = self._start
+        gate = Gate()
+        state = tuple(gate.through(x) for x in self._start)
+        inputs = (*state, *self._params)
         if self._made:
             state = (*state, *self._stepper.first_extra(state[0]))
         if self._tape.steps:
@@ -104,7 +106,8 @@ class _Back:
             return [torch.zeros_like(x) for x in inputs]
         ends, pulled = zip(*pairs, strict=True)
         settings = {"create_graph": True, "allow_unused": True, "materialize_grads": True}
-        found = iter(torch.autograd.grad(ends, wanted, pulled, **settings))
+        with gate.closed():
+            found = iter(torch.autograd.grad(ends, wanted, pulled, **settings))
         return [next(found) if need else x for x, need in zip(inputs, needed, strict=True)]
 
     def _chain(self, state: State) -> tuple[Tensor, ...]:
@@ -169,7 +172,16 @@ class _Back:
         """The cotangents of ``inputs``; those of the parameters are added up."""
         pairs = [(x, c.to(x.dtype)) for x, c in zip(outputs, cotangents, strict=True) if x.requires_grad]
         ends, pulled = zip(*pairs, strict=True)
-        grads = pull(ends, pulled, (*inputs, *self._params))
+        try:
+            grads = pull(ends, pulled, (*inputs, *self._params))
+        except RuntimeError as error:
+            if "a second time" not in str(error):
+                raise
+            raise GradientError(
+                "sdeint_adjoint(sde, ..., adjoint_method='aca'): sde uses a tensor that was computed from its "
+                "parameters before the solve, and steps cannot share its graph. Compute it in sde's methods, or pass "
+                "it in adjoint_params instead of what it was computed from."
+            ) from error
         for total, grad in zip(self._totals, grads[len(inputs) :], strict=True):
             if grad is not None:
                 total.add_(grad)

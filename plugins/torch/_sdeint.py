@@ -12,6 +12,7 @@ from steptape._errors import OptionError, UnsupportedError
 from steptape.compat import _torchsde as host
 from steptape.compat._torch import transforms_active
 from steptape.torch._keep import Keep
+from steptape.torch._sde_gate import computed_from_another
 from steptape.torch._sde_replay import SdeReplay
 from steptape.torch._sde_seminorm import with_seminorm
 from steptape.torch._torchsde import Solve
@@ -176,4 +177,12 @@ def _parameters_of(sde: Any, adjoint_params: Iterable[Tensor] | None) -> list[Te
             "unknown. Make it one, or pass adjoint_params=(...), which is () if there are none."
         )
     params = sde.parameters() if adjoint_params is None else adjoint_params
-    return list({id(p): p for p in params if p.requires_grad}.values())
+    once = list({id(p): p for p in params if p.requires_grad}.values())
+    nested = computed_from_another(once)
+    if nested is not None:
+        raise OptionError(
+            f"sdeint_adjoint(..., adjoint_params=(...)): a tensor of shape {tuple(nested.shape)} in it was computed "
+            "from another one in it, which would count its gradient twice. Leave out the other one: autograd passes "
+            "its gradient on."
+        )
+    return once
