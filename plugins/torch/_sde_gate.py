@@ -55,9 +55,9 @@ def computed_from_another(tensors: Sequence[Tensor]) -> Tensor | None:
         if x.grad_fn is None:
             continue
         leaves = {id(other) for other in tensors if other.is_leaf}
-        nodes = {other.grad_fn for other in tensors if other.grad_fn not in (None, x.grad_fn)}
+        nodes: set[Any] = {other.grad_fn for other in tensors} - {None, x.grad_fn}
         seen: set[Any] = set()
-        front = [x.grad_fn]
+        front: list[Any] = [x.grad_fn]
         while front:
             node = front.pop()
             if node is None or node in seen:
