@@ -16,3 +16,6 @@ try:
     from torchsde._core.sdeint import parse_return as parse_return
 except ImportError as error:
     raise unsupported("torchsde", error, "sde") from error
+
+# The modules that hold sdeint_adjoint under its name.
+HOLDERS = ("torchsde", "torchsde._core.adjoint")

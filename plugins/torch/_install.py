@@ -1,10 +1,13 @@
-"""install(): torchdiffeq itself understands "aca", for call sites one cannot edit."""
+"""install(): torchdiffeq and torchsde themselves understand "aca", for call sites one cannot edit."""
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import importlib.util
 import sys
 import threading
+from collections.abc import Callable
 from types import ModuleType, TracebackType
 from typing import Any
 
@@ -21,7 +24,7 @@ class Installation:
     """One ``install()``: undone by ``uninstall()``, or at the end of a ``with`` block."""
 
     def uninstall(self) -> None:
-        """Undo this ``install()``; the last one still standing gives torchdiffeq back as it was found.
+        """Undo this ``install()``; the last one still standing gives the hosts back as they were found.
 
         Raises ``HostChangedError``, and changes nothing, where someone else has replaced ours in the meantime. Calling
         it again does nothing.
@@ -30,8 +33,9 @@ class Installation:
             if self not in _active:
                 return
             if len(_active) == 1:
-                _check_host(_understands_aca, AcaSolver, "Undo that first, then call uninstall() again.")
-                _replace(_understands_aca, host.odeint_adjoint)
+                _check_hosts(installed=True, way_out="Undo that first, then call uninstall() again.")
+                for door in _doors():
+                    _replace(door.ours, door.original)
                 del host.SOLVERS["aca"]
             _active.remove(self)
 
@@ -45,7 +49,7 @@ class Installation:
 
 
 def install() -> Installation:
-    """Make torchdiffeq's own functions understand the adaptive checkpoint adjoint.
+    """Make torchdiffeq's own functions, and torchsde's, understand the adaptive checkpoint adjoint.
 
     For call sites one cannot edit, in other libraries or in code that goes on importing torchdiffeq:
 
@@ -54,6 +58,7 @@ def install() -> Installation:
     - ``torchdiffeq.odeint(..., method="aca", options={"method": "dopri5", ...})`` solves with the named solver
       ("dopri5" if none is) and replays its steps. ``options`` also takes ``"adjoint_options"`` and, where func is no
       ``nn.Module``, ``"adjoint_params"``, both as in ``odeint_adjoint``; all others are the named solver's.
+    - ``torchsde.sdeint_adjoint(...)`` is ``steptape.torch.sdeint_adjoint``, where torchsde is installed.
 
     Reached are call sites that look the function up in torchdiffeq when they call it (such as torchcde's), and modules
     that hold it under a global name of their own, whatever that is, imported before or after
@@ -63,7 +68,7 @@ def install() -> Installation:
 
     Returns:
         A handle with ``uninstall()``, which is a context manager as well. Installations nest, and the last one to be
-        undone restores torchdiffeq. All threads see the same torchdiffeq.
+        undone restores the hosts. All threads see the same ones.
 
     Raises:
         HostChangedError: someone else has replaced what is to be replaced here; nothing was changed.
@@ -74,12 +79,13 @@ def install() -> Installation:
     """
     with _LOCK:
         if _active:
-            _check_host(_understands_aca, AcaSolver, "Undo that, or call steptape.torch.odeint_adjoint.")
+            _check_hosts(installed=True, way_out="Undo that, or call steptape.torch.odeint_adjoint.")
         else:
             way_out = "Call install() before that happens, or call steptape.torch.odeint_adjoint."
-            _check_host(host.odeint_adjoint, None, way_out)
+            _check_hosts(installed=False, way_out=way_out)
             host.SOLVERS["aca"] = AcaSolver
-            _replace(host.odeint_adjoint, _understands_aca)
+            for door in _doors():
+                _replace(door.original, door.ours)
         installation = Installation()
         _active.append(installation)
         return installation
@@ -98,11 +104,45 @@ def _understands_aca(*args: Any, **kwargs: Any) -> Any:
 _understands_aca.__doc__ = odeint_adjoint.__doc__
 
 
-def _check_host(function: Any, solver: Any, way_out: str) -> None:
-    """Raise unless torchdiffeq holds this function and this solver for "aca"."""
-    places = [("torchdiffeq's solver 'aca'", host.SOLVERS.get("aca"), solver)]
-    for name in host.HOLDERS:
-        places.append((f"{name}.odeint_adjoint", getattr(sys.modules.get(name), "odeint_adjoint", None), function))
+@dataclasses.dataclass(frozen=True)
+class _Door:
+    """A function of a host's, the names in the host's modules that stand for it, and ours in its place.
+
+    ``keeper``: the module of ours that goes on holding the original.
+    """
+
+    names: tuple[str, ...]
+    original: Callable[..., Any]
+    ours: Callable[..., Any]
+    keeper: ModuleType
+
+
+@functools.cache
+def _doors() -> tuple[_Door, ...]:
+    """torchdiffeq's, and torchsde's if it is installed."""
+    names = tuple(f"{module}.odeint_adjoint" for module in host.HOLDERS)
+    doors = [_Door(names, host.odeint_adjoint, _understands_aca, host)]
+    if importlib.util.find_spec("torchsde"):
+        from steptape.compat import _torchsde as sde_host
+        from steptape.torch._sdeint import sdeint_adjoint
+
+        @functools.wraps(sde_host.sdeint_adjoint)
+        def sde_understands_aca(*args: Any, **kwargs: Any) -> Any:
+            return sdeint_adjoint(*args, **kwargs)
+
+        names = tuple(f"{module}.sdeint_adjoint" for module in sde_host.HOLDERS)
+        doors.append(_Door(names, sde_host.sdeint_adjoint, sde_understands_aca, sde_host))
+    return tuple(doors)
+
+
+def _check_hosts(installed: bool, way_out: str) -> None:
+    """Raise unless the hosts hold what they should, be it ours or their own."""
+    places = [("torchdiffeq's solver 'aca'", host.SOLVERS.get("aca"), AcaSolver if installed else None)]
+    for door in _doors():
+        for name in door.names:
+            module, _, function = name.rpartition(".")
+            found = getattr(sys.modules.get(module), function, None)
+            places.append((name, found, door.ours if installed else door.original))
     for place, found, expected in places:
         if found is not expected:
             raise HostChangedError(
@@ -116,8 +156,8 @@ def _described(found: Any) -> str:
 
 
 def _replace(old: Any, new: Any) -> None:
-    """Put ``new`` wherever a module's global name stands for ``old``, but for our own two that must keep it."""
-    keepers = (host, sys.modules[__name__])
+    """Put ``new`` wherever a module's global name stands for ``old``, but for those of ours that must keep it."""
+    keepers = [*(door.keeper for door in _doors()), sys.modules[__name__]]
     for module in list(sys.modules.values()):
         # By type and straight to the dictionary: asking a lazy module for anything would load it.
         if not issubclass(type(module), ModuleType) or any(module is keeper for keeper in keepers):
