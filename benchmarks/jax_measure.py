@@ -29,15 +29,16 @@ class Program:
 
     def compiled(self) -> Row:
         """Compile it, and note the time that takes."""
-        start = time.perf_counter()
+        start = time.process_time()
         compiled = jax.jit(self.function).lower(*self.inputs).compile()
-        seconds = time.perf_counter() - start
-        return Row(self.name, compiled, self.inputs, seconds, compiled.memory_analysis().temp_size_in_bytes)
+        seconds = time.process_time() - start
+        analysis: Any = compiled.memory_analysis()
+        return Row(self.name, compiled, self.inputs, seconds, analysis.temp_size_in_bytes)
 
 
 @dataclasses.dataclass
 class Row:
-    """A compiled program. ``compiling``: seconds. ``temporary``: bytes it allocates besides inputs and outputs.
+    """A compiled program. ``compiling``: processor seconds. ``temporary``: bytes it allocates besides inputs and outputs.
 
     ``times``: processor seconds of its rounds. ``result``: what it returned last.
     """

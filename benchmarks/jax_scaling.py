@@ -59,7 +59,8 @@ def program(name: str) -> measure.Program:
 def measured(rounds: int) -> dict[str, Any]:
     """Seconds by adjoint and end, the step counts of the shortest and the longest element, and fitted exponents."""
     rows = [program(name).compiled() for name in ADJOINTS]
-    counts, seconds = [], {name: [] for name in ADJOINTS}
+    counts: list[tuple[int, int]] = []
+    seconds: dict[str, list[float]] = {name: [] for name in ADJOINTS}
     for end in ENDS:
         for row in rows:
             row.inputs, row.times = (*row.inputs[:2], jnp.array(end)), []

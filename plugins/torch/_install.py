@@ -137,7 +137,9 @@ def _doors() -> tuple[_Door, ...]:
 
 def _check_hosts(installed: bool, way_out: str) -> None:
     """Raise unless the hosts hold what they should, be it ours or their own."""
-    places = [("torchdiffeq's solver 'aca'", host.SOLVERS.get("aca"), AcaSolver if installed else None)]
+    places: list[tuple[str, Any, Any]] = [
+        ("torchdiffeq's solver 'aca'", host.SOLVERS.get("aca"), AcaSolver if installed else None)
+    ]
     for door in _doors():
         for name in door.names:
             module, _, function = name.rpartition(".")
