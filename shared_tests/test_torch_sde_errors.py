@@ -196,6 +196,20 @@ def test_an_increment_that_is_changed_in_place():
         solve(Grabbing(where="", hidden=torch.ones(3)), adjoint_params=())
 
 
+class Decaying(Plain):
+    """A drift that writes into the state."""
+
+    def f(self, t, y):
+        return y.mul_(0.9).cos()
+
+
+def test_a_state_that_is_changed_in_place():
+    y0 = initial().detach()
+    scale = torch.ones((), dtype=torch.float64, requires_grad=True)
+    with pytest.raises(UnsupportedError, match=r"changed the state y in place.*Make a new tensor"):
+        solve(Decaying(where="", hidden=scale), y0, adjoint_params=(scale,))
+
+
 def test_a_parameter_that_is_changed_in_place_between_the_passes():
     sde = Sde("ito", "diagonal")
     ys = solve(sde)

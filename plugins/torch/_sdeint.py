@@ -76,10 +76,11 @@ def sdeint_adjoint(
 
     Raises:
         OptionError: an argument is wrong, such as an unknown option or a tolerance for the adjoint.
-        UnsupportedError: a use whose steps cannot be replayed exactly: increments that require a gradient or that sde
-            changes in place, and the transforms of ``torch.func``.
+        UnsupportedError: a use whose steps cannot be replayed exactly: increments that require a gradient, increments
+            or states that sde changes in place, and the transforms of ``torch.func``.
         GradientError: in the backward pass, where a gradient would be wrong: sde uses a tensor that requires one and
-            is no parameter, or returns other values than before; or ``bm`` does, with ``checkpoints``.
+            is no parameter (looked for in the first and the last step), or was computed from parameters before the
+            solve; sde returns other values than before (looked for in the last step), or, with ``checkpoints``, bm.
 
     Memory held between forward and backward: one state and one increment per accepted step (those of its two halves if
     ``adaptive``), with the Lévy areas where the method uses them; or ``checkpoints`` states and a few numbers per
@@ -91,7 +92,8 @@ def sdeint_adjoint(
         gradients in ``y0``, parameters and ``extra_solver_state``; autocast; parameters lent by
         ``torch.func.functional_call``; second derivatives (``create_graph=True``), for which the whole chain of steps
         is rebuilt with its graph; random numbers drawn in sde from the default generators (dropout). Not gradients in
-        times or in the Brownian object, nor the transforms of ``torch.func``.
+        times or in the Brownian object, nor the transforms of ``torch.func``. ``record_solves`` does not see
+        these solves.
 
     Source: Zhuang et al., arXiv 2006.02493 (the tape and its replay); Li et al., arXiv 2001.01328 (the host's
     adjoint); Kidger et al., arXiv 2009.09457 (the seminorm).

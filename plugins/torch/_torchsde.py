@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from steptape._errors import UnsupportedError
 from steptape._plan import Keeper
 from steptape.compat import _torchsde as host
 from steptape.compat._unsupported import unsupported
@@ -46,9 +47,16 @@ class Recorder:
 
     def step(self, t0: Tensor, t1: Tensor, y: Tensor, extra: Sequence[Tensor]) -> tuple[Tensor, Sequence[Tensor]]:
         """The solver's own step, noted."""
+        state = (y, *extra)
+        versions = [x._version for x in state]
         after = self._step(t0, t1, y, extra)
+        if any(x._version != version for x, version in zip(state, versions, strict=True)):
+            raise UnsupportedError(
+                "sdeint_adjoint(sde, ..., adjoint_method='aca'): sde changed the state y in place, so the replay could "
+                "not start from it again. Make a new tensor of it instead."
+            )
         self.end = (after[0],)
-        call = _Call(t0, t1, (y, *extra), self._noise.taken())
+        call = _Call(t0, t1, state, self._noise.taken())
         if not self._adaptive:
             self._accept(call)
             return after
