@@ -148,11 +148,28 @@ class Changing(Plain):
         return y * self.calls
 
 
+@pytest.mark.parametrize("create_graph", [False, True])
 @pytest.mark.parametrize("keep", [{}, {"checkpoints": 1}], ids=str)
-def test_an_sde_that_changes_between_the_passes(keep):
-    ys = solve(Changing(where="", hidden=torch.ones(3)), adjoint_params=(), adjoint_options=keep)
+def test_an_sde_that_changes_between_the_passes(keep, create_graph):
+    y0 = initial()
+    ys = solve(Changing(where="", hidden=torch.ones(3)), y0, adjoint_params=(), adjoint_options=keep)
     with pytest.raises(GradientError, match=r"sde returned other values in the backward pass.*of its arguments"):
-        ys.sum().backward()
+        torch.autograd.grad(ys.sum(), y0, create_graph=create_graph)
+
+
+class Late(Plain):
+    """A drift that uses its own tensor in the last step alone."""
+
+    def f(self, t, y):
+        return y * self.hidden if t > 0.7 else y
+
+
+@pytest.mark.parametrize("create_graph", [False, True])
+def test_a_tensor_sde_closes_over_at_last(create_graph):
+    y0 = initial()
+    ys = solve(Late(where=""), y0, adjoint_params=())
+    with pytest.raises(GradientError, match=r"not among its parameters \(shapes: \(3,\)\)"):
+        torch.autograd.grad(ys.sum(), y0, create_graph=create_graph)
 
 
 class Forgetful:

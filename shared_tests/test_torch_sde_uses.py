@@ -14,6 +14,7 @@ from steptape.shared_tests._sde_problems import (  # noqa: E402
     LEVY,
     NOISES,
     STATE,
+    Case,
     Sde,
     cases,
     distance,
@@ -151,9 +152,10 @@ def test_saved_tensors_moved_by_a_hook():
     assert distance(found, expected) == 0
 
 
-def second(sdeint, case, **kwargs):
+def second(sdeint, case, dropout=0.0, **kwargs):
     """The gradient of a function of the first gradient."""
-    sde, y0 = Sde(case.sde_type, case.noise_type), initial()
+    torch.manual_seed(1)
+    sde, y0 = Sde(case.sde_type, case.noise_type, dropout=dropout), initial()
     inputs = (y0, *sde.parameters())
     bm = interval(case.noise_type, LEVY.get(case.method, "none"))
     settings = {"bm": bm, "method": case.method, "options": case.options, "extra": True}
@@ -169,6 +171,14 @@ def second(sdeint, case, **kwargs):
 def test_second_derivatives(case, steps):
     ours = second(sdeint_adjoint, case, adjoint_method="aca", adjoint_options={"checkpoints": 2}, **STEPS[steps])
     assert distance(ours, second(torchsde.sdeint, case, **STEPS[steps])) <= 1e-10
+
+
+@pytest.mark.parametrize("method", ["midpoint", "reversible_heun"])
+def test_second_derivatives_with_dropout(method):
+    case = Case("stratonovich", "diagonal", method, {})
+    settings = {"dropout": 0.3, "dt": 0.1}
+    ours = second(sdeint_adjoint, case, adjoint_method="aca", **settings)
+    assert distance(ours, second(torchsde.sdeint, case, **settings)) <= 1e-10
 
 
 @pytest.mark.parametrize("create_graph", [False, True])

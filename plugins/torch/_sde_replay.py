@@ -97,8 +97,6 @@ class _Back:
         inputs = (*state, *self._params)
         if self._made:
             state = (*state, *self._stepper.first_extra(state[0]))
-        if self._tape.steps:
-            self._check_leaves(0, *self._graph(0, state))
         outputs = self._chain(state)
         wanted = [x for x, need in zip(inputs, needed, strict=True) if need]
         pairs = [(x, c) for x, c in zip(outputs, cotangents, strict=True) if x.requires_grad]
@@ -115,6 +113,9 @@ class _Back:
         ys, q = [state[0]], 0
         for n, step in enumerate(self._tape.steps):
             after = self._stepper.take(n, state)
+            if self._is_outer(n):
+                self._check_leaves(n, *self._graph(n, state))
+                self._check_end(n, state[0].detach(), after[0].detach())
             while q < len(self._tape.serving) and self._tape.serving[q] == n:
                 t0, t1 = step.times[0], step.times[-1]
                 ys.append(host.linear_interp(t0=t0, y0=state[0], t1=t1, y1=after[0], t=self._ts[q + 1]))
@@ -145,10 +146,9 @@ class _Back:
     def _step(self, n: int, state: State, outputs: slice, mu: Tensor, end: list[Tensor]) -> list[Tensor]:
         """Replay step n: from the cotangents of its outputs and of the state at its end to those of its start."""
         start, after = self._graph(n, state)
-        if n in (0, len(self._tape.steps) - 1):
+        if self._is_outer(n):
             self._check_leaves(n, start, after)
-        if n == len(self._tape.steps) - 1:
-            self._check_end(state[0], after[0].detach())
+            self._check_end(n, state[0], after[0].detach())
         at_start, at_end = self._pull_outputs(n, outputs, mu) if len(mu) else (None, None)
         found = self._pull(after, end if at_end is None else [end[0] + at_end, *end[1:]], start)
         return found if at_start is None else [found[0] + at_start, *found[1:]]
@@ -198,6 +198,10 @@ class _Back:
         (through_extra,) = self._pull(extra, in_extra, (y0,))
         return [in_y + through_extra]
 
+    def _is_outer(self, n: int) -> bool:
+        """Whether step n is the first or the last."""
+        return n in (0, len(self._tape.steps) - 1)
+
     def _check_leaves(self, n: int, start: Sequence[Tensor], after: State) -> None:
         """Raise if step n, from ``start`` to ``after``, depends on leaves besides its start and the parameters."""
         unknown = self._unknown_leaves(start, after)
@@ -218,10 +222,10 @@ class _Back:
         found = {id(leaf): leaf for x in after if x.requires_grad for leaf in _unknown_leaves(x, known)}
         return list(found.values())
 
-    def _check_end(self, start: Tensor, end: Tensor) -> None:
-        """Raise if the last step ends elsewhere than in the forward pass, by more than rounding."""
+    def _check_end(self, n: int, start: Tensor, end: Tensor) -> None:
+        """Raise if step n is the last and ends elsewhere than in the forward pass, by more than rounding."""
         (taped,) = self._tape.end
-        if not taped.numel():
+        if n < len(self._tape.steps) - 1 or not taped.numel():
             return
         moved = (taped - start).abs().max()
         rounding = 1e3 * torch.finfo(taped.dtype).eps * taped.abs().max()
