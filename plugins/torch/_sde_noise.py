@@ -1,8 +1,9 @@
 """The Brownian increments of a solve: a replay is given the very ones.
 
-They are taped: a second query of the host's Brownian objects takes longer than the first, and that longer than a step
-of a small network, while an increment is no larger than a state. Under a limit on the states, where memory is what
-counts, the Brownian object is asked again, and what it answers is held against a few entries of its first answer.
+They are taped: a BrownianInterval takes at least as long for a query it has answered before as for a new one, which is
+about as long as the step of a small network, and an increment is as a rule no larger than a state. Under a limit on the
+states, where memory is what counts, the Brownian object is asked again, and its answers are held against a few entries
+of the first ones.
 
 Every step of the host begins with its query, so that is also where a replay sets the random number generators.
 """
