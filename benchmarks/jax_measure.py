@@ -38,7 +38,7 @@ class Program:
 
 @dataclasses.dataclass
 class Row:
-    """A compiled program. ``compiling``: processor seconds. ``temporary``: bytes it allocates besides inputs and outputs.
+    """A compiled program. ``compiling``: processor seconds. ``temporary``: bytes allocated besides inputs and outputs.
 
     ``times``: processor seconds of its rounds. ``result``: what it returned last.
     """

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import abc
 import bisect
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -19,6 +20,27 @@ from steptape._errors import GradientError
 from steptape._plan import reversal
 from steptape.torch._field import Field
 from steptape.torch._tape import State, Tape, Timeline
+
+
+def states_backward(
+    tape: Tape, advance: Callable[[int, State], State], device: torch.device
+) -> Iterator[tuple[int, State]]:
+    """The steps of a tape, the last one first, each with the state it starts from.
+
+    ``advance(n, state)``: the state at the end of step n, for those that the tape does not hold.
+    """
+    slots = tape.states()
+    for move, n in reversal(tape.kept, len(tape.fresh), tape.slots):
+        if move == "load":
+            state = slots[n].to(device)
+        elif move == "advance":
+            state = advance(n, state)
+        elif move == "keep":
+            slots[n] = state
+        elif move == "drop":
+            del slots[n]
+        else:
+            yield n, state
 
 
 class Cotangents(NamedTuple):
@@ -45,23 +67,13 @@ class Sweep(abc.ABC):
     def run(self, grad_outputs: Tensor) -> Cotangents:
         """Pull the cotangents of the outputs after the first, (len(t) - 1, numel), back to the start of the tape."""
         steps = len(self.times)
-        slots = self.tape.states()
         # Outputs of a solve without steps are its initial state.
         end = (grad_outputs[:0] if steps else grad_outputs).sum(0)
         link, last = None, len(grad_outputs)
-        for move, n in reversal(self.tape.kept, steps, self.tape.slots):
-            if move == "load":
-                state = slots[n].to(end.device)
-            elif move == "advance":
-                state = self._advance(n, state)
-            elif move == "keep":
-                slots[n] = state
-            elif move == "drop":
-                del slots[n]
-            else:
-                first = bisect.bisect_left(self.tape.serving, n, hi=last)
-                end, link = self._step(n, state, slice(first, last), grad_outputs[first:last], end, link)
-                last = first
+        for n, state in states_backward(self.tape, self._advance, end.device):
+            first = bisect.bisect_left(self.tape.serving, n, hi=last)
+            end, link = self._step(n, state, slice(first, last), grad_outputs[first:last], end, link)
+            last = first
         return self.cotangents._replace(y0=end.view_as(self.cotangents.y0))
 
     @abc.abstractmethod
