@@ -77,6 +77,7 @@ class AdaptiveCheckpointAdjoint(diffrax.AbstractAdjoint):
         self,
         *,
         terms: Any,
+        args: Any,
         solver: Any,
         stepsize_controller: Any,
         event: Any,
@@ -94,12 +95,13 @@ class AdaptiveCheckpointAdjoint(diffrax.AbstractAdjoint):
         del throw, passed_controller_state
         host_loop = functools.partial(
             loop,
-            terms=terms,
             max_steps=max_steps,
             inner_while_loop=functools.partial(while_loop, kind="checkpointed"),
             **kwargs,
         )
         solve: dict[str, Any] = {
+            "terms": terms,
+            "args": args,
             "solver": solver,
             "stepsize_controller": stepsize_controller,
             "event": event,

@@ -56,6 +56,8 @@ def _rejections(state: Any, taken: Any) -> Any:
 def known_step(
     host_loop: Callable,
     *,
+    terms,
+    args,
     solver,
     stepsize_controller,
     event,
@@ -76,6 +78,8 @@ def known_step(
     explicit = is_explicit(solver) and not carries_stages
     body = _body(
         host_loop,
+        terms=terms,
+        args=args,
         solver=ReplayedERK(solver, interpolates, by_stage) if explicit else solver,
         stepsize_controller=_KnownStep(t1) if searches else stepsize_controller,
         saveat=saveat,
@@ -92,11 +96,19 @@ def known_step(
         after = body(dataclasses.replace(before, controller_state=times.proposed))
         return dataclasses.replace(after, controller_state=state.controller_state)
 
+    def again(times, state):
+        replayed = ReplayedERK(solver, interpolates=False, by_stage=True)
+        return dataclasses.replace(
+            state, y=replayed.step(terms, state.tprev, times.taken, state.y, args, None, False)[0]
+        )
+
     example = jax.tree.map(jnp.array, init_state)
-    step = eqx.filter_closure_convert(step, Times(example.tnext, example.tnext), example)
+    times = Times(example.tnext, example.tnext)
+    step = eqx.filter_closure_convert(step, times, example)
+    again = eqx.filter_closure_convert(again, times, example) if explicit else None
     kept = _kept(example, subs, controller_state=not searches, solver_state=not explicit)
     limits = searches and (stepsize_controller.dtmin, stepsize_controller.dtmax) != (None, None)
-    return Known(step, kept, rescales=searches, times_exact=not limits)
+    return Known(step, again, kept, rescales=searches, times_exact=not limits)
 
 
 def _body(host_loop: Callable, **kwargs: Any) -> Callable:

@@ -33,10 +33,13 @@ class Known(eqx.Module):
     """How to take a step that is known to be accepted.
 
     ``step(times, state)`` is the loop's body without the search, and ``kept`` is true for the leaves of a state that
-    it reads. ``rescales``: rejected tries may have shrunk a step. ``times_exact``: ``step`` knows how all times move.
+    it reads. ``again`` does as ``step`` for ``y`` alone and is not differentiated, so that it need not be unrolled;
+    None: ``step`` does it. ``rescales``: rejected tries may have shrunk a step. ``times_exact``: ``step`` knows how
+    all times move.
     """
 
     step: Callable[[Times, Any], Any] | None
+    again: Callable[[Times, Any], Any] | None
     kept: Any
     rescales: bool
     times_exact: bool
@@ -46,7 +49,7 @@ class _Settings(eqx.Module):
     max_steps: int | None
     checkpoints: int | None
     written: Any  # true for the buffers of a state
-    known: Known | None  # without its step, which is differentiated
+    known: Known | None  # without its step, which is differentiated, and how to take it again
     refusal: str | None
 
 
@@ -85,14 +88,14 @@ def replayed_while_loop(
         return init_val
     cond, body, carry, _ = common_rewrite(cond_fun, body_fun, init_val, max_steps, buffers, makes_false_steps=False)
     cond = eqx.filter_closure_convert(cond, carry)
-    cond = jax.tree.map(lambda x: lax.stop_gradient(x) if eqx.is_array(x) else x, cond)
     body = eqx.filter_closure_convert(body, carry)
     written = _selected(buffers, init_val)
-    step = None
+    step = again = None
     if known is not None:
-        step, known = known.step, dataclasses.replace(known, step=None)
+        step, again, known = known.step, known.again, dataclasses.replace(known, step=None, again=None)
     settings = _Settings(max_steps, checkpoints, written, known, refusal)
-    final = _run((carry, body, step), cond, settings)[-1]
+    fixed = jax.tree.map(lambda x: lax.stop_gradient(x) if eqx.is_array(x) else x, (cond, again))
+    final = _run((carry, body, step), fixed, settings)[-1]
     return final if refusal else _still((carry, body, step), final, settings=settings)
 
 
@@ -105,14 +108,16 @@ def _selected(select: Callable, tree: Any) -> Any:
 
 
 @eqx.filter_custom_vjp
-def _run(vjp_arg, cond, settings):
+def _run(vjp_arg, fixed, settings):
     carry, body, _ = vjp_arg
+    cond, _ = fixed
     return lax.while_loop(lambda c: cond(c), lambda c: body(c), carry)
 
 
 @_run.def_fwd
-def _run_fwd(perturbed, vjp_arg, cond, settings):
+def _run_fwd(perturbed, vjp_arg, fixed, settings):
     carry, body, _ = vjp_arg
+    cond, _ = fixed
     if settings.refusal is not None:
         return lax.while_loop(lambda c: cond(c), lambda c: body(c), carry), None
     replay, kept, proposals = _choose_replay(perturbed, vjp_arg, settings)
@@ -148,18 +153,19 @@ def _choose_replay(perturbed, vjp_arg, settings):
 
 
 @_run.def_bwd
-def _run_bwd(residuals, g_carry, perturbed, vjp_arg, cond, settings):
+def _run_bwd(residuals, g_carry, perturbed, vjp_arg, fixed, settings):
     if settings.refusal is not None:
         raise UnsupportedError(settings.refusal)
     replay, count, tape, outputs = residuals
     carry, body, step = vjp_arg
     fun, p_fun = (body, perturbed[1]) if replay.by_try else (step, perturbed[2])
+    again = None if replay.by_try else fixed[1]
     # Constants may come back as literals, which are no arrays.
     state = eqx.combine(outputs, jax.tree.map(jnp.array, carry[-1]))
     g_state = _wanted(g_carry[-1], state, replay.carried)
     g_fun = jax.tree.map(lambda x, p: jnp.zeros_like(x) if p else None, fun, p_fun)
     if jax.tree.leaves(g_state):
-        back = _Backward(replay, tape, fun, p_fun, state, settings.written)
+        back = _Backward(replay, tape, fun, p_fun, again, state, settings.written)
         g_state, g_fun = back.run(count, g_state, g_fun)
     g_state, g_fun = jax.tree.map(_once, (g_state, g_fun))
     none = functools.partial(jax.tree.map, lambda _: None)
@@ -220,6 +226,7 @@ class _Backward(eqx.Module):
     tape: Tape
     fun: Any
     p_fun: Any
+    again: Any  # see Known
     state: Any  # any state of the loop, for the leaves that are not on the tape
     written: Any  # true for the buffers
 
@@ -259,6 +266,7 @@ class _Backward(eqx.Module):
     def _advance(self, i: Any, states: Any) -> Any:
         """The states on the tape after step ``i``, recomputed."""
         row, times = self.tape.row(i, states)
-        after = self.replay.step(self.fun, times, eqx.combine(row, self.state))
+        state = eqx.combine(row, self.state)
+        after = self.replay.step(self.fun, times, state) if self.again is None else self.again(times, state)
         kept = jax.tree.map(lambda x: x is not None, row, is_leaf=lambda x: x is None)
         return split(eqx.filter(after, kept))[1]
