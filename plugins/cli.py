@@ -36,7 +36,7 @@ def _parser() -> argparse.ArgumentParser:
     parity.add_argument(
         "--backend", action="append", choices=_BACKENDS, help="a framework to run (default: all installed)"
     )
-    parity.add_argument("--problem", action="append", default=[], help="a problem to run (default: all)")
+    parity.add_argument("--problem", action="append", default=[], help="an ODE or SDE to run (default: all)")
     parity.add_argument("--out", type=Path, default=Path("parity-report"), metavar="DIR", help="folder of the report")
     return parser
 
@@ -47,7 +47,8 @@ def _parity(options: argparse.Namespace) -> int:
 
     from steptape.shared_tests import parity, report
 
-    scope = parity.Scope.of(_backends(options.backend), _problems(options.problem), options.quick)
+    backends = _backends(options.backend)
+    scope = parity.Scope.of(backends, _problems(options.problem, backends), options.quick)
     folder = _folder(options.out)
     console, start = Console(), time.monotonic()
     with report.showing_progress(console) as on_progress:
@@ -85,12 +86,21 @@ def _backends(asked: list[str] | None) -> list[str]:
     return [name for name in _BACKENDS if name in (asked or installed)]
 
 
-def _problems(asked: list[str]) -> list[str]:
+def _problems(asked: list[str], backends: list[str]) -> list[str]:
     from steptape.shared_tests.problems import PROBLEMS
+    from steptape.shared_tests.sde_cases import solves_sdes
+    from steptape.shared_tests.sde_problems import SDE_PROBLEMS
 
     for name in asked:
-        if name not in PROBLEMS:
-            raise OptionError(f"--problem {name}: no such problem; there are {', '.join(PROBLEMS)}")
+        if name not in PROBLEMS and name not in SDE_PROBLEMS:
+            raise OptionError(
+                f"--problem {name}: no such problem; there are {', '.join(PROBLEMS)}, and the SDEs "
+                f"{', '.join(SDE_PROBLEMS)}"
+            )
+        if name in SDE_PROBLEMS and not any(map(solves_sdes, backends)):
+            raise UnsupportedHostVersion(
+                f"--problem {name} is an SDE and needs torchsde, which is not installed: pip install 'steptape[sde]'"
+            )
     return list(dict.fromkeys(asked))
 
 

@@ -88,7 +88,7 @@ def _compiled(problem: str, method: str, solver: str, grid_size: int) -> Callabl
     setting: dict[str, Any] = {"problem": problem, "solver": solver, "has_grid": bool(grid_size)}
 
     def loss(y0: Any, params: Any, times: Any, rtol: Any, grid: Any, counted: Any) -> Any:
-        solution = _solve(y0, params, times, rtol, grid, counted, adjoint=_adjoint(method), **setting)
+        solution = _solve(y0, params, times, rtol, grid, counted, adjoint=make_adjoint(method), **setting)
         return PROBLEMS[problem].loss(solution.ys), (solution.ys, solution.stats["num_steps"])
 
     return jax.jit(jax.value_and_grad(loss, argnums=tuple(range(len(parts))), has_aux=True))
@@ -169,7 +169,8 @@ def _solver(name: str) -> Any:
     return getattr(diffrax, CAPABILITIES["jax", "aca", name].solver.host_name)()
 
 
-def _adjoint(method: str) -> diffrax.AbstractAdjoint:
+def make_adjoint(method: str) -> diffrax.AbstractAdjoint:
+    """Return the adjoint that a method stands for."""
     if method == "recursive":
         return diffrax.RecursiveCheckpointAdjoint()
     if method == "backsolve":

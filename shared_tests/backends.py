@@ -105,10 +105,11 @@ CAPABILITIES: dict[tuple[str, str, str], Capability] = {
 
 @dataclass(frozen=True)
 class Case:
-    """One run to make: a problem, a method, a solver, and either a tolerance or a grid.
+    """One run to make: a problem, a method, a solver, and either a tolerance, a grid or, for an SDE, a step size.
 
     `rtol` is the relative and the absolute tolerance of the solver's own steps. `grid` holds the ends of all
-    steps from t0 to t1, every output time among them; empty means own steps.
+    steps from t0 to t1, every output time among them; empty means own steps. `step` is the size of all steps of an
+    SDE's solve.
     """
 
     problem: str
@@ -116,10 +117,13 @@ class Case:
     solver: str
     rtol: float = 0.0
     grid: tuple[float, ...] = ()
+    step: float = 0.0
 
     @property
     def grade(self) -> str:
-        """`grid` where the steps are given, `adaptive` where the solver chooses them."""
+        """`sde` for an SDE, `grid` where the steps are given, `adaptive` where the solver chooses them."""
+        if self.step:
+            return "sde"
         return "grid" if self.grid else "adaptive"
 
     @property
@@ -167,8 +171,8 @@ def installed_backends() -> list[str]:
     return [name for name, host in HOSTS.items() if importlib.util.find_spec(host)]
 
 
-def load_backend(name: str) -> Any:
-    """Return the adapter module of a backend; it has `run(case)` and `versions()`.
+def load_backend(name: str, grade: str) -> Any:
+    """Return the adapter module of a backend for a grade of cases; it has `run(case)` and `versions()`.
 
     Raises:
         UnsupportedHostVersion: the backend's host library is not installed.
@@ -177,7 +181,8 @@ def load_backend(name: str) -> Any:
         raise UnsupportedHostVersion(
             f"backend {name!r} needs {HOSTS[name]}, which is not installed: pip install 'steptape[{name}]'"
         )
-    return importlib.import_module(f"steptape.shared_tests.backend_{name}")
+    suffix = "_sde" if grade == "sde" else ""
+    return importlib.import_module(f"steptape.shared_tests.backend_{name}{suffix}")
 
 
 def run_case(run: Callable[[Case], Run], backend: str, case: Case) -> Run:

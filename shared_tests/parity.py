@@ -2,7 +2,8 @@
 
 The *adaptive* runs come first: every solver takes its own steps. For the *same grid* runs the steps one framework
 took are given to all: the frameworks take turns, problem by problem, in giving the steps. A grid is the accepted
-steps with the output times put in, so that no output is interpolated.
+steps with the output times put in, so that no output is interpolated. Last come the *SDE* runs, on given steps and
+paths.
 """
 
 import os
@@ -15,6 +16,8 @@ from pathlib import Path
 
 from steptape.shared_tests.backends import CAPABILITIES, SHARED_SOLVERS, Capability, Case, Run
 from steptape.shared_tests.problems import PROBLEMS
+from steptape.shared_tests.sde_cases import default_sdes, sde_cases
+from steptape.shared_tests.sde_problems import SDE_PROBLEMS
 from steptape.shared_tests.worker import read_runs, write_cases
 
 HEADLINE = ("dopri5", 1e-6)
@@ -42,26 +45,30 @@ OnProgress = Callable[[str, str, int, int], None]
 
 @dataclass(frozen=True)
 class Scope:
-    """What a parity report covers."""
+    """What a parity report covers: `problems` are ODEs, `sdes` are SDEs."""
 
     backends: tuple[str, ...]
     problems: tuple[str, ...]
+    sdes: tuple[str, ...]
     quick: bool
 
     @classmethod
     def of(cls, backends: list[str], problems: list[str], quick: bool) -> "Scope":
         """Return the scope for the backends, with the default problems where none are named."""
-        default = _QUICK_PROBLEMS if quick else tuple(PROBLEMS)
-        return cls(tuple(backends), tuple(problems) or default, quick)
+        if not problems:
+            return cls(tuple(backends), _QUICK_PROBLEMS if quick else tuple(PROBLEMS), default_sdes(quick), quick)
+        odes, sdes = (tuple(name for name in problems if name in known) for known in (PROBLEMS, SDE_PROBLEMS))
+        return cls(tuple(backends), odes, sdes, quick)
 
 
 @dataclass
 class Outcome:
-    """Everything that was run: `versions` by backend, and the runs of all backends."""
+    """Everything that was run: `versions` by backend, and the runs of all backends, those of SDEs by themselves."""
 
     scope: Scope
     versions: dict[str, dict[str, str]]
     runs: list[Run]
+    sde_runs: list[Run]
 
 
 def adaptive_cases(scope: Scope, backend: str) -> list[Case]:
@@ -119,13 +126,22 @@ def run_parity(scope: Scope, folder: Path, on_progress: OnProgress) -> Outcome:
     versions, adaptive = _run_all(plans, "adaptive", folder, on_progress)
     plans = {backend: grid_cases(scope, backend, adaptive) for backend in scope.backends}
     _, on_grids = _run_all(plans, "grid", folder, on_progress)
-    return Outcome(scope, versions, adaptive + on_grids)
+    plans = {backend: sde_cases(backend, scope.sdes, scope.quick) for backend in scope.backends}
+    for_sdes, sde_runs = _run_all(plans, "sde", folder, on_progress)
+    versions = {name: {**versions.get(name, {}), **for_sdes.get(name, {})} for name in scope.backends}
+    return Outcome(scope, versions, adaptive + on_grids, sde_runs)
 
 
 def _run_all(
     plans: dict[str, list[Case]], grade: str, folder: Path, on_progress: OnProgress
 ) -> tuple[dict[str, dict[str, str]], list[Run]]:
-    """Run the cases of every backend side by side; return the versions by backend, and all runs."""
+    """Run the cases of every backend side by side; return the versions by backend, and all runs.
+
+    A backend with no cases gets no process.
+    """
+    plans = {backend: cases for backend, cases in plans.items() if cases}
+    if not plans:
+        return {}, []
 
     def make(backend: str) -> tuple[dict[str, str], list[Run]]:
         return run_backend(backend, grade, plans[backend], folder, on_progress)
@@ -146,7 +162,7 @@ def run_backend(
     plan, results, log = (folder / f"{backend}-{grade}.{end}" for end in ("cases.json", "runs.jsonl", "log"))
     results.unlink(missing_ok=True)
     write_cases(plan, cases)
-    command = [sys.executable, "-m", "steptape.shared_tests.worker", backend, str(plan), str(results)]
+    command = [sys.executable, "-m", "steptape.shared_tests.worker", backend, grade, str(plan), str(results)]
     environment = {"OMP_NUM_THREADS": "1", "JAX_PLATFORMS": "cpu", **os.environ, "PYTHONSAFEPATH": "1"}
     on_progress(backend, grade, 0, len(cases))
     with (

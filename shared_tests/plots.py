@@ -32,7 +32,9 @@ _ROUNDING = 1e-16
 
 
 def draw_all(folder: Path, comparison: Comparison) -> list[Path]:
-    """Draw every plot into `folder` and return the files."""
+    """Draw every plot of the ODEs, where there are any, into `folder` and return the files."""
+    if not comparison.outcome.scope.problems:
+        return []
     files = [folder / "error-against-evaluations.png", folder / "error-per-method.png"]
     for file, draw in zip(files, (_draw_work, _draw_errors), strict=True):
         figure = draw(comparison)

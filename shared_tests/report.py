@@ -18,13 +18,15 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from steptape.shared_tests import plots
+from steptape.shared_tests import plots, sde_plot
 from steptape.shared_tests.compare import Comparison
 from steptape.shared_tests.parity import HEADLINE, OnProgress, Outcome
 from steptape.shared_tests.promises import Check, check_all
+from steptape.shared_tests.sde_compare import SdeSeries, all_series, check_sdes
+from steptape.shared_tests.sde_table import SDE_COLUMNS, SDE_LEGEND, SdeRow, make_sde_rows
 from steptape.shared_tests.table import Row, make_rows
 
-_GRADES = {"adaptive": "adaptive steps", "grid": "same grid"}
+_GRADES = {"adaptive": "adaptive steps", "grid": "same grid", "sde": "SDEs"}
 _COLUMNS = ("method", "host", "reference", "same grid", "own steps", "evals", "status")
 _SETTING = f"{HEADLINE[0]} at {HEADLINE[1]:g}"
 _LEGEND = (
@@ -65,14 +67,16 @@ class Report:
     comparison: Comparison
     checks: list[Check]
     rows: list[Row]
+    series: list[SdeSeries]
+    sde_rows: list[SdeRow]
     seconds: float
 
     @classmethod
     def of(cls, outcome: Outcome, seconds: float) -> "Report":
         """Compare the runs of an outcome and judge every promise."""
-        comparison = Comparison(outcome)
-        checks = check_all(comparison)
-        return cls(comparison, checks, make_rows(comparison, checks), seconds)
+        comparison, series = Comparison(outcome), all_series(outcome.sde_runs)
+        checks = check_all(comparison) + check_sdes(series)
+        return cls(comparison, checks, make_rows(comparison, checks), series, make_sde_rows(series, checks), seconds)
 
     @property
     def broken(self) -> list[Check]:
@@ -82,36 +86,49 @@ class Report:
     @property
     def summary(self) -> str:
         """One sentence that counts promises and failing rows."""
-        held, failing = len(self.checks) - len(self.broken), sum(row.failing for row in self.rows)
+        outcome, rows = self.comparison.outcome, (*self.rows, *self.sde_rows)
+        held, failing = len(self.checks) - len(self.broken), sum(row.failing for row in rows)
         return (
-            f"{held} of {len(self.checks)} promises hold over {len(self.comparison.outcome.runs)} runs; "
-            f"{failing} of {len(self.rows)} methods shown fail."
+            f"{held} of {len(self.checks)} promises hold over {len(outcome.runs) + len(outcome.sde_runs)} runs; "
+            f"{failing} of {len(rows)} methods shown fail."
         )
 
 
 def print_report(console: Console, report: Report) -> None:
-    """Print the table of all rows; below it, why a row fails, and every promise that does not hold."""
-    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
-    for column in _COLUMNS:
-        table.add_column(column, no_wrap=True)
-    for problem, rows in groupby(report.rows, key=lambda row: row.problem):
-        table.add_row(problem, style="bold")
-        for row in rows:
-            table.add_row(*_cells(row, indent="  "), style="red" if row.failing else "")
-        table.add_section()
-    console.print(table)
-    console.print(f"\n{_LEGEND}\n", highlight=False)
+    """Print the tables; below them, why a row fails, and every promise that does not hold."""
+    if report.rows:
+        lines = [(row.problem, _cells(row, indent="  "), row.failing) for row in report.rows]
+        _print_table(console, _COLUMNS, lines, _LEGEND)
+    if report.sde_rows:
+        lines = [(row.problem, row.cells(indent="  "), row.failing) for row in report.sde_rows]
+        _print_table(console, SDE_COLUMNS, lines, SDE_LEGEND)
     failing = [f"{row.problem}, {row.backend} {row.method}: {row.note}" for row in report.rows if row.failing]
     for line in (*failing, *(f"broken: {check.promise}: {_sentence(check)}" for check in report.broken)):
         console.print(line, style="red", highlight=False, markup=False, soft_wrap=True)
     console.print(report.summary, highlight=False)
 
 
+def _print_table(
+    console: Console, columns: tuple[str, ...], lines: list[tuple[str, tuple[str, ...], bool]], legend: str
+) -> None:
+    """Print lines of (problem, cells, failing) by problem."""
+    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+    for column in columns:
+        table.add_column(column, no_wrap=True)
+    for problem, group in groupby(lines, key=lambda line: line[0]):
+        table.add_row(problem, style="bold")
+        for _, cells, failing in group:
+            table.add_row(*cells, style="red" if failing else "")
+        table.add_section()
+    console.print(table)
+    console.print(f"\n{legend}\n", highlight=False)
+
+
 def write_report(folder: Path, report: Report) -> list[Path]:
     """Write `parity.json`, `parity.md` and the plots into `folder`; return the files."""
     data, markdown = folder / "parity.json", folder / "parity.md"
     data.write_text(json.dumps(as_data(report), indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    figures = plots.draw_all(folder, report.comparison)
+    figures = plots.draw_all(folder, report.comparison) + sde_plot.draw(folder, report.series)
     markdown.write_text(as_markdown(report, figures), encoding="utf-8")
     return [data, markdown, *figures]
 
@@ -135,6 +152,7 @@ def as_data(report: Report) -> dict[str, Any]:
             "versions": outcome.versions,
             "seconds": report.seconds,
             "rows": [asdict(row) for row in report.rows],
+            "sdes": [one.as_data() for one in report.series],
             "promises": [{**asdict(check), "holds": check.holds} for check in report.checks],
             "runs": runs,
         }
@@ -161,12 +179,11 @@ def as_markdown(report: Report, figures: list[Path]) -> str:
         "",
         report.summary,
         "",
-        _markdown_row(("problem", *_COLUMNS, "note")),
-        _markdown_row(("---",) * (len(_COLUMNS) + 2)),
-        *(_markdown_row((row.problem, *_cells(row), row.note)) for row in report.rows),
-        "",
-        _LEGEND,
-        "",
+        *_markdown_table(
+            ("problem", *_COLUMNS, "note"), [(r.problem, *_cells(r), r.note) for r in report.rows], _LEGEND
+        ),
+        *(["## SDEs on the same Brownian path", ""] if report.sde_rows else []),
+        *_markdown_table(("problem", *SDE_COLUMNS), [(r.problem, *r.cells()) for r in report.sde_rows], SDE_LEGEND),
         "## Promises",
         "",
         *_promise_lines(report.checks),
@@ -191,7 +208,7 @@ def _promise_lines(checks: list[Check]) -> list[str]:
 
 def _sentence(check: Check) -> str:
     reason = f" ({check.reason})" if check.reason else ""
-    figures = f"{check.error:.1e}, allowed {check.limit:.0e}"
+    figures = f"{check.error:.1e}, allowed {check.limit:.2g}"
     return f"{check.backend}, {check.problem}, {check.setting}: {figures}{reason}"
 
 
@@ -204,6 +221,13 @@ def _cells(row: Row, indent: str = "") -> tuple[str, ...]:
         "" if None in counts else "{}+{}".format(*counts),
         row.status,
     )
+
+
+def _markdown_table(columns: tuple[str, ...], rows: list[tuple[str, ...]], legend: str) -> list[str]:
+    """Return the lines of a table with its legend, none where it has no rows."""
+    if not rows:
+        return []
+    return [*map(_markdown_row, (columns, ("---",) * len(columns), *rows)), "", legend, ""]
 
 
 def _markdown_row(cells: tuple[str, ...]) -> str:

@@ -71,14 +71,16 @@ TORCH, JAX = FRAMEWORKS[:3], FRAMEWORKS[3:]
         ("steptape.shared_tests.parity", FRAMEWORKS),
         ("steptape.torch", JAX),
         ("steptape.shared_tests.backend_torch", JAX),
+        ("steptape.shared_tests.backend_torch_sde", JAX),
         ("steptape.jax", TORCH),
         ("steptape.shared_tests.backend_jax", TORCH),
+        ("steptape.shared_tests.backend_jax_sde", TORCH),
     ],
 )
 def test_an_import_brings_no_other_framework(module, absent):
-    if module.endswith("torch"):
-        pytest.importorskip("torchdiffeq")
-    if module.endswith("jax"):
+    if "torch" in module:
+        pytest.importorskip("torchsde" if "sde" in module else "torchdiffeq")
+    if "jax" in module:
         pytest.importorskip("diffrax")
     code = f"import sys, {module}; print(*sys.modules)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

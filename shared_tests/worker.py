@@ -1,7 +1,7 @@
-"""The process of one backend: ``python -m steptape.shared_tests.worker BACKEND CASES RUNS``.
+"""The process of one backend: ``python -m steptape.shared_tests.worker BACKEND GRADE CASES RUNS``.
 
-Reads a JSON list of cases from the file CASES and appends one JSON line a run to the file RUNS, after a first line
-with the versions. Prints a line on standard output for each finished run.
+Reads a JSON list of cases, all of one grade, from the file CASES and appends one JSON line a run to the file RUNS,
+after a first line with the versions. Prints a line on standard output for each finished run.
 """
 
 import json
@@ -31,9 +31,9 @@ def read_runs(path: Path) -> tuple[dict[str, str], list[Run]]:
     return json.loads(lines[0]), [Run.from_json(json.loads(line)) for line in lines[1:]]
 
 
-def main(backend: str, cases: str, runs: str) -> None:
+def main(backend: str, grade: str, cases: str, runs: str) -> None:
     """Run every case in the given file with one backend."""
-    adapter = load_backend(backend)
+    adapter = load_backend(backend, grade)
     with Path(runs).open("w", encoding="utf-8") as file:
         print(json.dumps(adapter.versions()), file=file)
         for case in read_cases(Path(cases)):
