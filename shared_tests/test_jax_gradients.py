@@ -291,6 +291,44 @@ def test_what_has_no_lean_replay_is_exact_all_the_same(run):
     assert_as_host(run, x, rtol=1e-10 if run is _implicit else 1e-12)
 
 
+def _with_jumps(t, y, args):
+    return args * jnp.where((t < 1.5) & (t > -0.25), 1.0, -2.0) * jnp.stack([y[1], -y[0] * jnp.cos(9 * t)])
+
+
+@pytest.mark.parametrize(
+    ("solver", "times"),
+    [
+        (diffrax.Dopri5(), (0.1, 2.9, 0.8)),
+        (diffrax.Heun(), (1.9, -0.7, -0.8)),
+        (diffrax.HalfSolver(diffrax.Bosh3()), (0.1, 2.0, 0.8)),
+    ],
+    ids=["FSAL", "backwards", "FSAL-by-itself"],
+)
+def test_jumps_at_times_that_do_not_move(solver, times):
+    controller = diffrax.ClipStepSizeController(pid(), step_ts=[0.5, 1.0], jump_ts=[-0.25, 1.5])
+    # That a step ends at a jump and the next one begins behind it shows in what is saved.
+    saveat = diffrax.SaveAt(ts=jnp.linspace(*times[:2], 5), steps=True, fn=lambda t, y, args: y * (1 + (t > 1.5)))
+
+    def run(x, adjoint):
+        x = x._replace(field=_with_jumps, times=times)
+        return solve(x, adjoint, solver, stepsize_controller=controller, saveat=saveat, max_steps=1024)
+
+    solution = assert_as_host(run, inputs()._replace(field=None, times=None))
+    assert solution.stats["num_rejected_steps"] >= 3
+
+
+@pytest.mark.parametrize("which", ["step_ts", "jump_ts"])
+def test_times_to_step_to_may_be_differentiated(which):
+    x = inputs()
+
+    def run(moving, adjoint):
+        y0, ts = moving
+        controller = diffrax.ClipStepSizeController(pid(), **{which: ts})
+        return solve(x._replace(y0=y0), adjoint, stepsize_controller=controller)
+
+    assert_as_host(run, (x.y0, jnp.array([0.9, 1.7])))
+
+
 def test_a_solve_that_runs_out_of_steps_has_the_hosts_gradient():
     assert_as_host(lambda x, adjoint: solve(x, adjoint, max_steps=9, throw=False), inputs())
 

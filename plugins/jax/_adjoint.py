@@ -44,9 +44,10 @@ class AdaptiveCheckpointAdjoint(diffrax.AbstractAdjoint):
         - Problems: ODEs, SDEs with a ``VirtualBrownianTree``, CDEs; pytree states; time running either way.
         - Solvers: any that keep to diffrax's interface; explicit Runge-Kutta methods are replayed with a step
           of ours, the others with their own.
-        - Controllers: ``ConstantStepSize``, ``StepTo`` and ``PIDController``. Any other, an event, or ``dtmin`` or
-          ``dtmax`` with a gradient for the times, has every try replayed by diffrax's own loop body: as exact, but
-          with rejected tries, and it is the tries that are kept and recomputed.
+        - Controllers: any. With an event, and where a time is differentiated under another controller than
+          ``ConstantStepSize``, ``StepTo`` and ``PIDController`` without ``dtmin`` and ``dtmax``, every try is replayed
+          by diffrax's own loop body: as exact, but with rejected tries, and it is the tries that are kept and
+          recomputed.
         - Output: ``SaveAt`` in all its forms.
         - Transforms: ``jit``, ``vmap``, ``scan``, ``checkpoint`` and reverse mode. Forward mode raises JAX's
           ``TypeError``; so does forward over reverse, unless the solver was made with ``scan_kind="bounded"``.

@@ -23,7 +23,7 @@ def _at(value: Any, path: Any) -> Any:
 class _KnownStep(diffrax.AbstractStepSizeController):
     """Accepts, and proposes the step that was proposed: the growth is a constant, as in diffrax's PID controller.
 
-    The controller state is the time at which the next step was first meant to end.
+    The controller state is ``Times``, with which any other controller's steps are taken too, if no time moves.
     """
 
     t1: Any
@@ -38,12 +38,12 @@ class _KnownStep(diffrax.AbstractStepSizeController):
 
     def adapt_step_size(self, t0, t1, y0, y1_candidate, args, y_error, error_order, controller_state):
         """Accept the step from ``t0`` to ``t1``."""
-        proposed = controller_state
+        _, begun, proposed = controller_state
         growth = lax.stop_gradient((proposed - t1) / (t1 - t0))
         tnext = _at(proposed, t1 + growth * (t1 - t0))
         # A step cut off at the end moves with the end: hand the cut to diffrax, whose derivative it is.
         tnext = jnp.where(proposed >= self.t1, jnp.inf, tnext)
-        return True, t1, tnext, False, controller_state, diffrax.RESULTS.successful
+        return True, _at(begun, t1), tnext, False, controller_state, diffrax.RESULTS.successful
 
 
 def _rejections(state: Any, taken: Any) -> Any:
@@ -69,13 +69,21 @@ def known_step(
 ) -> Known | None:
     """How to replay an accepted step of this solve, or ``None`` if only its tries can be replayed."""
     controller = type(stepsize_controller)
-    searches = controller is diffrax.PIDController
-    if event is not None or not (searches or controller in (diffrax.ConstantStepSize, diffrax.StepTo)):
+    searches = controller not in (diffrax.ConstantStepSize, diffrax.StepTo)
+    times_exact = not searches or (
+        controller is diffrax.PIDController and (stepsize_controller.dtmin, stepsize_controller.dtmax) == (None, None)
+    )
+    if event is not None:
         return None
     subs = jax.tree.leaves(saveat.subs, is_leaf=lambda s: isinstance(s, diffrax.SubSaveAt))
     interpolates = saveat.dense or any(sub.ts is not None for sub in subs)
     carries_stages = passed_solver_state or saveat.solver_state
     explicit = is_explicit(solver) and not carries_stages
+    example = jax.tree.map(jnp.array, init_state)
+    times = Times(example.tnext, example.tnext, example.tnext)
+    start = dataclasses.replace(init_state, controller_state=times) if searches else init_state
+    if not times_exact:
+        start = dataclasses.replace(start, made_jump=example.made_jump)
     body = _body(
         host_loop,
         terms=terms,
@@ -86,15 +94,15 @@ def known_step(
         t1=t1,
         event=None,
         progress_meter=diffrax.NoProgressMeter(),
-        init_state=dataclasses.replace(init_state, controller_state=init_state.tnext) if searches else init_state,
+        init_state=start,
     )
 
     def step(times, state):
         if not searches:
             return body(state)
         before = _rejections(state, times.taken)
-        after = body(dataclasses.replace(before, controller_state=times.proposed))
-        return dataclasses.replace(after, controller_state=state.controller_state)
+        after = body(dataclasses.replace(before, controller_state=times))
+        return dataclasses.replace(after, controller_state=state.controller_state, made_jump=state.made_jump)
 
     def again(times, state):
         replayed = ReplayedERK(solver, interpolates=False, by_stage=True)
@@ -102,13 +110,11 @@ def known_step(
             state, y=replayed.step(terms, state.tprev, times.taken, state.y, args, None, False)[0]
         )
 
-    example = jax.tree.map(jnp.array, init_state)
-    times = Times(example.tnext, example.tnext)
     step = eqx.filter_closure_convert(step, times, example)
     again = eqx.filter_closure_convert(again, times, example) if explicit else None
     kept = _kept(example, subs, controller_state=not searches, solver_state=not explicit)
-    limits = searches and (stepsize_controller.dtmin, stepsize_controller.dtmax) != (None, None)
-    return Known(step, again, kept, rescales=searches, times_exact=not limits)
+    kept = dataclasses.replace(kept, made_jump=not (explicit or times_exact))
+    return Known(step, again, kept, rescales=searches, times_exact=times_exact)
 
 
 def _body(host_loop: Callable, **kwargs: Any) -> Callable:

@@ -4,7 +4,8 @@ The backward pass is the vector-Jacobian product of one step of the loop at each
 arXiv 2006.02493). Two kinds of replay:
 
 - by accepted step, with a step that is known to be accepted: no error estimate, no search, no rejected try;
-- by try, with the loop's own body: exact for any solver, controller and event, and the price is that of every try.
+- by try, with the loop's own body: exact also for events, and for any controller where the times are differentiated;
+  the price is that of every try.
 
 The loop's outputs are buffers that are written once at each place. Their cotangents are therefore the same at every
 step, and need not be carried.
@@ -35,7 +36,7 @@ class Known(eqx.Module):
     ``step(times, state)`` is the loop's body without the search, and ``kept`` is true for the leaves of a state that
     it reads. ``again`` does as ``step`` for ``y`` alone and is not differentiated, so that it need not be unrolled;
     None: ``step`` does it. ``rescales``: rejected tries may have shrunk a step. ``times_exact``: ``step`` knows how
-    all times move.
+    all times move; else it takes them from the tape, and will not do where they move.
     """
 
     step: Callable[[Times, Any], Any] | None
@@ -130,26 +131,30 @@ def _run_fwd(perturbed, vjp_arg, fixed, settings):
     carry, tape = lax.while_loop(lambda c: cond(c[0]), advance, (carry, tape))
     final = carry[-1]
     count = replay.count(final)
-    return carry, (replay, count, tape.close(count, final.tnext), eqx.filter(final, settings.written))
+    return carry, (replay, count, tape.close(count, eqx.filter(final, kept)), eqx.filter(final, settings.written))
 
 
 def _choose_replay(perturbed, vjp_arg, settings):
     """By accepted step where that is exact, else by try; which leaves to keep, and whether to note proposals."""
     (*_, state), body, step = vjp_arg
     (*_, p_state), p_body, p_step = perturbed
-    times = Times(state.tnext, state.tnext)
+    times, known = Times(state.tnext, state.tnext, state.tnext), settings.known
 
     def replay(by_try, fun, p_fun):
         step = _Replay(by_try).step
         return _Replay(by_try, perturbed_carry(lambda f, s: step(f, times, s), fun, p_fun, state, p_state))
 
-    if settings.known is not None:
+    if known is not None and known.times_exact:
         by_step = replay(False, step, p_step)
-        times_move = by_step.carried.tprev or by_step.carried.tnext
-        if settings.known.times_exact or not times_move:
-            return by_step, settings.known.kept, settings.known.rescales and times_move
-    everything_else = jax.tree.map(operator.not_, settings.written)
-    return replay(True, body, p_body), everything_else, False
+        return by_step, known.kept, known.rescales and _times_move(by_step.carried)
+    by_try = replay(True, body, p_body)
+    if known is not None and not _times_move(by_try.carried):
+        return replay(False, step, p_step), known.kept, False
+    return by_try, jax.tree.map(operator.not_, settings.written), False
+
+
+def _times_move(carried: Any) -> bool:
+    return any(jax.tree.leaves((carried.tprev, carried.tnext, carried.controller_state)))
 
 
 @_run.def_bwd

@@ -23,9 +23,10 @@ def split(row: Any) -> tuple[Any, Any]:
 
 
 class Times(NamedTuple):
-    """What the rejected tries before an accepted step left behind: no field evaluation, just two times."""
+    """What the controller made of an accepted step and of the rejected tries before it."""
 
     taken: Any  # where the step ended
+    begun: Any  # where the step after it began: there, but for a jump in between
     proposed: Any  # where the step after it was first meant to end
 
 
@@ -73,9 +74,11 @@ class Tape(eqx.Module):
         slot = self.slots.of(i)
         return jnp.where(get(holds, slot) == i, slot, self.slots.count), holds
 
-    def close(self, i: Any, tnext: Any) -> "Tape":
-        """Note where the step after the last one, ``i``, would have ended."""
-        return self._propose(i.astype(jnp.int32), tnext, i == self.last)
+    def close(self, i: Any, row: Any) -> "Tape":
+        """Note where the step after the last one, ``i``, would have begun and ended."""
+        i = i.astype(jnp.int32)
+        tape = dataclasses.replace(self, scalars=put(self.scalars, i, split(row)[0]))
+        return tape._propose(i, row.tnext, i == self.last)
 
     def _propose(self, i: Any, tnext: Any, tried_before: Any) -> "Tape":
         if self.proposed is None:
@@ -94,7 +97,8 @@ class Tape(eqx.Module):
     def row(self, i: Any, states: Any) -> tuple[Any, Times]:
         """Step ``i`` as it was first proposed, given its ``states``, and the times around it."""
         row = eqx.combine(get(self.scalars, i), states)
+        begun = get(self.scalars.tprev, i + 1)
         if self.proposed is None:
-            return row, Times(row.tnext, row.tnext)
-        times = Times(row.tnext, get(self.proposed, i + 1))
+            return row, Times(row.tnext, begun, row.tnext)
+        times = Times(row.tnext, begun, get(self.proposed, i + 1))
         return dataclasses.replace(row, tnext=get(self.proposed, i)), times
