@@ -12,6 +12,6 @@ def unsupported(host: str, missing: object, extra: str) -> UnsupportedHostVersio
     except PackageNotFoundError:
         installed = f"{host} is not installed"
     return UnsupportedHostVersion(
-        f"steptape.{extra} relies on something that {host} does not offer here: {missing}. {installed}; "
+        f"steptape relies on something that {host} does not offer here: {missing}. {installed}; "
         f"install a version it is tested with: pip install -U 'steptape[{extra}]'"
     )

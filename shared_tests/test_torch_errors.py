@@ -92,17 +92,27 @@ def test_a_tensor_func_closes_over(method, create_graph):
         torch.autograd.grad(ys.sum(), Y0, create_graph=create_graph)
 
 
-@pytest.mark.parametrize("method", ["dopri5", "rk4"])
-def test_a_func_that_changes_between_the_passes(method):
+@pytest.mark.parametrize("create_graph", [False, True])
+@pytest.mark.parametrize("checkpoints", [None, 1])
+@pytest.mark.parametrize("method", ["dopri5", "rk4", "explicit_adams"])
+def test_a_func_that_changes_between_the_passes(method, checkpoints, create_graph):
     generator = torch.Generator()
 
     def func(y):
         return y * (0.5 + torch.rand((), generator=generator).round())
 
     options = {"max_step": 0.1} if method == "dopri5" else {"step_size": 0.1}
-    ys = solve(func, method=method, rtol=1e-1, atol=1e3, options=options)
+    keep = {"checkpoints": checkpoints}
+    ys = solve(func, method=method, rtol=1e-1, atol=1e3, options=options, adjoint_options=keep)
     with pytest.raises(GradientError, match=r"returned other values in the backward pass.*of its arguments"):
-        ys.sum().backward()
+        torch.autograd.grad(ys.sum(), Y0, create_graph=create_graph)
+
+
+@pytest.mark.parametrize("method", ["dopri5", "rk4"])
+def test_a_parameter_computed_from_another(method):
+    w = torch.ones(2, dtype=torch.float64, requires_grad=True)
+    with pytest.raises(OptionError, match=r"odeint_adjoint\(func=.*computed from another.*Leave out the other"):
+        solve(lambda y: w * y, method=method, adjoint_params=(w, w.exp()))
 
 
 def test_a_grid_constructor_that_changes_its_mind():

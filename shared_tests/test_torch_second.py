@@ -83,3 +83,32 @@ class Wrapped(torch.nn.Module):
 
     def forward(self, t, y):
         return self.net(y) * torch.cos(t)
+
+
+@pytest.mark.parametrize("create_graph", [False, True])
+@pytest.mark.parametrize("method", ["dopri5", "rk4", "explicit_adams"])
+def test_an_initial_state_and_times_that_depend_on_a_parameter(method, create_graph):
+    """What a parameter gains through y0, or through the times, counts once."""
+
+    def gradients(odeint, **kwargs):
+        w = torch.tensor([0.7, -0.4], dtype=torch.float64, requires_grad=True)
+        options = {"first_step": 0.1} if method == "dopri5" else {"step_size": 0.1}
+        t = torch.stack([w[0] - w[0].detach(), 1 + w[1] ** 2])
+        ys = odeint(lambda t, y: w * y.cos(), torch.outer(w, w), t, method=method, options=options, **kwargs)
+        (first,) = torch.autograd.grad(ys[-1].square().sum(), w, create_graph=create_graph)
+        return (first, *torch.autograd.grad(first.square().sum(), w)) if create_graph else (first,)
+
+    def ours(func, y0, t, **kwargs):
+        (w,) = (cell.cell_contents for cell in func.__closure__)
+        return odeint_adjoint(func, y0, t, adjoint_method="aca", adjoint_params=(w,), **kwargs)
+
+    assert distance(gradients(ours), gradients(torchdiffeq.odeint)) <= 1e-12
+
+
+def test_a_parameter_given_twice_counts_once():
+    w, y0 = (torch.tensor([x], dtype=torch.float64, requires_grad=True) for x in (0.5, 1.0))
+    t = torch.tensor([0.0, 1.0], dtype=torch.float64)
+    call = {"adjoint_method": "aca", "rtol": 1e-9, "atol": 1e-9}
+    ys = odeint_adjoint(lambda t, y: w * y, y0, t, adjoint_params=(w, w), **call)
+    (found,) = torch.autograd.grad(ys[-1].sum(), w)
+    assert torch.allclose(found, w.detach().exp(), rtol=1e-6)

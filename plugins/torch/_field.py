@@ -88,7 +88,7 @@ class Field:
         if self._checked:
             return
         self._checked = True
-        unknown = _unknown_leaves(slope, (*known, *self._params))
+        unknown = unknown_leaves(slope, (*known, *self._params))
         if unknown:
             shapes = ", ".join(str(tuple(x.shape)) for x in unknown)
             raise GradientError(
@@ -99,7 +99,7 @@ class Field:
             )
 
 
-def _unknown_leaves(output: Tensor, known: Sequence[Tensor]) -> list[Tensor]:
+def unknown_leaves(output: Tensor, known: Sequence[Tensor]) -> list[Tensor]:
     """The leaves of the graph of ``output`` that it reaches other than through the ``known`` tensors."""
     leaves = {id(x) for x in known if x.is_leaf}
     seen = {x.grad_fn for x in known if x.grad_fn is not None}

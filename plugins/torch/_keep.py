@@ -19,13 +19,13 @@ class Keep:
     graph: Literal["step", "stage"] = "step"
 
     @classmethod
-    def from_options(cls, options: dict[str, Any] | None) -> Keep:
-        """Read ``adjoint_options``, or raise ``OptionError``."""
+    def from_options(cls, options: dict[str, Any] | None, function: str = "odeint_adjoint") -> Keep:
+        """Read the ``adjoint_options`` of a call of ``function``, or raise ``OptionError``."""
         options = dict(options or {})
         checkpoints = options.pop("checkpoints", None)
         device = options.pop("checkpoint_device", None)
         graph = options.pop("graph", "step")
-        call = "odeint_adjoint(..., adjoint_method='aca', adjoint_options={"
+        call = f"{function}(..., adjoint_method='aca', adjoint_options={{"
         if options:
             name, value = next(iter(options.items()))
             raise OptionError(

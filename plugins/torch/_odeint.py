@@ -11,6 +11,7 @@ from torch import Tensor
 from steptape._errors import OptionError, UnsupportedError
 from steptape.compat import _torchdiffeq as host
 from steptape.torch._keep import Keep
+from steptape.torch._parameters import parameters_of
 from steptape.torch._stats import replay
 from steptape.torch._tableau import tableau_of
 from steptape.torch._torchdiffeq import Solve
@@ -106,7 +107,8 @@ def odeint_adjoint(
         return torch.compiler.disable(odeint_adjoint)(func, y0, t, **rest)
     _check_call(t, {"adjoint_rtol": (adjoint_rtol, rtol), "adjoint_atol": (adjoint_atol, atol)})
     keep = Keep.from_options(adjoint_options)
-    params = parameters_of(func, adjoint_params, f"odeint_adjoint(func={func!r}, ...)", "adjoint_params=(...)")
+    call = f"odeint_adjoint(func={func!r}, ...)"
+    params = parameters_of(func, host.find_parameters, adjoint_params, call, "adjoint_params=(...)")
     shapes, func, y0, t, rtol, atol, method, options, event_fn, reverse = host.check_inputs(
         func, y0, t, rtol, atol, method, options, event_fn, host.SOLVERS
     )
@@ -137,20 +139,6 @@ def _check_call(t: Any, tolerances: dict[str, tuple[Any, Any]]) -> None:
             f"odeint_adjoint(func, y0, t={t.tolist()}): t must be strictly increasing or strictly decreasing. "
             "Sort it and drop repeated times."
         )
-
-
-def parameters_of(func: Any, adjoint_params: Iterable[Tensor] | None, call: str, spelling: str) -> list[Tensor]:
-    """The tensors besides y0 and t to differentiate with respect to; ``call`` and ``spelling`` word the refusal."""
-    if adjoint_params is not None:
-        params = adjoint_params
-    elif isinstance(func, torch.nn.Module):
-        params = host.find_parameters(func)
-    else:
-        raise OptionError(
-            f"{call}: func is no torch.nn.Module, so its parameters are unknown. Make it one, or pass {spelling}, "
-            "which is () if there are none."
-        )
-    return [p for p in params if p.requires_grad]
 
 
 def solve_of(

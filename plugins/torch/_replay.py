@@ -12,9 +12,10 @@ from steptape.torch._ambient import Ambient
 from steptape.torch._belongings import Belongings
 from steptape.torch._chain import chain
 from steptape.torch._field import Field
+from steptape.torch._gate import Gate
 from steptape.torch._runge_kutta import RungeKuttaSweep
 from steptape.torch._side_state import Restored, SideState
-from steptape.torch._sweep import Sweep
+from steptape.torch._sweep import Sweep, check_end
 from steptape.torch._tape import Tape, Timeline
 from steptape.torch._torchdiffeq import Solve
 from steptape.torch._whole_step import WholeStepSweep
@@ -88,17 +89,21 @@ class _Back(NamedTuple):
 
     def differentiable(self, grad_solution: Tensor) -> list[Tensor]:
         """The same as functions of the inputs and of ``grad_solution``, for second derivatives."""
-        solve, tape, inputs = self.solve, self.tape, self.inputs
+        solve, tape, gate = self.solve, self.tape, Gate()
+        inputs = (*map(gate.through, self.inputs[:3]), *self.inputs[3:])
         y0 = inputs[0]
         timeline = solve.timeline(tape, *inputs[:3])
         field = self._field(timeline)
         if tape.kept:
             field.evaluate(timeline.stages[0, 0], y0.reshape(-1))  # for its check of what func depends on
         solution = chain(solve, tape, timeline, field, y0)
+        if tape.kept:
+            check_end(solution[-1], tape.marks[1], y0)
         wanted = [x for x, need in zip(inputs, self.needed, strict=True) if need]
-        grads = torch.autograd.grad(
-            solution, wanted, grad_solution, create_graph=True, allow_unused=True, materialize_grads=True
-        )
+        with gate.closed():
+            grads = torch.autograd.grad(
+                solution, wanted, grad_solution, create_graph=True, allow_unused=True, materialize_grads=True
+            )
         found = iter(grads)
         return [next(found) if need else x for x, need in zip(inputs, self.needed, strict=True)]
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from steptape.torch._field import Field, Stage
-from steptape.torch._sweep import Sweep
+from steptape.torch._sweep import Sweep, check_end
 from steptape.torch._tableau import Tableau
 from steptape.torch._tape import State, Tape, Timeline
 
@@ -62,8 +62,7 @@ class RungeKuttaSweep(Sweep):
         # A last stage at the end of the step is the next step's first, or of use to outputs inside the step alone.
         own = self.to_end if link or not len(mu) else self.last + 1
         stages = self._slopes(n, state, own, graphs=self.whole_steps)
-        if n + 1 == self.witness:
-            self._check_end(state, self._end(n, state))
+        self._check(n, state)
         if link and own == self.last:
             stages[own] = link.stage
         inside = self.weights[outputs].T @ mu if len(mu) else None
@@ -89,6 +88,15 @@ class RungeKuttaSweep(Sweep):
             self.rows[0].zero_()
         start = self.kg.sum(0)
         return start + mu.sum(0) if len(mu) else start, left
+
+    def _check(self, n: int, state: State) -> None:
+        """Hold the steps at the end of the solve against what the tape says of them."""
+        left = len(self.sizes) - 1 - n
+        if left == 1:
+            check_end(self._end(n, state), self.tape.marks[0], state.y)
+        elif left == 0:
+            output = torch.addmv(state.y, self.kg[:-1].T, self.weights[-1], alpha=self.sizes[n])
+            check_end(output, self.tape.marks[1], state.y)
 
     def _cotangent(self, n: int, i: int, inside: Tensor | None) -> Tensor:
         """ℓ_i, flat."""

@@ -5,7 +5,7 @@ about as long as the step of a small network, and an increment is as a rule no l
 states, where memory is what counts, the Brownian object is asked again, and its answers are held against a few entries
 of the first ones.
 
-Every step of the host begins with its query, so that is also where a replay sets the random number generators.
+Every step of the host begins with its query, so that is also where a replay sets the side state.
 """
 
 from __future__ import annotations
@@ -17,38 +17,38 @@ import torch
 from torch import Tensor
 
 from steptape._errors import GradientError, UnsupportedError
-from steptape.torch._random import Dice, Seed, same
+from steptape.torch._side_state import Note, SideState, same, shared
 
 _ENTRIES = 8
 
 
 class Query(NamedTuple):
-    """One query of a step: the increment and the Lévy areas it asked for, or a few entries of each, and a seed.
+    """One query of a step: the increment and the Lévy areas it asked for, or a few entries of each, and a note.
 
-    ``seed``: the states of the generators after the answer where it is taped, else before, for the object to draw from.
+    ``note``: of the side state, after the answer where it is taped, else before, for the object to draw from.
     """
 
     answer: tuple[Tensor, ...]
-    seed: Seed
+    note: Note
 
 
 class NotingBrownian:
     """The user's Brownian object in the solve, noting what it answers."""
 
-    def __init__(self, bm: Any, dice: Dice, taped: bool):
-        self._bm, self._dice, self._taped = bm, dice, taped
+    def __init__(self, bm: Any, side: SideState, taped: bool):
+        self._bm, self._side, self._taped = bm, side, taped
         self._queries: list[Query] = []
         self._versions: list[tuple[Tensor, int]] = []
-        self._seed = dice.state()
+        self._note = side.note()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._bm, name)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        self._note_seed(not self._taped)
+        self._look(not self._taped)
         with torch.enable_grad():
             answer = self._bm(*args, **kwargs)
-        self._note_seed(self._taped)
+        self._look(self._taped)
         tensors = _tensors(answer)
         if any(x.requires_grad for x in tensors):
             raise UnsupportedError(
@@ -56,13 +56,13 @@ class NotingBrownian:
                 "which the replay would lose. Make it of detached tensors, or differentiate with torchsde.sdeint."
             )
         self._versions += [(x, x._version) for x in tensors]
-        self._queries.append(Query(tensors if self._taped else tuple(map(_sample, tensors)), self._seed))
+        self._queries.append(Query(tensors if self._taped else tuple(map(_sample, tensors)), self._note))
         return answer
 
-    def _note_seed(self, now: bool) -> None:
-        # Where nothing is drawn, one note serves all steps.
-        if now and not same(self._seed, state := self._dice.state()):
-            self._seed = state
+    def _look(self, now: bool) -> None:
+        # Where nothing changes, one note serves all steps.
+        if now and not same(self._note, note := self._side.note()):
+            self._note = shared(note, self._note)
 
     def taken(self) -> list[Query]:
         """The queries of a step that has been taken."""
@@ -78,20 +78,20 @@ class NotingBrownian:
 class ReplayingBrownian:
     """The Brownian object of a replay: it answers as in the solve, once ``rewind`` has said which query comes next.
 
-    ``answers``, ``seeds``: of all queries of the solve; no seeds if it drew nothing. ``taped``: whether the answers are
-    whole; ``device``: where they are to go.
+    ``answers``, ``notes``: of all queries of the solve; no notes if it changed nothing. ``taped``: whether the answers
+    are whole; ``device``: where they are to go.
     """
 
     def __init__(
         self,
         bm: Any,
-        dice: Dice,
+        side: SideState,
         answers: Sequence[tuple[Tensor, ...]],
-        seeds: Sequence[Seed],
+        notes: Sequence[Note],
         taped: bool,
         device: torch.device,
     ):
-        self._bm, self._dice, self._answers, self._seeds = bm, dice, answers, seeds
+        self._bm, self._side, self._answers, self._notes = bm, side, answers, notes
         self._taped, self._device = taped, device
         self._next = 0
 
@@ -104,8 +104,8 @@ class ReplayingBrownian:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         query, self._next = self._next, self._next + 1
-        if self._seeds:
-            self._dice.set(self._seeds[query])
+        if self._notes:
+            self._side.set(self._notes[query])
         noted = self._answers[query]
         if self._taped:
             tensors = tuple(x.to(self._device) for x in noted)

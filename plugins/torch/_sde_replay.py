@@ -22,10 +22,10 @@ from steptape.compat import _torchsde as host
 from steptape.compat._torch import pull
 from steptape.torch._ambient import Ambient
 from steptape.torch._belongings import Belongings
-from steptape.torch._field import _unknown_leaves
-from steptape.torch._random import Dice
-from steptape.torch._sde_gate import Gate
+from steptape.torch._field import unknown_leaves
+from steptape.torch._gate import Gate
 from steptape.torch._sde_tape import State, Tape
+from steptape.torch._side_state import SideState
 from steptape.torch._torchsde import Solve, Stepper
 
 
@@ -40,7 +40,8 @@ class SdeReplay(torch.autograd.Function):
     def forward(ctx: Any, solve: Solve, extras: int | None, y0: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
         ctx.ambient, ctx.belongings = Ambient(y0.device), Belongings(solve.user_sde)
         extra, params = (None, rest) if extras is None else (rest[:extras], rest[extras:])
-        solution, after, tape = solve.record(y0, extra)
+        ctx.side = SideState(y0.device, solve.user_sde)
+        solution, after, tape = solve.record(y0, extra, ctx.side)
         # The check of what sde depends on goes by identity, and hooks on saved tensors unpack other objects.
         ctx.solve, ctx.extras, ctx.params = solve, extras, params
         ctx.tape, ctx.counts = tape.emptied()
@@ -54,15 +55,14 @@ class SdeReplay(torch.autograd.Function):
         _, y0, *saved = ctx.saved_tensors
         extra, tensors = saved[:given], saved[given + len(ctx.params) :]
         tape = ctx.tape.refilled(ctx.counts, tensors)
-        dice = Dice(y0.device)
         inputs, needed = (y0, *extra, *ctx.params), ctx.needs_input_grad[2:]
-        back = _Back(ctx.solve, ctx.ambient, dice, tape, ctx.extras is None, inputs, 1 + given)
+        back = _Back(ctx.solve, ctx.ambient, ctx.side, tape, ctx.extras is None, inputs, 1 + given)
         differentiate = back.differentiable if torch.is_grad_enabled() else back.plain
 
         def run() -> Sequence[Tensor]:
             return differentiate((grad_solution, *grad_after), needed)
 
-        with ctx.ambient.without_autocast(), dice.kept() if tape.seed is not None else nullcontext():
+        with ctx.ambient.without_autocast(), ctx.side.kept() if tape.note is not None else nullcontext():
             grads = ctx.belongings.given_back(run)
         return (None, None, *(grad if need else None for grad, need in zip(grads, needed, strict=True)))
 
@@ -75,10 +75,17 @@ class _Back:
     """
 
     def __init__(
-        self, solve: Solve, ambient: Ambient, dice: Dice, tape: Tape, made: bool, inputs: Sequence[Tensor], params: int
+        self,
+        solve: Solve,
+        ambient: Ambient,
+        side: SideState,
+        tape: Tape,
+        made: bool,
+        inputs: Sequence[Tensor],
+        params: int,
     ):
         self._ts, self._tape, self._made = solve.ts, tape, made
-        self._stepper = Stepper(solve, tape, ambient, dice, inputs[0].device)
+        self._stepper = Stepper(solve, tape, ambient, side, inputs[0].device)
         self._start, self._params = tuple(inputs[:params]), tuple(inputs[params:])
         self._totals = [torch.zeros_like(p) for p in self._params]
 
@@ -219,7 +226,7 @@ class _Back:
 
     def _unknown_leaves(self, start: Sequence[Tensor], after: State) -> list[Tensor]:
         known = (*start, *self._params)
-        found = {id(leaf): leaf for x in after if x.requires_grad for leaf in _unknown_leaves(x, known)}
+        found = {id(leaf): leaf for x in after if x.requires_grad for leaf in unknown_leaves(x, known)}
         return list(found.values())
 
     def _check_end(self, n: int, start: Tensor, end: Tensor) -> None:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from steptape.torch._random import Seed
+from steptape.torch._side_state import Note
 
 State = tuple[Tensor, ...]  # Where a step starts: y, and the solver's extra state.
 
@@ -31,8 +31,8 @@ class Tape:
 
     ``serving``: for each output after the first, the step it lies in. ``kept``: the steps whose starting ``states``
     are kept, in at most ``slots`` slots (None: no limit). ``end``: the state y after the last step, if there is one.
-    ``answers``: of each query the increment and the Lévy areas, or a few entries of each. ``seed``: the states of the
-    generators as the solve began, None if it drew nothing; ``seeds``: those at each query, if it drew.
+    ``answers``: of each query the increment and the Lévy areas, or a few entries of each. ``note``: what
+    evaluations change besides, as the solve began, None if they did not; ``notes``: at each query, if they did.
     """
 
     steps: Sequence[Step]
@@ -42,8 +42,8 @@ class Tape:
     states: Sequence[State]
     end: State
     answers: Sequence[tuple[Tensor, ...]]
-    seed: Seed | None
-    seeds: Sequence[Seed]
+    note: Note | None
+    notes: Sequence[Note]
 
     def tensors(self) -> list[Tensor]:
         """Everything autograd must watch over between forward and backward."""

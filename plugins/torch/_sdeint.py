@@ -12,7 +12,7 @@ from steptape._errors import OptionError, UnsupportedError
 from steptape.compat import _torchsde as host
 from steptape.compat._torch import transforms_active
 from steptape.torch._keep import Keep
-from steptape.torch._sde_gate import computed_from_another
+from steptape.torch._parameters import parameters_of
 from steptape.torch._sde_replay import SdeReplay
 from steptape.torch._sde_seminorm import with_seminorm
 from steptape.torch._torchsde import Solve
@@ -159,10 +159,7 @@ _DEFAULTS = {"adjoint_adaptive": False, "adjoint_rtol": 1e-5, "adjoint_atol": 1e
 
 
 def _keep_of(adjoint_options: dict[str, Any] | None) -> Keep:
-    try:
-        keep = Keep.from_options(adjoint_options)
-    except OptionError as error:
-        raise OptionError(str(error).replace("odeint_adjoint(", "sdeint_adjoint(")) from error.__cause__
+    keep = Keep.from_options(adjoint_options, "sdeint_adjoint")
     if keep.graph == "stage":
         raise UnsupportedError(
             "sdeint_adjoint(..., adjoint_method='aca', adjoint_options={'graph': 'stage'}): a step of an SDE solver is "
@@ -172,19 +169,5 @@ def _keep_of(adjoint_options: dict[str, Any] | None) -> Keep:
 
 
 def _parameters_of(sde: Any, adjoint_params: Iterable[Tensor] | None) -> list[Tensor]:
-    """The parameters to differentiate with respect to, each once."""
-    if adjoint_params is None and not isinstance(sde, torch.nn.Module):
-        raise OptionError(
-            f"sdeint_adjoint(sde={sde!r}, ...): sde is no torch.nn.Module, so its parameters are "
-            "unknown. Make it one, or pass adjoint_params=(...), which is () if there are none."
-        )
-    params = sde.parameters() if adjoint_params is None else adjoint_params
-    once = list({id(p): p for p in params if p.requires_grad}.values())
-    nested = computed_from_another(once)
-    if nested is not None:
-        raise OptionError(
-            f"sdeint_adjoint(..., adjoint_params=(...)): a tensor of shape {tuple(nested.shape)} in it was computed "
-            "from another one in it, which would count its gradient twice. Leave out the other one: autograd passes "
-            "its gradient on."
-        )
-    return once
+    call = f"sdeint_adjoint(sde={sde!r}, ...)"
+    return parameters_of(sde, torch.nn.Module.parameters, adjoint_params, call, "adjoint_params=(...)")

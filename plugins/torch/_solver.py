@@ -10,7 +10,8 @@ from torch import Tensor
 from steptape._errors import OptionError, UnsupportedError
 from steptape.compat import _torchdiffeq as host
 from steptape.torch._keep import Keep
-from steptape.torch._odeint import parameters_of, solve_of
+from steptape.torch._odeint import solve_of
+from steptape.torch._parameters import parameters_of
 from steptape.torch._stats import replay
 
 
@@ -86,4 +87,4 @@ def _parameters(func: Any, adjoint_params: Any) -> list[Tensor]:
         return []
     original = host.original_func(func)
     call = f"torchdiffeq.odeint(func={original!r}, ..., method='aca')"
-    return parameters_of(original, adjoint_params, call, "options={'adjoint_params': (...)}")
+    return parameters_of(original, host.find_parameters, adjoint_params, call, "options={'adjoint_params': (...)}")

@@ -28,17 +28,18 @@ class Tape:
     """N accepted steps, in the host's increasing time.
 
     ``nodes``: the N + 1 ends of the steps. ``sizes``: h_n, N. ``outputs``: the times of the outputs after the first.
-    ``kept``: the steps whose starting states are kept, in at most ``slots`` slots (None: no limit); ``ys``: these
-    states y_n, flat; ``slopes``: the slopes that go with them, and ``history``: which ones go with which. ``fresh``:
-    whether a step evaluates its own first stage, or takes over the last stage of the step before. ``anchors``: what a
-    node moves with, t[0] (0) or entry i of the points (i + 1). ``serving``: for each output after the first, the step
-    it lies in. ``notes``: for each step what evaluations change besides, before its first ones; empty if the solve
-    changed nothing.
+    ``marks``: samples of the state at which the last step starts, and of the last output. ``kept``: the steps whose
+    starting states are kept, in at most ``slots`` slots (None: no limit); ``ys``: these states y_n, flat; ``slopes``:
+    the slopes that go with them, and ``history``: which ones go with which. ``fresh``: whether a step evaluates its own
+    first stage, or takes over the last stage of the step before. ``anchors``: what a node moves with, t[0] (0) or entry
+    i of the points (i + 1). ``serving``: for each output after the first, the step it lies in. ``notes``: for each step
+    what evaluations change besides, before its first ones; empty if the solve changed nothing.
     """
 
     nodes: Tensor
     sizes: Tensor
     outputs: Tensor
+    marks: Tensor
     ys: Sequence[Tensor]
     slopes: Sequence[Tensor]
     history: Sequence[Sequence[int]]
@@ -58,18 +59,18 @@ class Tape:
 
     def tensors(self) -> list[Tensor]:
         """Everything autograd must watch over between forward and backward."""
-        return [self.nodes, self.sizes, self.outputs, *self.ys, *self.slopes]
+        return [self.nodes, self.sizes, self.outputs, self.marks, *self.ys, *self.slopes]
 
     def emptied(self) -> Tape:
         """The tape without its tensors."""
         none = torch.empty(0)
-        return dataclasses.replace(self, nodes=none, sizes=none, outputs=none, ys=(), slopes=())
+        return dataclasses.replace(self, nodes=none, sizes=none, outputs=none, marks=none, ys=(), slopes=())
 
     def refilled(self, tensors: Sequence[Tensor]) -> Tape:
         """An emptied tape with its tensors again."""
-        (nodes, sizes, outputs), states = tensors[:3], tensors[3:]
+        (nodes, sizes, outputs, marks), states = tensors[:4], tensors[4:]
         ys, slopes = states[: len(self.kept)], states[len(self.kept) :]
-        return dataclasses.replace(self, nodes=nodes, sizes=sizes, outputs=outputs, ys=ys, slopes=slopes)
+        return dataclasses.replace(self, nodes=nodes, sizes=sizes, outputs=outputs, marks=marks, ys=ys, slopes=slopes)
 
 
 class Timeline(NamedTuple):
@@ -86,3 +87,12 @@ class Timeline(NamedTuple):
     def moves(self) -> bool:
         """Whether any time depends on an input that requires a gradient."""
         return any(x.requires_grad for x in self)
+
+
+_ENTRIES = 64
+
+
+def sample(y: Tensor) -> Tensor:
+    """A few entries of a state, to know it by."""
+    flat = y.detach().reshape(-1)
+    return flat[:: max(1, len(flat) // _ENTRIES)][:_ENTRIES].clone()

@@ -14,16 +14,16 @@ from steptape.compat import _torchdiffeq as host
 from steptape.torch._keep import Keep
 from steptape.torch._side_state import Note, SideState, same, shared
 from steptape.torch._tableau import Tableau
-from steptape.torch._tape import State, Tape, Timeline
+from steptape.torch._tape import State, Tape, Timeline, sample
 
 
 class Recorder:
     """The func a solver integrates: the user's, noting each accepted step through the host's own callbacks.
 
     After the solve: ``starts`` and ``sizes`` of all steps, whether they were ``cut`` short to end at an entry of
-    ``step_t`` or ``jump_t``, the ``states`` that were kept, with their first slopes if asked for, and the ``notes`` of
-    what func changes besides: before a step's first evaluation, which may be the last of the step before, and before
-    the next one.
+    ``step_t`` or ``jump_t``, the ``states`` that were kept, with their first slopes if asked for, the ``last`` one in
+    any case, and the ``notes`` of what func changes besides: before a step's first evaluation, which may be the last
+    of the step before, and before the next one.
     """
 
     def __init__(self, func: Any, keep: Keep, side: SideState, carries_slopes: bool = False):
@@ -41,6 +41,7 @@ class Recorder:
         self.sizes: list[Tensor] = []
         self.cut: list[bool] = []
         self.states: dict[int, State] = {}
+        self.last = State(torch.empty(0), ())
         self._notes: list[tuple[Note, ...]] = []
         self.callback_reject_step = func.callback_reject_step
 
@@ -82,6 +83,7 @@ class Recorder:
             last = self._notes[-1]
             notes = last if same(last[-1], notes[-1]) else tuple(shared(note, last[-1]) for note in notes)
         self._notes.append(notes)
+        self.last = state
         self.states[step] = state if step == 0 or self._device is None else state.to(self._device)
         dropped = self._keeper.offer(step)
         if dropped is not None:
@@ -154,7 +156,8 @@ class Solve:
                 "adjoint_method='aca'): func drew random numbers (dropout?) or changed its buffers, and this "
                 "interpolation evaluates it anew for each output. Use 'interp': 'linear', or an adaptive method."
             )
-        return solution, end, self._tape(recorder, t[1:] if self.event_fn is None else end[None], points)
+        outputs = t[1:] if self.event_fn is None else end[None]
+        return solution, end, self._tape(recorder, outputs, points, solution[-1])
 
     def timeline(self, tape: Tape, y0: Tensor, t: Tensor, points: Tensor) -> Timeline:
         """The tape's times as a function of y0 (a grid constructor may read it), t and the points."""
@@ -227,16 +230,17 @@ class Solve:
             )
         return grid
 
-    def _tape(self, recorder: Recorder, outputs: Tensor, points: Tensor) -> Tape:
+    def _tape(self, recorder: Recorder, outputs: Tensor, points: Tensor, end: Tensor) -> Tape:
         if not recorder.starts:
-            return Tape(outputs[:0], outputs[:0], outputs, (), (), (), (), None, (), (), (), ())
+            return Tape(outputs[:0], outputs[:0], outputs, outputs[:0], (), (), (), (), None, (), (), (), ())
         starts, sizes = torch.stack(recorder.starts), torch.stack(recorder.sizes)
-        end = starts[-1:] + sizes[-1:]
+        last_node = starts[-1:] + sizes[-1:]
         if recorder.cut[-1]:
-            end = points[(points - end).abs().argmin()][None]
+            last_node = points[(points - last_node).abs().argmin()][None]
         elif not self.tableau.chained:
-            end = outputs[-1:].to(end.dtype) if self.event_fn is None else starts[-1:] + self.options["step_size"]
-        nodes = torch.cat([starts, end])
+            given = outputs[-1:].to(last_node.dtype)
+            last_node = given if self.event_fn is None else starts[-1:] + self.options["step_size"]
+        nodes = torch.cat([starts, last_node])
 
         fresh, anchors = [True], [0]
         for n, cut in enumerate(recorder.cut):
@@ -255,6 +259,7 @@ class Solve:
             nodes=nodes,
             sizes=sizes,
             outputs=outputs,
+            marks=torch.stack([sample(recorder.last.y), sample(end)]),
             ys=[state.y.reshape(-1) for state in states],
             slopes=[slope.reshape(-1) for slope in slopes],
             history=[[places[id(slope)] for slope in state.slopes] for state in states],

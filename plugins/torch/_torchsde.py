@@ -16,9 +16,9 @@ from steptape.compat import _torchsde as host
 from steptape.compat._unsupported import unsupported
 from steptape.torch._ambient import Ambient
 from steptape.torch._keep import Keep
-from steptape.torch._random import Dice, same
 from steptape.torch._sde_noise import NotingBrownian, Query, ReplayingBrownian
 from steptape.torch._sde_tape import State, Step, Tape, serving
+from steptape.torch._side_state import SideState, same
 
 
 class _Call(NamedTuple):
@@ -133,17 +133,18 @@ class Solve:
         """Run the host's solver as it is: its solution, (len(ts), *y0.shape), and its extra state at the end."""
         return _integrated(self.solver(self.bm), y0, self.ts, extra)
 
-    def record(self, y0: Tensor, extra: Sequence[Tensor] | None) -> tuple[Tensor, Sequence[Tensor], Tape]:
+    def record(
+        self, y0: Tensor, extra: Sequence[Tensor] | None, side: SideState
+    ) -> tuple[Tensor, Sequence[Tensor], Tape]:
         """The same, and the tape of the accepted steps."""
-        dice = Dice(y0.device)
-        seed = dice.state()
-        noise = NotingBrownian(self.bm, dice, self.taped)
+        note = side.note()
+        noise = NotingBrownian(self.bm, side, self.taped)
         solver = self.solver(noise)
         recorder = Recorder(solver, noise, self.keep)
         solver.step = recorder.step
         solution, after = _integrated(solver, y0, self.ts, extra)
         recorder.finish()
-        drawn = not same(seed, dice.state())
+        changed = not same(note, side.note())
         tape = Tape(
             steps=recorder.steps,
             serving=serving(recorder.steps, self.ts[1:]),
@@ -152,8 +153,8 @@ class Solve:
             states=list(recorder.states.values()),
             end=recorder.end,
             answers=[query.answer for query in recorder.queries],
-            seed=seed if drawn else None,
-            seeds=[query.seed for query in recorder.queries] if drawn else (),
+            note=note if changed else None,
+            notes=[query.note for query in recorder.queries] if changed else (),
         )
         return solution, after, tape
 
@@ -165,15 +166,15 @@ def _integrated(solver: Any, y0: Tensor, ts: Tensor, extra: Sequence[Tensor] | N
 class Stepper:
     """Takes the steps of a tape again, as part of the caller's graph if there is one."""
 
-    def __init__(self, solve: Solve, tape: Tape, ambient: Ambient, dice: Dice, device: torch.device):
-        self._ts, self._tape, self._ambient, self._dice = solve.ts, tape, ambient, dice
-        self._noise = ReplayingBrownian(solve.bm, dice, tape.answers, tape.seeds, solve.taped, device)
+    def __init__(self, solve: Solve, tape: Tape, ambient: Ambient, side: SideState, device: torch.device):
+        self._ts, self._tape, self._ambient, self._side = solve.ts, tape, ambient, side
+        self._noise = ReplayingBrownian(solve.bm, side, tape.answers, tape.notes, solve.taped, device)
         self._solver = solve.solver(self._noise)
 
     def first_extra(self, y0: Tensor) -> Sequence[Tensor]:
         """The extra state the solver starts with where the user gives none."""
-        if self._tape.seed is not None:
-            self._dice.set(self._tape.seed)
+        if self._tape.note is not None:
+            self._side.set(self._tape.note)
         with self._ambient.around_func():
             return self._solver.init_extra_solver_state(self._ts[0], y0)
 

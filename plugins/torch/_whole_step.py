@@ -14,7 +14,7 @@ from torch import Tensor
 
 from steptape.compat import _torchdiffeq as host
 from steptape.torch._field import Field
-from steptape.torch._sweep import Sweep
+from steptape.torch._sweep import Sweep, check_end
 from steptape.torch._tape import State, Tape, Timeline
 
 
@@ -37,8 +37,9 @@ class WholeStepSweep(Sweep):
             times = (*self.times[n], self.sizes[n], *self.places[outputs])
             t0, t1, h, *places = (x.detach().requires_grad_(self.moves) for x in times)
             y1, inside, slope, _ = whole_step(self.solver, slopes, self.field, t0, t1, h, y, places)
-        if n + 1 == self.witness:
-            self._check_end(state, y1.detach().reshape(-1))
+        left = len(self.times) - 1 - n
+        if left < 2:
+            check_end(inside[-1] if left == 0 else y1, self.tape.marks[1 - left], state.y)
         self.field.check(slope, (t0, t1, h, y, *slopes))
         pulled = [(y1, end), *zip(inside, mu, strict=True)]
         if n in asked:

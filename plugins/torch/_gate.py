@@ -6,7 +6,7 @@ parameter gains through x to the latter. A backward pass that returns both would
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -47,23 +47,3 @@ class _Passage(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, cotangent: Tensor) -> tuple[None, Tensor | None]:
         return None, ctx.gate.passed(cotangent)
-
-
-def computed_from_another(tensors: Sequence[Tensor]) -> Tensor | None:
-    """The first of the tensors whose graph leads to another one of them."""
-    for x in tensors:
-        if x.grad_fn is None:
-            continue
-        leaves = {id(other) for other in tensors if other.is_leaf}
-        nodes: set[Any] = {other.grad_fn for other in tensors} - {None, x.grad_fn}
-        seen: set[Any] = set()
-        front: list[Any] = [x.grad_fn]
-        while front:
-            node = front.pop()
-            if node is None or node in seen:
-                continue
-            seen.add(node)
-            if node in nodes or id(getattr(node, "variable", None)) in leaves:
-                return x
-            front.extend(parent for parent, _ in node.next_functions)
-    return None
