@@ -13,8 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import cache
-from itertools import pairwise
-from math import comb, isqrt
+from math import comb, inf, isqrt
 from typing import Literal, NamedTuple
 
 
@@ -42,6 +41,8 @@ class Keeper:
     def __init__(self, slots: int | None):
         self.slots = slots
         self.kept: list[int] = []
+        # Per place, for ``_cheapest``: what the places up to it change, the least cost among them, and whose it is.
+        self._best: list[tuple[float, float, int]] = [(0, inf, 0)]
 
     def offer(self, step: int) -> int | None:
         """Keep the state at which ``step`` starts. Returns the step whose state goes for it, if one must."""
@@ -57,18 +58,19 @@ class Keeper:
         to_come = self.slots * (self.slots + 1) // 2 - (self.kept[-1] - self.slots)
         if to_come > 0:
             return self.slots - (isqrt(8 * to_come - 7) - 1) // 2
-        lengths = [after - before for before, after in pairwise([*self.kept, self.kept[-1] + 1])]
-        gained = [0]
-        for place in range(self.slots, 0, -1):
-            gained.append(gained[-1] + recomputed(lengths[place], self.slots - place + 1))
-        best, least, before = 0, None, 0
-        for place in range(1, self.slots + 1):
-            joined = recomputed(lengths[place - 1] + lengths[place], self.slots - place + 1)
-            cost = before + joined + gained[self.slots - place]
-            if least is None or cost < least:
-                best, least = place, cost
-            before += recomputed(lengths[place - 1], self.slots - place + 1)
-        return best
+        # A place's cost, less what all segments cost with a slot gained, depends on those up to it alone: it is still
+        # known for the places well before the one last given up.
+        ends = [*self.kept, self.kept[-1] + 1]
+        for place in range(len(self._best), self.slots + 1):
+            free = self.slots - place + 1
+            before, middle, after = ends[place - 1 : place + 2]
+            change, cost, best = self._best[-1]
+            change -= recomputed(after - middle, free)
+            joined = change + recomputed(after - before, free)
+            self._best.append((change + recomputed(middle - before, free), *min((cost, best), (joined, place))))
+        place = self._best[-1][-1]
+        del self._best[max(place - 1, 1) :]
+        return place
 
 
 def slots_of(steps: int, slots: int) -> Iterator[int]:

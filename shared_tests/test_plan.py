@@ -102,5 +102,23 @@ def test_beyond_the_bound_it_stays_within_a_tenth_of_the_optimum(slots):
         assert run(slots, steps) <= 1.1 * offline(steps, slots)
 
 
+@pytest.mark.parametrize("slots", [1, 2, 3, 7, 12])
+def test_the_state_given_up_is_the_one_whose_loss_costs_least(slots):
+    def cost(kept, end):
+        ends = [*kept[1:], end]
+        return sum(recomputed(ends[i] - start, slots - i) for i, start in enumerate(kept))
+
+    keeper, kept = Keeper(slots), []
+    for step in range(400):
+        kept.append(step)
+        dropped = keeper.offer(step)
+        # Within the bound several cost as little, and any of them will do.
+        if len(kept) > slots and step >= (slots + 1) * (slots + 2) // 2 - 1:
+            costs = [cost([*kept[:i], *kept[i + 1 :]], step + 1) for i in range(1, slots + 1)]
+            assert dropped == kept[1 + costs.index(min(costs))]
+        if dropped is not None:
+            kept.remove(dropped)
+
+
 def test_at_most_two_more_tries_of_a_step_for_a_thousand_steps_in_sixteen_slots():
     assert run(16, 1000) < 2 * 1000
