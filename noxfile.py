@@ -49,11 +49,12 @@ def parity(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Time and memory against torchdiffeq and the peers; arguments go to `python -m benchmarks.torch_speed`."""
-    install(session, "torch", group="bench")
+    """Time and memory against torchdiffeq, torchsde and the peers; arguments go to `python -m benchmarks.torch_speed`."""
+    install(session, "sde", group="bench")
     # Its declared requirements bring a whole training stack, of which the solvers need two small packages.
     session.install("--no-deps", *nox.project.dependency_groups(PYPROJECT, "bench-alone"))
     session.run("python", "-m", "benchmarks.torch_speed", *session.posargs)
+    session.run("python", "-m", "benchmarks.sde_speed")
 
 
 @nox.session

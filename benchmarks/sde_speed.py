@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import gc
 import statistics
 import sys
@@ -69,10 +70,8 @@ def _network(out: int) -> torch.nn.Sequential:
 WAYS: dict[str, Callable[..., Any]] = {
     "back-propagation": torchsde.sdeint,
     "host's adjoint": torchsde.sdeint_adjoint,
-    "aca": lambda *args, **kw: sdeint_adjoint(*args, adjoint_method="aca", **kw),
-    "aca, 32 states": lambda *args, **kw: sdeint_adjoint(
-        *args, adjoint_method="aca", adjoint_options={"checkpoints": 32}, **kw
-    ),
+    "aca": functools.partial(sdeint_adjoint, adjoint_method="aca"),
+    "aca, 32 states": functools.partial(sdeint_adjoint, adjoint_method="aca", adjoint_options={"checkpoints": 32}),
 }
 
 
