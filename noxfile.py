@@ -49,7 +49,7 @@ def parity(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Time and memory against torchdiffeq, torchsde and the peers; arguments go to `python -m benchmarks.torch_speed`."""
+    """Time and memory against torchdiffeq, torchsde and peers; arguments go to `python -m benchmarks.torch_speed`."""
     install(session, "sde", group="bench")
     # Its declared requirements bring a whole training stack, of which the solvers need two small packages.
     session.install("--no-deps", *nox.project.dependency_groups(PYPROJECT, "bench-alone"))
