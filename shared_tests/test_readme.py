@@ -45,7 +45,7 @@ def test_the_table_of_diffrax_s_solvers():
 @pytest.mark.parametrize("framework", ["torch", "diffrax"])
 def test_the_example_runs(framework):
     pytest.importorskip(framework)
-    (example,) = [block for block in blocks("python") if f"import {framework}" in block]
+    (example,) = [block for block in blocks("python") if f"import {framework}\n" in block]
     assert len([line for line in example.splitlines() if line.strip()]) <= 12
     ran = subprocess.run([sys.executable, "-P", "-c", example], capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr
