@@ -16,9 +16,8 @@ from steptape.jax import AdaptiveCheckpointAdjoint
 from steptape.jax._slots import Slots
 from steptape.shared_tests._jax_solves import HOST, Inputs, identical, inputs, pid, solve, value_and_grad, worst, x64
 
-CHECKPOINTS = (1, 2, 3, 7, 16)
-# Where each takes seconds to compile.
-SOME = (2, 7)
+# Each solve takes seconds to compile for each number of checkpoints; so few that steps are taken again several times.
+FEW = 3
 
 
 @pytest.fixture(autouse=True)
@@ -31,25 +30,25 @@ def _adjoint(checkpoints: int | None) -> AdaptiveCheckpointAdjoint:
     return AdaptiveCheckpointAdjoint(checkpoints=checkpoints)
 
 
-@pytest.mark.parametrize("checkpoints", CHECKPOINTS)
+def _constant_steps(x, t1, adjoint):
+    solution = diffrax.diffeqsolve(
+        diffrax.ODETerm(x.field), diffrax.Heun(), 0.0, t1, 0.01, x.y0, x.args, max_steps=301, adjoint=adjoint
+    )
+    return jnp.sum(jnp.sin(solution.ys)), solution.stats["num_accepted_steps"]
+
+
+# Here, so that the host's gradient is compiled once.
+_grad_of_constant_steps = jax.jit(jax.grad(_constant_steps, argnums=(0, 1), has_aux=True), static_argnums=2)
+
+
+@pytest.mark.parametrize("checkpoints", [1, FEW, 16])
 def test_a_solve_of_any_length_has_the_hosts_gradient(checkpoints):
     x = inputs()._replace(times=None)
-
-    def final(y0, args, t1, adjoint):
-        terms = diffrax.ODETerm(x.field)
-        solution = diffrax.diffeqsolve(terms, diffrax.Heun(), 0.0, t1, 0.01, y0, args, max_steps=301, adjoint=adjoint)
-        return jnp.sum(jnp.sin(solution.ys)), solution.stats["num_accepted_steps"]
-
-    grad = jax.jit(jax.grad(final, argnums=(0, 1, 2), has_aux=True), static_argnums=3)
     for steps in (1, 2, 3, 4, 5, 6, 7, 8, 15, 16, 17, 18, 33, 100, 137, 299, 300):
         t1 = 0.01 * steps - 0.003
-        (got, taken), (want, _) = (grad(x.y0, x.args, t1, adjoint) for adjoint in (_adjoint(checkpoints), HOST))
+        (got, taken), (want, _) = (_grad_of_constant_steps(x, t1, adjoint) for adjoint in (_adjoint(checkpoints), HOST))
         assert taken == steps
-        assert worst(got, want) < 1e-12
-
-
-def _final_state(x, adjoint):
-    return solve(x, adjoint)
+        assert worst((*got[0], got[1]), (*want[0], want[1])) < 1e-12
 
 
 def _outputs_inside_steps(x, adjoint):
@@ -63,17 +62,16 @@ def _event(x, adjoint):
 
 
 def _carried_stages(x, adjoint):
-    return solve(x, adjoint, diffrax.HalfSolver(diffrax.Bosh3()), max_steps=256)
+    return solve(x, adjoint, diffrax.Bosh3(), saveat=diffrax.SaveAt(t1=True, solver_state=True), max_steps=256)
 
 
-@pytest.mark.parametrize("run", [_final_state, _outputs_inside_steps, _event, _carried_stages])
+@pytest.mark.parametrize("run", [_outputs_inside_steps, _event, _carried_stages])
 def test_rejections_outputs_and_events_have_the_hosts_gradient(run):
     solution, value, want = value_and_grad(lambda x: run(x, HOST), inputs())
     assert solution.stats["num_rejected_steps"] >= 1
-    for checkpoints in SOME:
-        _, same, got = value_and_grad(lambda x, k=checkpoints: run(x, _adjoint(k)), inputs())
-        assert identical(same, value)
-        assert worst(got, want) < 1e-12
+    _, same, got = value_and_grad(lambda x: run(x, _adjoint(FEW)), inputs())
+    assert identical(same, value)
+    assert worst(got, want) < 1e-12
 
 
 @pytest.mark.parametrize("by_try", [False, True])
@@ -98,8 +96,7 @@ def test_a_batch_of_long_and_short_solves_has_the_hosts_gradient(by_try):
     accepted = np.asarray(stats["num_accepted_steps"])
     assert accepted.min() == 0
     assert accepted.max() >= 10 * np.partition(accepted, 1)[1] > 0
-    for checkpoints in SOME:
-        assert worst(grad(x.field, y0, times, _adjoint(checkpoints))[0], want) < 1e-12
+    assert worst(grad(x.field, y0, times, _adjoint(FEW))[0], want) < 1e-12
 
 
 def test_a_batch_takes_again_what_its_longest_element_takes_again():
@@ -134,9 +131,7 @@ def test_a_batch_takes_again_what_its_longest_element_takes_again():
     assert backward == 40 + again
 
 
-@pytest.mark.parametrize(
-    "solver", [diffrax.Bosh3(), diffrax.Dopri8(), diffrax.Ralston()], ids=["Bosh3", "Dopri8", "Ralston"]
-)
+@pytest.mark.parametrize("solver", [diffrax.Bosh3(), diffrax.Ralston()], ids=["Bosh3", "Ralston"])
 def test_the_graph_of_a_stage_gives_the_hosts_gradient(solver):
     controller = diffrax.PIDController(rtol=1e-2, atol=1e-2)
     saveat = diffrax.SaveAt(ts=jnp.array([0.2, 1.0, 2.9]))
@@ -145,7 +140,7 @@ def test_the_graph_of_a_stage_gives_the_hosts_gradient(solver):
         return solve(x, adjoint, solver, stepsize_controller=controller, saveat=saveat, max_steps=256)
 
     _, value, want = value_and_grad(lambda x: run(x, HOST), inputs())
-    adjoint = AdaptiveCheckpointAdjoint(checkpoints=7, graph="stage")
+    adjoint = AdaptiveCheckpointAdjoint(checkpoints=FEW, graph="stage")
     _, same, got = value_and_grad(lambda x: run(x, adjoint), inputs())
     assert identical(same, value)
     assert worst(got, want) < 1e-12
@@ -166,10 +161,9 @@ def _temporary_bytes(adjoint, max_steps):
 
 
 def test_the_compilers_own_account_of_memory_falls_with_the_checkpoints():
-    few, some, many, most = (_temporary_bytes(_adjoint(k), 1000) for k in (1, 8, 64, 1000))
+    few, many, most = (_temporary_bytes(_adjoint(k), 1000) for k in (1, 64, 1000))
     # In states, each checkpoint is one.
-    assert some - few == pytest.approx(7, abs=1)
-    assert many - some == pytest.approx(56, abs=2)
+    assert many - few == pytest.approx(63, abs=2)
     assert most > 1000 > many
 
 
@@ -182,15 +176,15 @@ def test_the_graph_of_a_stage_holds_the_intermediates_of_one_evaluation():
             adjoint = AdaptiveCheckpointAdjoint(checkpoints=4, graph=graph)
             terms = diffrax.ODETerm(field)
             return jnp.sum(
-                diffrax.diffeqsolve(terms, diffrax.Dopri8(), 0, 1, 0.1, y0, max_steps=16, adjoint=adjoint).ys
+                diffrax.diffeqsolve(terms, diffrax.Dopri5(), 0, 1, 0.1, y0, max_steps=16, adjoint=adjoint).ys
             )
 
         matrix, y0 = jnp.eye(64), jnp.ones((64, 16))
         compiled = jax.jit(jax.grad(final)).lower(matrix).compile()
         return compiled.memory_analysis().temp_size_in_bytes / y0.nbytes
 
-    # A step has 13 evaluations; each leaves intermediates of several states, and a stage itself is one.
-    assert temporary("stage") + 13 < temporary("step")
+    # A step has 6 evaluations; each leaves intermediates of several states, and a stage itself is one.
+    assert temporary("stage") + 6 < temporary("step")
 
 
 @pytest.mark.parametrize("checkpoints", [0, -1, 2.5, "all"])
