@@ -7,23 +7,19 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import importlib.metadata
-import os
-import platform
-import statistics
 import sys
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-# One thread, whose processor time is what a computation costs. XLA reads this once, when it starts.
-os.environ["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
+import benchmarks.jax_measure as measure  # first: it tells XLA to use one thread
 
+# isort: split
 import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 
+from benchmarks.jax_measure import Program, Row
 from steptape.jax import AdaptiveCheckpointAdjoint
 
 HOST, OURS = "RecursiveCheckpointAdjoint", "AdaptiveCheckpointAdjoint"
@@ -68,24 +64,6 @@ class Method:
         return self.name.startswith(OURS)
 
 
-@dataclasses.dataclass
-class Row:
-    """What one method took: seconds to compile, bytes, seconds of each round, and its gradient."""
-
-    method: Method
-    compiled: Callable
-    compiling: float
-    temporary: int
-    gradient: Any = None
-    stats: Any = None
-    times: list[float] = dataclasses.field(default_factory=list)
-
-    @property
-    def seconds(self) -> float:
-        """The median round."""
-        return statistics.median(self.times)
-
-
 def methods() -> Iterator[Method]:
     """The host's and ours for every number of checkpoints, and by default."""
     for k in (*CHECKPOINTS, None):
@@ -96,18 +74,10 @@ def methods() -> Iterator[Method]:
         yield Method(f"{OURS}({staged})", AdaptiveCheckpointAdjoint(checkpoints=k, graph="stage"), k)
 
 
-def measure(setup: Setup, rounds: int) -> list[Row]:
+def measured(setup: Setup, rounds: int) -> list[tuple[Method, Row]]:
     """Compile every method, and time them in rounds of all of them."""
-    inputs = _inputs()
-    rows = [_compiled(setup, method, inputs) for method in methods()]
-    for n in range(rounds + 1):
-        _note(f"{setup.name}: round {n} of {rounds}")
-        for row in rows:
-            start = time.process_time()
-            gradient, stats = jax.block_until_ready(row.compiled(*inputs))
-            if n > 0:
-                row.times.append(time.process_time() - start)
-            row.gradient, row.stats = gradient, stats
+    rows = [(method, _program(setup, method).compiled()) for method in methods()]
+    measure.race([row for _, row in rows], rounds, setup.name)
     return rows
 
 
@@ -117,8 +87,7 @@ def _inputs() -> tuple[Any, Any]:
     return eqx.filter(field, eqx.is_array), jax.random.normal(keys[1], (_BATCH, _DIM))
 
 
-def _compiled(setup: Setup, method: Method, inputs: tuple[Any, Any]) -> Row:
-    _note(f"{setup.name}: compiling {method.name}")
+def _program(setup: Setup, method: Method) -> Program:
     static = eqx.nn.MLP(_DIM, _DIM, _WIDTH, 2, jax.nn.tanh, key=jax.random.key(0))
     static = eqx.filter(static, eqx.is_array, inverse=True)
 
@@ -132,70 +101,48 @@ def _compiled(setup: Setup, method: Method, inputs: tuple[Any, Any]) -> Row:
         )
         return jnp.sum(solution.ys**2), solution.stats
 
-    start = time.perf_counter()
-    compiled = jax.jit(jax.grad(loss, argnums=(0, 1), has_aux=True)).lower(*inputs).compile()
-    compiling = time.perf_counter() - start
-    return Row(method, compiled, compiling, compiled.memory_analysis().temp_size_in_bytes)
+    return Program(method.name, jax.grad(loss, argnums=(0, 1), has_aux=True), _inputs())
 
 
-def report(setup: Setup, rows: Sequence[Row]) -> Iterator[str]:
+def report(setup: Setup, rows: Sequence[tuple[Method, Row]]) -> Iterator[str]:
     """Both tables as Markdown."""
-    host = {row.method.checkpoints: row for row in rows if not row.method.ours}
-    stats = {name: int(rows[0].stats[name]) for name in ("num_accepted_steps", "num_rejected_steps")}
+    host = {method.checkpoints: row for method, row in rows if not method.ours}
+    ours = [row for method, row in rows if method.ours]
+    stats = {name: int(rows[0][1].result[1][name]) for name in ("num_accepted_steps", "num_rejected_steps")}
     yield from ("", f"## {setup.name}", "")
     yield f"{setup.text}; {stats['num_accepted_steps']} accepted steps, {stats['num_rejected_steps']} rejected."
     yield ""
     head = ("adjoint", "temporary KiB", "ms", "times faster than the host's same k", "compile s", "difference")
-    yield from _table(head, (_cells(row, host[row.method.checkpoints]) for row in rows))
+    yield from measure.table(head, (_cells(row, host[method.checkpoints]) for method, row in rows))
     yield from ("", "The fastest of ours in no more memory than the host takes:", "")
     head = ("host", "KiB", "ms", "ours", "KiB", "ms", "times faster")
-    yield from _table(head, (_within(row, rows) for row in host.values()))
+    yield from measure.table(head, (_within(row, ours) for row in host.values()))
 
 
 def _cells(row: Row, host: Row) -> tuple[str, ...]:
     return (
-        row.method.name,
+        row.name,
         f"{row.temporary / 1024:.0f}",
         f"{row.seconds * 1e3:.0f}",
-        f"{_ratio(host, row):.2f}",
+        f"{measure.ratio(host, row):.2f}",
         f"{row.compiling:.1f}",
-        f"{_difference(row.gradient, host.gradient):.0e}",
+        f"{measure.difference(row.result[0], host.result[0]):.0e}",
     )
 
 
-def _within(host: Row, rows: Sequence[Row]) -> tuple[str, ...]:
-    start = (host.method.name, f"{host.temporary / 1024:.0f}", f"{host.seconds * 1e3:.0f}")
-    fitting = [row for row in rows if row.method.ours and row.temporary <= host.temporary]
+def _within(host: Row, ours: Sequence[Row]) -> tuple[str, ...]:
+    start = (host.name, f"{host.temporary / 1024:.0f}", f"{host.seconds * 1e3:.0f}")
+    fitting = [row for row in ours if row.temporary <= host.temporary]
     if not fitting:
         return (*start, "none", "", "", "")
     best = min(fitting, key=lambda row: row.seconds)
     return (
         *start,
-        best.method.name,
+        best.name,
         f"{best.temporary / 1024:.0f}",
         f"{best.seconds * 1e3:.0f}",
-        f"{_ratio(host, best):.2f}",
+        f"{measure.ratio(host, best):.2f}",
     )
-
-
-def _ratio(host: Row, row: Row) -> float:
-    """The median over the rounds of the host's time over this one's in the same round."""
-    return statistics.median(a / b for a, b in zip(host.times, row.times, strict=True))
-
-
-def _difference(got: Any, want: Any) -> float:
-    """The largest difference of two gradients, relative to the largest entry."""
-    pairs = list(zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True))
-    return float(max(jnp.max(jnp.abs(a - b)) for a, b in pairs) / max(jnp.max(jnp.abs(b)) for _, b in pairs))
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
-    for cells in (head, ["---"] * len(head), *rows):
-        yield "| " + " | ".join(cells) + " |"
-
-
-def _note(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -205,13 +152,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", choices=[setup.name for setup in SETUPS])
     options = parser.parse_args(arguments)
     jax.config.update("jax_enable_x64", True)
-    versions = [f"{name} {importlib.metadata.version(name)}" for name in ("jax", "equinox", "diffrax")]
     print("# Gradients through diffrax at equal memory", "", sep="\n")
-    print(", ".join([platform.platform(), f"Python {platform.python_version()}", *versions]))
+    print(measure.machine())
     print(f"A perceptron {_DIM}-{_WIDTH}-{_WIDTH}-{_DIM}, batch {_BATCH}, float64, Tsit5; processor time, one thread.")
     for setup in SETUPS:
         if options.only in (None, setup.name):
-            print(*report(setup, measure(setup, options.rounds)), sep="\n", flush=True)
+            print(*report(setup, measured(setup, options.rounds)), sep="\n", flush=True)
     return 0
 
 
