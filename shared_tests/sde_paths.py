@@ -1,5 +1,6 @@
 """The Brownian paths that every framework solves on: their values on a fine grid, from a seed, by NumPy alone."""
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -8,6 +9,7 @@ PATHS, CELLS = 256, 2048
 """How many paths a problem is solved on, and the cells of their grid over [0, 1]."""
 
 
+@functools.cache
 def path_values(channels: int) -> Any:
     """Return the values at the grid points, shape (PATHS, CELLS + 1, channels): 0 first, then sums of increments."""
     steps = np.random.default_rng(20).normal(scale=CELLS**-0.5, size=(PATHS, CELLS, channels))

@@ -30,7 +30,7 @@ def draw(folder: Path, series: list[SdeSeries]) -> list[Path]:
         _draw_problem(axis, problem, group)
     figure.supxlabel("step size")
     figure.supylabel("relative gradient error (y0, params)")
-    figure.suptitle("Gradient error of aca against the closed form on the same path; filled: torch, open: JAX")
+    figure.suptitle("Gradient error of aca against the closed form on the path\nfilled: torch, open: JAX", fontsize=10)
     file = folder / "sde-error-against-step.png"
     figure.savefig(file, dpi=150)
     plt.close(figure)

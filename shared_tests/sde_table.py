@@ -20,7 +20,7 @@ class SdeRow:
 
     problem: str
     scheme: str
-    host_errors: dict[str, float]
+    host_errors: dict[str, float | None]
     cross_error: float | None
     closed_form_error: float | None
     order: float | None
@@ -34,7 +34,7 @@ class SdeRow:
         return (
             f"{indent}{self.scheme}",
             *("" if error is None else f"{error:.1e}" for error in errors),
-            *("" if self.order is None else f"{order:.2g}" for order in (self.order, self.expected_order)),
+            *(("", "") if self.order is None else (f"{self.order:.2f}", f"{self.expected_order:g}")),
             self.status,
         )
 
@@ -51,6 +51,7 @@ def _make_row(group: list[SdeSeries], checks: list[Check]) -> SdeRow:
     shown = next((one for one in group if one.points), first)
     place = (first.problem, first.setting)
     broken = any(not check.holds for check in checks if (check.problem, check.setting) == place)
+    judged = all(one.host_difference is not None for one in group)
     return SdeRow(
         first.problem,
         first.scheme,
@@ -59,6 +60,6 @@ def _make_row(group: list[SdeSeries], checks: list[Check]) -> SdeRow:
         shown.points[-1][1] if shown.points else None,
         shown.order,
         shown.expected_order,
-        "BROKEN" if broken else "exact",
+        "BROKEN" if broken else "exact" if judged else "unjudged",
         broken,
     )
