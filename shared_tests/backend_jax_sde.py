@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import diffrax
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import lineax
@@ -26,10 +27,10 @@ class GridBrownian(diffrax.AbstractBrownianPath):
     `values` has shape (points, channels).
     """
 
-    values: jax.Array
+    values: jax.Array = eqx.field(kw_only=True)
     t0 = 0.0
     t1 = 1.0
-    levy_area = diffrax.BrownianIncrement
+    levy_area: Any = eqx.field(default=diffrax.BrownianIncrement, static=True)
 
     def evaluate(self, t0: Any, t1: Any = None, left: bool = True, use_levy: bool = False) -> Any:
         """Return W(t1) - W(t0), or W(t0)."""
@@ -81,7 +82,8 @@ def _solve(y0: Any, params: Any, values: Any, step: Any, *, problem: str, solver
         g = sde.diffusion(t, y, params)
         return lineax.DiagonalLinearOperator(g) if sde.noise == "diagonal" else g
 
-    terms = diffrax.MultiTerm(diffrax.ODETerm(sde.drift), diffrax.ControlTerm(diffusion, GridBrownian(values)))
+    noise = diffrax.ControlTerm(diffusion, GridBrownian(values=values))
+    terms: Any = diffrax.MultiTerm(diffrax.ODETerm(sde.drift), noise)
     return diffrax.diffeqsolve(
         terms,
         solver,

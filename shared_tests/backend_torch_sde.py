@@ -1,5 +1,6 @@
 """Runs a case with torchsde on a given Brownian path: ACA and the host's own back-propagation."""
 
+import functools
 import platform
 from importlib.metadata import version
 from typing import Any
@@ -108,4 +109,4 @@ def _integrator(method: str) -> Any:
         return torchsde.sdeint
     from steptape.torch import sdeint_adjoint
 
-    return lambda *args, **settings: sdeint_adjoint(*args, adjoint_method="aca", **settings)
+    return functools.partial(sdeint_adjoint, adjoint_method="aca")

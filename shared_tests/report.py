@@ -86,11 +86,12 @@ class Report:
     @property
     def summary(self) -> str:
         """One sentence that counts promises and failing rows."""
-        outcome, rows = self.comparison.outcome, (*self.rows, *self.sde_rows)
-        held, failing = len(self.checks) - len(self.broken), sum(row.failing for row in rows)
+        outcome = self.comparison.outcome
+        failing = [row.failing for row in self.rows] + [row.failing for row in self.sde_rows]
+        held = len(self.checks) - len(self.broken)
         return (
             f"{held} of {len(self.checks)} promises hold over {len(outcome.runs) + len(outcome.sde_runs)} runs; "
-            f"{failing} of {len(rows)} methods shown fail."
+            f"{sum(failing)} of {len(failing)} methods shown fail."
         )
 
 

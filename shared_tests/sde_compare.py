@@ -102,7 +102,8 @@ class SdeSeries:
         """The fitted order of convergence; the slope of the logarithms by least squares."""
         if len(self.points) < 2:
             return None
-        return float(np.polyfit(*np.log(np.array(self.points)).T, 1)[0])
+        steps, errors = np.log(np.array(self.points)).T
+        return float(np.polyfit(steps, errors, 1)[0])
 
     @property
     def expected_order(self) -> float:

@@ -61,7 +61,7 @@ def test_a_path_has_its_values_and_is_linear_between(backend):
         else:
             import jax
             from steptape.shared_tests.backend_jax_sde import GridBrownian
-            at = lambda *times: jax.vmap(lambda v: GridBrownian(v).evaluate(*times))(jax.numpy.asarray(values))
+            at = lambda *times: jax.vmap(lambda v: GridBrownian(values=v).evaluate(*times))(jax.numpy.asarray(values))
         for k in (0, 1, 700, CELLS - 1):
             np.testing.assert_array_equal(at(k / CELLS), values[:, k])
             np.testing.assert_allclose(at((k + 0.25) / CELLS), 0.75 * values[:, k] + 0.25 * values[:, k + 1], 1e-12)
