@@ -14,10 +14,10 @@ _QUICK = {"gbm": ("euler", "heun")}
 
 @dataclass(frozen=True)
 class Scheme:
-    """One scheme with its name in both hosts. Both do the same arithmetic where the diffusion depends on no time.
+    """One scheme with its name in both hosts, which do the same arithmetic on a diffusion that depends on no time.
 
-    `order` is its strong order where the noise commutes, and 1 where it is additive. (torchsde's Euler-Heun takes
-    its second diffusion at the end of the step, diffrax's at the start.)
+    On one that does, they differ in Euler-Heun: torchsde takes the second diffusion at the end of the step, diffrax at
+    its start. `order` is the strong order where the noise commutes; for reversible Heun, hosts promise 1/2 there.
     """
 
     name: str
