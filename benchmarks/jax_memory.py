@@ -115,8 +115,8 @@ def report(setup: Setup, rows: Sequence[tuple[Method, Row]]) -> Iterator[str]:
     head = ("adjoint", "temporary KiB", "ms", "times faster than the host's same k", "compile s", "difference")
     yield from measure.table(head, (_cells(row, host[method.checkpoints]) for method, row in rows))
     yield from ("", "The fastest of ours in no more memory than the host takes:", "")
-    head = ("host", "KiB", "ms", "ours", "KiB", "ms", "times faster")
-    yield from measure.table(head, (_within(row, ours) for row in host.values()))
+    within = ("host", "KiB", "ms", "ours", "KiB", "ms", "times faster")
+    yield from measure.table(within, (_within(row, ours) for row in host.values()))
 
 
 def _cells(row: Row, host: Row) -> tuple[str, ...]:
