@@ -73,15 +73,7 @@ class Field:
 
     def pull_graph(self, outputs: Sequence[tuple[Tensor, Tensor]], inputs: Sequence[Tensor]) -> list[Tensor]:
         """The cotangents of ``inputs`` from pairs of an output and its own, flat; the parameters' are added up."""
-        pairs = [(x, cotangent.view_as(x)) for x, cotangent in outputs if x.requires_grad]
-        if not pairs:
-            return [torch.zeros_like(x) for x in inputs]
-        ends, cotangents = zip(*pairs, strict=True)
-        grads = pull(ends, cotangents, (*inputs, *self._params))
-        for total, grad in zip(self.cotangents, grads[len(inputs) :], strict=True):
-            if grad is not None:
-                total.add_(grad)
-        return [torch.zeros_like(x) if grad is None else grad for x, grad in zip(inputs, grads, strict=False)]
+        return pull_into(self.cotangents, self._params, outputs, inputs)
 
     def check(self, slope: Tensor, known: Sequence[Tensor]) -> None:
         """Raise, the first time, if a slope depends on leaves besides ``known`` and the parameters."""
@@ -90,13 +82,38 @@ class Field:
         self._checked = True
         unknown = unknown_leaves(slope, (*known, *self._params))
         if unknown:
-            shapes = ", ".join(str(tuple(x.shape)) for x in unknown)
             raise GradientError(
-                f"odeint_adjoint(func, ..., adjoint_method='aca'): func depends on tensors that require a gradient but "
-                f"are not among its parameters (shapes: {shapes}), and their gradient would be lost. Pass all of them: "
-                "adjoint_params=(*func.parameters(), x, ...). Where parameters are sharded (FSDP), wrap the model that "
-                "contains the solve, not func, with use_orig_params=True."
+                f"{lost(unknown)} Where parameters are sharded (FSDP), wrap the model that contains the solve, not "
+                "func, with use_orig_params=True."
             )
+
+
+def pull_into(
+    totals: Sequence[Tensor],
+    params: Sequence[Tensor],
+    outputs: Sequence[tuple[Tensor, Tensor]],
+    inputs: Sequence[Tensor],
+) -> list[Tensor]:
+    """The cotangents of ``inputs`` from pairs of an output and its own; those of ``params`` add to the ``totals``."""
+    pairs = [(x, cotangent.view_as(x)) for x, cotangent in outputs if x.requires_grad]
+    if not pairs:
+        return [torch.zeros_like(x) for x in inputs]
+    ends, cotangents = zip(*pairs, strict=True)
+    grads = pull(ends, cotangents, (*inputs, *params))
+    for total, grad in zip(totals, grads[len(inputs) :], strict=True):
+        if grad is not None:
+            total.add_(grad)
+    return [torch.zeros_like(x) if grad is None else grad for x, grad in zip(inputs, grads, strict=False)]
+
+
+def lost(unknown: Sequence[Tensor], function: str = "odeint_adjoint", func: str = "func") -> str:
+    """What is wrong where ``func``, in a call of ``function``, depends on ``unknown`` leaves."""
+    shapes = ", ".join(str(tuple(x.shape)) for x in unknown)
+    return (
+        f"{function}({func}, ..., adjoint_method='aca'): {func} depends on tensors that require a gradient but are not "
+        f"among its parameters (shapes: {shapes}), and their gradient would be lost. Pass all of them: "
+        f"adjoint_params=(*{func}.parameters(), x, ...)."
+    )
 
 
 def unknown_leaves(output: Tensor, known: Sequence[Tensor]) -> list[Tensor]:

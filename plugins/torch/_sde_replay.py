@@ -17,15 +17,14 @@ import torch
 from torch import Tensor
 
 from steptape._errors import GradientError
-from steptape._plan import reversal
 from steptape.compat import _torchsde as host
-from steptape.compat._torch import pull
 from steptape.torch._ambient import Ambient
 from steptape.torch._belongings import Belongings
-from steptape.torch._field import unknown_leaves
+from steptape.torch._field import lost, pull_into, unknown_leaves
 from steptape.torch._gate import Gate
 from steptape.torch._sde_tape import State, Tape
 from steptape.torch._side_state import SideState
+from steptape.torch._sweep import check_end, states_backward
 from steptape.torch._torchsde import Solve, Stepper
 
 
@@ -132,22 +131,16 @@ class _Back:
 
     def _sweep(self, grad_outputs: Tensor, end: list[Tensor]) -> list[Tensor]:
         """Pull the cotangents of the outputs after the first, and of the last state, back to the first state."""
-        tape = self._tape
-        slots, last = dict(zip(tape.kept, tape.states, strict=True)), len(tape.serving)
-        device = self._start[0].device
-        for move, n in reversal(tape.kept, len(tape.steps), tape.slots):
-            if move == "load":
-                state = tuple(x.to(device) for x in slots[n])
-            elif move == "advance":
-                state = self._stepper.take(n, state)
-            elif move == "keep":
-                slots[n] = state
-            elif move == "drop":
-                del slots[n]
-            else:
-                first = bisect.bisect_left(tape.serving, n, hi=last)
-                end = self._step(n, state, slice(first, last), grad_outputs[first:last], end)
-                last = first
+        tape, device, last = self._tape, self._start[0].device, len(self._tape.serving)
+        states = dict(zip(tape.kept, tape.states, strict=True))
+
+        def load(state: State) -> State:
+            return tuple(x.to(device) for x in state)
+
+        for n, state in states_backward(states, len(tape.steps), tape.slots, load, self._stepper.take):
+            first = bisect.bisect_left(tape.serving, n, hi=last)
+            end = self._step(n, state, slice(first, last), grad_outputs[first:last], end)
+            last = first
         return end
 
     def _step(self, n: int, state: State, outputs: slice, mu: Tensor, end: list[Tensor]) -> list[Tensor]:
@@ -177,10 +170,9 @@ class _Back:
 
     def _pull(self, outputs: Sequence[Tensor], cotangents: Sequence[Tensor], inputs: Sequence[Tensor]) -> list[Tensor]:
         """The cotangents of ``inputs``; those of the parameters are added up."""
-        pairs = [(x, c.to(x.dtype)) for x, c in zip(outputs, cotangents, strict=True) if x.requires_grad]
-        ends, pulled = zip(*pairs, strict=True)
+        pairs = [(x, c.to(x.dtype)) for x, c in zip(outputs, cotangents, strict=True)]
         try:
-            grads = pull(ends, pulled, (*inputs, *self._params))
+            return pull_into(self._totals, self._params, pairs, inputs)
         except RuntimeError as error:
             if "a second time" not in str(error):
                 raise
@@ -189,10 +181,6 @@ class _Back:
                 "parameters before the solve, and steps cannot share its graph. Compute it in sde's methods, or pass "
                 "it in adjoint_params instead of what it was computed from."
             ) from error
-        for total, grad in zip(self._totals, grads[len(inputs) :], strict=True):
-            if grad is not None:
-                total.add_(grad)
-        return [torch.zeros_like(x) if grad is None else grad for x, grad in zip(inputs, grads, strict=False)]
 
     def _pull_first_extra(self, cotangents: list[Tensor]) -> list[Tensor]:
         """The cotangent of y0 alone, from those of y0 and of the extra state that the host made from it."""
@@ -217,12 +205,7 @@ class _Back:
             again = {id(x) for x in self._unknown_leaves(*self._graph(n, start))}
             unknown = [x for x in unknown if id(x) in again]
         if unknown:
-            shapes = ", ".join(str(tuple(x.shape)) for x in unknown)
-            raise GradientError(
-                f"sdeint_adjoint(sde, ..., adjoint_method='aca'): sde depends on tensors that require a gradient but "
-                f"are not among its parameters (shapes: {shapes}), and their gradient would be lost. Pass all of them: "
-                "adjoint_params=(*sde.parameters(), x, ...)."
-            )
+            raise GradientError(lost(unknown, "sdeint_adjoint", "sde"))
 
     def _unknown_leaves(self, start: Sequence[Tensor], after: State) -> list[Tensor]:
         known = (*start, *self._params)
@@ -231,15 +214,6 @@ class _Back:
 
     def _check_end(self, n: int, start: Tensor, end: Tensor) -> None:
         """Raise if step n is the last and ends elsewhere than in the forward pass, by more than rounding."""
-        (taped,) = self._tape.end
-        if n < len(self._tape.steps) - 1 or not taped.numel():
-            return
-        moved = (taped - start).abs().max()
-        rounding = 1e3 * torch.finfo(taped.dtype).eps * taped.abs().max()
-        if (end - taped).abs().max() > 0.01 * moved + rounding:
-            raise GradientError(
-                "sdeint_adjoint(sde, ..., adjoint_method='aca'): sde returned other values in the backward pass than "
-                "in the forward pass, so the replay would give the gradient of another solution. Make sde a function "
-                "of its arguments and parameters alone: no state that evaluations change, and no random numbers but "
-                "those of torch's default generators."
-            )
+        if n == len(self._tape.steps) - 1:
+            (taped,) = self._tape.end
+            check_end(end, taped.reshape(-1), start, "sdeint_adjoint(sde, ...", "sde")

@@ -11,7 +11,7 @@ from __future__ import annotations
 import abc
 import bisect
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -21,24 +21,26 @@ from steptape._plan import reversal
 from steptape.torch._field import Field
 from steptape.torch._tape import State, Tape, Timeline, sample
 
+S = TypeVar("S")
+
 
 def states_backward(
-    tape: Tape, advance: Callable[[int, State], State], device: torch.device
-) -> Iterator[tuple[int, State]]:
-    """The steps of a tape, the last one first, each with the state it starts from.
+    states: dict[int, S], steps: int, slots: int | None, load: Callable[[S], S], advance: Callable[[int, S], S]
+) -> Iterator[tuple[int, S]]:
+    """All steps of a tape, the last one first, each with the state it starts from.
 
-    ``advance(n, state)``: the state at the end of step n, for those that the tape does not hold.
+    ``states``: those kept, by step, in at most ``slots`` slots. ``load``: brings one of them to where it is needed.
+    ``advance(n, state)``: the state at the end of step n, for those that are not kept.
     """
-    slots = tape.states()
-    for move, n in reversal(tape.kept, len(tape.fresh), tape.slots):
+    for move, n in reversal(list(states), steps, slots):
         if move == "load":
-            state = slots[n].to(device)
+            state = load(states[n])
         elif move == "advance":
             state = advance(n, state)
         elif move == "keep":
-            slots[n] = state
+            states[n] = state
         elif move == "drop":
-            del slots[n]
+            del states[n]
         else:
             yield n, state
 
@@ -68,7 +70,8 @@ class Sweep(abc.ABC):
         # Outputs of a solve without steps are its initial state.
         end = (grad_outputs[:0] if steps else grad_outputs).sum(0)
         link, last = None, len(grad_outputs)
-        for n, state in states_backward(self.tape, self._advance, end.device):
+        states, device = self.tape.states(), end.device
+        for n, state in states_backward(states, steps, self.tape.slots, lambda x: x.to(device), self._advance):
             first = bisect.bisect_left(self.tape.serving, n, hi=last)
             end, link = self._step(n, state, slice(first, last), grad_outputs[first:last], end, link)
             last = first
@@ -84,18 +87,26 @@ class Sweep(abc.ABC):
         """The state at the end of step n."""
 
 
-def check_end(end: Tensor, mark: Tensor, start: Tensor) -> None:
-    """Raise if what was replayed from ``start`` ends elsewhere than the ``mark`` says, by more than rounding."""
-    if not mark.numel() or not end.isfinite().all():
+def check_end(
+    end: Tensor, mark: Tensor, start: Tensor, call: str = "odeint_adjoint(func, ...", func: str = "func"
+) -> None:
+    """Raise if what was replayed from ``start`` ends elsewhere than in the forward pass, by more than rounding.
+
+    ``mark``: that end, flat, or a sample of it. ``call`` and ``func``: what the error speaks of.
+    """
+    if not mark.numel():
         return
     with torch.no_grad():
-        moved = (end.reshape(-1) - start.reshape(-1)).abs().max()
+        end = end.reshape(-1)
+        found = end if len(mark) == len(end) else sample(end)
+        moved = (end - start.reshape(-1)).abs().max()
         rounding = 1e3 * torch.finfo(end.dtype).eps * end.abs().max()
-        if (sample(end) - mark).abs().max() <= 0.01 * moved + rounding:
+        close = not end.isfinite().all() or (found - mark).abs().max() <= 0.01 * moved + rounding
+        if close and torch.equal(found.isfinite(), mark.isfinite()):
             return
     raise GradientError(
-        "odeint_adjoint(func, ..., adjoint_method='aca'): func returned other values in the backward pass than in the "
-        "forward pass, so the replay would give the gradient of another solution. Make func a function of its "
-        "arguments and parameters alone: no state that evaluations change, and no random numbers but those of torch's "
-        "default generators."
+        f"{call}, adjoint_method='aca'): {func} returned other values in the backward pass than in the forward pass, "
+        f"so the replay would give the gradient of another solution. Make {func} a function of its arguments and "
+        "parameters alone: no state that evaluations change, and no random numbers but those of torch's default "
+        "generators."
     )
