@@ -12,6 +12,7 @@ try:
     import diffrax as _diffrax  # noqa: F401  (a missing diffrax and a changed one are told apart by the error)
     from diffrax._integrate import State as State  # The loop's state: the tape keeps some of its fields.
     from diffrax._integrate import loop as loop  # The solve itself; a custom adjoint hands it an outer loop.
+    from diffrax._term import WrapTerm as WrapTerm  # Tells an ODE's term from others, inside a custom adjoint.
 except ImportError as error:
     raise unsupported("diffrax", error, "jax") from error
 
