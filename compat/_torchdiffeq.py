@@ -20,23 +20,31 @@ try:
     # Solver classes by name.
     from torchdiffeq._impl.odeint import SOLVERS as SOLVERS
 
-    # The host's normal form of a call: flat state, increasing t, wrapped func, defaults filled in.
-    check_inputs = misc._check_inputs
+    # The host's normal form of a call and of its result: flat state, increasing t, wrapped func, defaults filled in.
+    _check_inputs = misc._check_inputs
     flat_to_shape = misc._flat_to_shape
     # The solvers that take steps of their own: multistep, and implicit Runge–Kutta where the host has it.
     Adams = fixed_adams.AdamsBashforthMoulton
     ImplicitRungeKutta = getattr(rk_common, "FixedGridFIRKODESolver", None)
-    # The adaptive loop that leaves the tape, and the tableau it steps with.
+    # The adaptive loop that leaves the tape, the tableau it steps with, and the parts that are its own or overridden.
     AdaptiveRungeKutta = rk_common.RKAdaptiveStepsizeODESolver
-    VALID_CALLBACKS = AdaptiveRungeKutta.valid_callbacks()
+    _OWN = {
+        name: getattr(AdaptiveRungeKutta, name)
+        for name in ("integrate", "_advance", "_before_integrate", "_adaptive_step", "_interp_fit")
+    }
+    # Where a solver of a fixed grid takes its steps.
+    _FIXED_STEP = fixed_grid.FixedGridODESolver._step_func
     # What check_inputs wraps func in, and where the host solves backward: install() tells its own calls by them.
     _WRAPPERS = (misc._PerturbFunc, misc._ReverseFunc, misc._TupleFunc)
     _BACKSOLVE = OdeintAdjointMethod.backward.__qualname__
 except (ImportError, AttributeError) as error:
     raise unsupported("torchdiffeq", error, "torch") from error
 
-if "callback_accept_step" not in VALID_CALLBACKS:
-    raise unsupported("torchdiffeq", "callbacks on accepted steps", "torch")
+# torchdiffeq 0.2.3 does not call back from its steps: ``attach`` does it there. Doing it twice would tape steps twice.
+CALLBACKS = {"callback_step", "callback_accept_step", "callback_reject_step"}
+VALID_CALLBACKS = AdaptiveRungeKutta.valid_callbacks() if hasattr(AdaptiveRungeKutta, "valid_callbacks") else set()
+if not CALLBACKS & VALID_CALLBACKS == CALLBACKS & set(_OWN["_adaptive_step"].__code__.co_names) in (CALLBACKS, set()):
+    raise unsupported("torchdiffeq", f"{', '.join(sorted(CALLBACKS))}, called from its adaptive steps", "torch")
 
 # The modules that hold odeint_adjoint under its name.
 HOLDERS = ("torchdiffeq", "torchdiffeq._impl", "torchdiffeq._impl.adjoint")
@@ -50,9 +58,8 @@ FIXED_GRID_NAMES = {
 
 def steps_by_tableau(solver_class: type) -> bool:
     """Whether an adaptive solver of the host steps and interpolates by its tableau alone, with nothing overridden."""
-    own = ("integrate", "_advance", "_before_integrate", "_adaptive_step", "_interp_fit")
     return issubclass(solver_class, AdaptiveRungeKutta) and all(
-        getattr(solver_class, name) is getattr(AdaptiveRungeKutta, name) for name in own
+        getattr(solver_class, name) is own for name, own in _OWN.items()
     )
 
 
@@ -109,8 +116,46 @@ def option_names(solver_class: type) -> set[str]:
     return names - {"self", "func", "y0", "rtol", "atol"} | {"norm"}
 
 
-def call_before_steps(solver: Any, note: Any) -> None:
-    """Let a fixed-grid solver call ``note(t, y, h)`` before each step: it does not call back when it seeks an event."""
+def check_inputs(*args: Any) -> tuple[Any, ...]:
+    """The host's normal form of a call, its func with callbacks also where the host knows none."""
+    checked = _check_inputs(*args)
+    if not VALID_CALLBACKS:
+        for name in CALLBACKS:
+            setattr(checked[1], name, lambda t, y, h: None)
+    return checked
+
+
+def attach(solver: Any, func: Any, seeks_event: bool) -> None:
+    """Let a solver integrate ``func`` and call it back from each step, also where the host itself does not."""
+    solver.func = func
+    if isinstance(solver, AdaptiveRungeKutta):
+        if not VALID_CALLBACKS:
+            _call_back(solver)
+    elif seeks_event or not VALID_CALLBACKS:
+        _call_before_steps(solver, func.callback_step)
+
+
+def _call_back(solver: Any) -> None:
+    """Let an adaptive solver call back as torchdiffeq's do from 0.2.4 on."""
+    step, fit = solver._adaptive_step, solver._interp_fit
+
+    def noted_step(state: Any) -> Any:
+        solver.func.callback_step(state.t1, state.y1, state.dt)
+        after = step(state)
+        if not after.t1 > after.t0:
+            solver.func.callback_reject_step(state.t1, state.y1, state.dt)
+        return after
+
+    def noted_fit(y0: Any, y1: Any, k: Any, h: Any) -> Any:
+        # The first thing done for an accepted try, and for no other; it knows the size that was taken.
+        solver.func.callback_accept_step(solver.rk_state.t1, y0, h)
+        return fit(y0, y1, k, h)
+
+    solver._adaptive_step, solver._interp_fit = noted_step, noted_fit
+
+
+def _call_before_steps(solver: Any, note: Any) -> None:
+    """Let a fixed-grid solver call ``note(t, y, h)`` before each step: seeking an event, it does not call back."""
     step = solver._step_func
     # The implicit solvers round a size that is no tensor to the default dtype, the end of the step they do not.
     rounds = ImplicitRungeKutta is not None and isinstance(solver, ImplicitRungeKutta)

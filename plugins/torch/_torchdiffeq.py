@@ -137,12 +137,11 @@ class Solve:
     def record(self, y0: Tensor, t: Tensor, points: Tensor, side: SideState) -> tuple[Tensor, Tensor, Tape]:
         """Run the host's solver: its solution, (len(t), *y0.shape), the time it ends, and the tape of its steps."""
         solver = self.solver(y0)
-        solver.func = recorder = self._recorder(solver, side)
+        recorder = self._recorder(solver, side)
+        host.attach(solver, recorder, seeks_event=self.event_fn is not None)
         if self.event_fn is None:
             end, solution = t[-1], solver.integrate(t)
         else:
-            if not self.tableau.chained:
-                host.call_before_steps(solver, recorder.callback_step)
             end, solution = solver.integrate_until_event(t[0], self.event_fn)
         if any(x.y.dtype != y0.dtype or x.y.shape != y0.shape for x in recorder.states.values()):
             raise UnsupportedError(
