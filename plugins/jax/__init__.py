@@ -1,3 +1,4 @@
 """steptape for diffrax: pass ``adjoint=steptape.jax.AdaptiveCheckpointAdjoint()`` to ``diffeqsolve``."""
 
 from steptape.jax._adjoint import AdaptiveCheckpointAdjoint as AdaptiveCheckpointAdjoint
+from steptape.jax._seminorm import SeminormAdjoint as SeminormAdjoint
