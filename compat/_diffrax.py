@@ -5,6 +5,7 @@ Looked up by feature, not by version: a diffrax without one of them is refused w
 
 import dataclasses
 import inspect
+from typing import Any
 
 from steptape.compat._unsupported import unsupported
 
@@ -39,3 +40,8 @@ def _check() -> None:
 
 
 _check()
+
+
+def grows_freely(controller: Any) -> bool:
+    """Whether nothing but the error bounds the steps of a PIDController, which in diffrax 0.6 may step to times too."""
+    return all(getattr(controller, name, None) is None for name in ("dtmin", "dtmax", "step_ts", "jump_ts"))

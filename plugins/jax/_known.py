@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from steptape.compat._diffrax import grows_freely
 from steptape.jax._erk import ReplayedERK, is_explicit
 from steptape.jax._loop import Known
 from steptape.jax._tape import Times
@@ -70,9 +71,7 @@ def known_step(
     """How to replay an accepted step of this solve, or ``None`` if only its tries can be replayed."""
     controller = type(stepsize_controller)
     searches = controller not in (diffrax.ConstantStepSize, diffrax.StepTo)
-    times_exact = not searches or (
-        controller is diffrax.PIDController and (stepsize_controller.dtmin, stepsize_controller.dtmax) == (None, None)
-    )
+    times_exact = not searches or (controller is diffrax.PIDController and grows_freely(stepsize_controller))
     if event is not None:
         return None
     subs = jax.tree.leaves(saveat.subs, is_leaf=lambda s: isinstance(s, diffrax.SubSaveAt))
