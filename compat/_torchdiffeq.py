@@ -116,6 +116,23 @@ def option_names(solver_class: type) -> set[str]:
     return names - {"self", "func", "y0", "rtol", "atol"} | {"norm"}
 
 
+def call_after_steps(solver: Any, note: Any) -> None:
+    """Let an adaptive solver call ``note(interpolant)`` after each accepted step.
+
+    ``interpolant``: the coefficients, by powers, of y as a polynomial of the relative place in the step.
+    """
+    step = solver._adaptive_step
+
+    def noted_step(state: Any) -> Any:
+        after = step(state)
+        # A rejected try leaves a state whose step has no length.
+        if after.t1 > after.t0:
+            note(after.interp_coeff)
+        return after
+
+    solver._adaptive_step = noted_step
+
+
 def check_inputs(*args: Any) -> tuple[Any, ...]:
     """The host's normal form of a call, its func with callbacks also where the host knows none."""
     checked = _check_inputs(*args)

@@ -26,10 +26,18 @@ class Field:
     """func as a function of (t, y, params) whose cotangents in params add up in ``cotangents``.
 
     ``in_time``: whether cotangents in t are wanted too. ``side``: what to ask before an evaluation of the solve's.
+    ``method``: the adjoint_method, for errors.
     """
 
     def __init__(
-        self, func: Any, ambient: Ambient, side: Restored, shape: torch.Size, params: Sequence[Tensor], in_time: bool
+        self,
+        func: Any,
+        ambient: Ambient,
+        side: Restored,
+        shape: torch.Size,
+        params: Sequence[Tensor],
+        in_time: bool,
+        method: str = "aca",
     ):
         self.side = side
         self._func = func
@@ -37,6 +45,7 @@ class Field:
         self._shape = shape
         self._params = tuple(params)
         self._in_time = in_time
+        self._method = method
         self._checked = False
         self.cotangents = [torch.zeros_like(p) for p in params]
 
@@ -59,8 +68,8 @@ class Field:
             slope = self._func(t, y, **side)
         if slope.shape != y.shape:
             raise OptionError(
-                f"odeint_adjoint(func, ..., adjoint_method='aca'): func returned shape {tuple(slope.shape)} for a "
-                f"state of shape {tuple(y.shape)}. Return the shape of y from func."
+                f"odeint_adjoint(func, ..., adjoint_method={self._method!r}): func returned shape "
+                f"{tuple(slope.shape)} for a state of shape {tuple(y.shape)}. Return the shape of y from func."
             )
         return slope.to(y.dtype)
 
@@ -83,8 +92,8 @@ class Field:
         unknown = unknown_leaves(slope, (*known, *self._params))
         if unknown:
             raise GradientError(
-                f"{lost(unknown)} Where parameters are sharded (FSDP), wrap the model that contains the solve, not "
-                "func, with use_orig_params=True."
+                f"{lost(unknown, method=self._method)} Where parameters are sharded (FSDP), wrap the model that "
+                "contains the solve, not func, with use_orig_params=True."
             )
 
 
@@ -106,12 +115,12 @@ def pull_into(
     return [torch.zeros_like(x) if grad is None else grad for x, grad in zip(inputs, grads, strict=False)]
 
 
-def lost(unknown: Sequence[Tensor], function: str = "odeint_adjoint", func: str = "func") -> str:
+def lost(unknown: Sequence[Tensor], function: str = "odeint_adjoint", func: str = "func", method: str = "aca") -> str:
     """What is wrong where ``func``, in a call of ``function``, depends on ``unknown`` leaves."""
     shapes = ", ".join(str(tuple(x.shape)) for x in unknown)
     return (
-        f"{function}({func}, ..., adjoint_method='aca'): {func} depends on tensors that require a gradient but are not "
-        f"among its parameters (shapes: {shapes}), and their gradient would be lost. Pass all of them: "
+        f"{function}({func}, ..., adjoint_method={method!r}): {func} depends on tensors that require a gradient but "
+        f"are not among its parameters (shapes: {shapes}), and their gradient would be lost. Pass all of them: "
         f"adjoint_params=(*{func}.parameters(), x, ...)."
     )
 

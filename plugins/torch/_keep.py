@@ -12,20 +12,26 @@ from steptape._errors import OptionError
 
 @dataclasses.dataclass(frozen=True)
 class Keep:
-    """``checkpoints``: at most so many states (None: all); ``device``: where (None: where they are); ``graph``."""
+    """``checkpoints``: at most so many states (None: all); ``device``: where (None: where they are); ``graph``.
+
+    ``pieces``: the host's interpolant of every step as well.
+    """
 
     checkpoints: int | None = None
     device: torch.device | None = None
     graph: Literal["step", "stage"] = "step"
+    pieces: bool = False
 
     @classmethod
-    def from_options(cls, options: dict[str, Any] | None, function: str = "odeint_adjoint") -> Keep:
+    def from_options(
+        cls, options: dict[str, Any] | None, function: str = "odeint_adjoint", adjoint_method: str = "aca"
+    ) -> Keep:
         """Read the ``adjoint_options`` of a call of ``function``, or raise ``OptionError``."""
         options = dict(options or {})
         checkpoints = options.pop("checkpoints", None)
         device = options.pop("checkpoint_device", None)
         graph = options.pop("graph", "step")
-        call = f"{function}(..., adjoint_method='aca', adjoint_options={{"
+        call = f"{function}(..., adjoint_method={adjoint_method!r}, adjoint_options={{"
         if options:
             name, value = next(iter(options.items()))
             raise OptionError(
@@ -43,3 +49,7 @@ class Keep:
         except (RuntimeError, TypeError) as error:
             raise OptionError(f"{call}'checkpoint_device': {device!r}}}): no torch device ({error}).") from error
         return cls(checkpoints, device, graph)
+
+    def for_dense_output(self) -> Keep:
+        """The same where the steps are not replayed but their interpolants read: all of them, unless states are few."""
+        return self if self.checkpoints else dataclasses.replace(self, checkpoints=1, pieces=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 from typing import Any
 
@@ -10,8 +11,10 @@ from torch import Tensor
 
 from steptape._errors import OptionError, UnsupportedError
 from steptape.compat import _torchdiffeq as host
+from steptape.torch._backward_solver import BackwardSolver
 from steptape.torch._keep import Keep
 from steptape.torch._parameters import parameters_of
+from steptape.torch._quadrature import QuadratureBack, check_supported
 from steptape.torch._stats import replay
 from steptape.torch._tableau import tableau_of
 from steptape.torch._torchdiffeq import Solve
@@ -37,10 +40,15 @@ def odeint_adjoint(
 ) -> State:
     """Solve dy/dt = func(t, y) with torchdiffeq; with ``adjoint_method="aca"``, differentiate its very steps.
 
-    Every other ``adjoint_method`` is torchdiffeq's own ``odeint_adjoint``, called with the arguments as given. With
-    ``"aca"`` the solution is that of ``torchdiffeq.odeint``, bit for bit, and the gradient is the exact one of that
-    discrete solution, the size of each accepted step held: the backward pass replays the accepted steps from their
-    taped states, one at a time, and never the search for their sizes.
+    The solution is that of ``torchdiffeq.odeint``, bit for bit. With ``adjoint_method="aca"`` the gradient is the exact
+    one of that discrete solution, the size of each accepted step held: the backward pass replays the accepted steps
+    from their taped states, one at a time, and never the search for their sizes.
+
+    With ``"quadrature"`` it is the gradient of the ODE itself, to the backward solve's tolerance: backward in time an
+    adaptive solver integrates the cotangent of the state alone, y(t) is read from the forward solve's dense output, and
+    the parameters' gradient is an integral along the way, in no state and no norm.
+
+    Every other ``adjoint_method`` is torchdiffeq's own ``odeint_adjoint``, called with the arguments as given.
 
     Args:
         func: maps a scalar ``t`` and the state ``y`` to dy/dt, in the shape and dtype of ``y``. A ``nn.Module``, or any
@@ -51,13 +59,17 @@ def odeint_adjoint(
         rtol, atol, method, options: the forward solve's, as in ``torchdiffeq.odeint``.
         event_fn: as in ``torchdiffeq.odeint``: the solve ends where it is zero, at a time without a gradient;
             ``torchdiffeq.odeint_event(..., odeint_interface=odeint_adjoint)`` adds that one.
-        adjoint_rtol, adjoint_atol: not with ``"aca"``, which solves nothing backward, unless they are those of the
-            solve, which is the host's default.
-        adjoint_method: ``"aca"``, or one of the host's methods.
+        adjoint_rtol, adjoint_atol: the backward solve's, by default those of the forward solve; ``adjoint_atol`` is for
+            a cotangent scaled to a largest entry of 1. With ``"aca"``, which solves nothing backward, no others.
+        adjoint_method: ``"aca"``, ``"quadrature"``, or one of the host's methods.
         adjoint_options: with ``"aca"``, any of ``"checkpoints"`` (int: keep at most so many states, recompute the
             others with their known step sizes; None, the default, keeps all), ``"checkpoint_device"`` (keep them on
             another device, such as ``"cpu"``) and ``"graph"`` (``"step"``, the default: build the graphs of one step
-            at a time; ``"stage"``: of one evaluation of func at a time, which takes each one twice).
+            at a time; ``"stage"``: of one evaluation of func at a time, which takes each one twice). With
+            ``"quadrature"``, ``"checkpoints"`` and ``"checkpoint_device"``; ``"method"``, the solver of the backward
+            solve, by default that of the forward one, and any option of its own, by default that of the forward solve;
+            and ``"nodes"`` (int: integrate for the parameters by so many Gauss–Legendre nodes in each backward step;
+            None, the default: by the scheme of the backward solver, at the stages it evaluates anyway).
         adjoint_params: the tensors besides ``y0`` and ``t`` to differentiate with respect to; by default
             ``func.parameters()``. Tensors that do not require a gradient are left out.
 
@@ -67,26 +79,32 @@ def odeint_adjoint(
 
     Raises:
         OptionError: an argument is wrong, such as times that are not monotone or an unknown option.
-        UnsupportedError: a solver or a use whose steps cannot be replayed exactly.
+        UnsupportedError: a solver or a use whose steps cannot be replayed exactly, or whose dense output not be read.
         GradientError: in the backward pass, where a gradient would be wrong: func uses a tensor that requires one and
             is no parameter.
 
     Memory held between forward and backward: one state per accepted step, or ``checkpoints`` states, and a few scalars
     per step, besides the solution itself. Where steps start from slopes they cannot recompute, these are held too: one
     per state for ``fehlberg2``, ``adaptive_heun`` and ``tsit5``, one per step or up to eleven per checkpoint for the
-    Adams solvers. The backward pass adds the graph of one step or stage.
+    Adams solvers. The backward pass adds the graph of one step or stage. ``"quadrature"`` holds the dense output, five
+    states per accepted step, or ``checkpoints`` states.
 
     Supports:
-        Every solver of the host but ``scipy_solver``, with all their options; gradients in ``y0``, parameters, ``t``,
-        ``step_t`` and ``jump_t``; events; autocast; second derivatives (``create_graph=True``), for which the whole
-        chain of steps is rebuilt with its graph; random numbers drawn in func from the default generators (dropout)
-        and buffers that it changes (batch norm), of which the tape keeps notes, but not with a cubic ``interp`` on a
-        fixed grid; a compiled func or model; DistributedDataParallel and FSDP around the model that contains the solve;
-        the transforms of ``torch.func``, in forward mode as well, at the memory of back-propagation, but not ``vmap``
-        over solves.
+        With ``"quadrature"``: the adaptive Runge–Kutta solvers; gradients in ``y0``, parameters and ``t``; events;
+        autocast; ``jump_t`` that needs no gradient itself. Not second derivatives, ``torch.func``, nor random numbers
+        in func.
 
-    Source: Zhuang et al., arXiv 2006.02493 (the tape and its replay); Hu, arXiv 2402.15141 (the step's adjoint). Where
-    ``options["first_step"]`` is not given, the host's own back-propagation also differentiates its guess of that step.
+        With ``"aca"``: every solver of the host but ``scipy_solver``, with all their options; gradients in ``y0``,
+        parameters, ``t``, ``step_t`` and ``jump_t``; events; autocast; second derivatives (``create_graph=True``), for
+        which the whole chain of steps is rebuilt with its graph; random numbers drawn in func from the default
+        generators (dropout) and buffers that it changes (batch norm), of which the tape keeps notes, but not with a
+        cubic ``interp`` on a fixed grid; a compiled func or model; DistributedDataParallel and FSDP around the model
+        that contains the solve; the transforms of ``torch.func``, in forward mode as well, at the memory of
+        back-propagation, but not ``vmap`` over solves.
+
+    Source: Zhuang et al., arXiv 2006.02493 (the tape and its replay); Hu, arXiv 2402.15141 (the step's adjoint, and the
+    gradient as an integral). Where ``options["first_step"]`` is not given, the host's own back-propagation also
+    differentiates its guess of that step.
     """
     rest: dict[str, Any] = {
         "rtol": rtol,
@@ -100,19 +118,29 @@ def odeint_adjoint(
         "adjoint_options": adjoint_options,
         "adjoint_params": adjoint_params,
     }
-    if adjoint_method != "aca":
+    if adjoint_method not in ("aca", "quadrature"):
         return host.odeint_adjoint(func, y0, t, **rest)
     if torch.compiler.is_compiling():
         # The host's loop goes by values, which a compiler does not know: it runs as it is, inside the compiled model.
         return torch.compiler.disable(odeint_adjoint)(func, y0, t, **rest)
-    _check_call(t, {"adjoint_rtol": (adjoint_rtol, rtol), "adjoint_atol": (adjoint_atol, atol)})
-    keep = Keep.from_options(adjoint_options)
+    _check_times(t)
+    back = None
+    if adjoint_method == "aca":
+        _check_tolerances({"adjoint_rtol": (adjoint_rtol, rtol), "adjoint_atol": (adjoint_atol, atol)})
+        keep = Keep.from_options(adjoint_options)
+    else:
+        forward = {"rtol": rtol, "atol": atol, "method": method, "options": options}
+        adjoint = {"rtol": adjoint_rtol, "atol": adjoint_atol, "options": adjoint_options}
+        solver, keep = BackwardSolver.from_call(y0, t, forward, adjoint)
+        back = functools.partial(QuadratureBack, solver)
     call = f"odeint_adjoint(func={func!r}, ...)"
     params = parameters_of(func, host.find_parameters, adjoint_params, call, "adjoint_params=(...)")
     shapes, func, y0, t, rtol, atol, method, options, event_fn, reverse = host.check_inputs(
         func, y0, t, rtol, atol, method, options, event_fn, host.SOLVERS
     )
-    solve, points = solve_of(func, y0, t, rtol, atol, method, options, keep, event_fn)
+    solve, points = solve_of(func, y0, t, rtol, atol, method, options, keep, event_fn, back)
+    if back is not None:
+        check_supported(points)
     solution, end = replay(solve, y0, t, points, *params)
     if shapes is not None:
         solution = host.flat_to_shape(solution, (len(t),), shapes)
@@ -122,7 +150,7 @@ def odeint_adjoint(
     return -end if reverse else end, solution
 
 
-def _check_call(t: Any, tolerances: dict[str, tuple[Any, Any]]) -> None:
+def _check_tolerances(tolerances: dict[str, tuple[Any, Any]]) -> None:
     """``tolerances``: by name, that of the adjoint and that of the solve, which is the former's default."""
     for name, (value, default) in tolerances.items():
         same = value is default or (isinstance(value, float) and isinstance(default, float) and value == default)
@@ -131,6 +159,9 @@ def _check_call(t: Any, tolerances: dict[str, tuple[Any, Any]]) -> None:
                 f"odeint_adjoint(..., {name}={value!r}, adjoint_method='aca'): a replay solves nothing backward, so it "
                 f"has no tolerance. Leave out {name}."
             )
+
+
+def _check_times(t: Any) -> None:
     if not isinstance(t, Tensor) or not t.is_floating_point() or t.ndim != 1 or len(t) == 0:
         raise OptionError(f"odeint_adjoint(func, y0, t={t!r}): t must be a non-empty 1-D floating-point tensor.")
     gaps = t.diff()
@@ -151,6 +182,7 @@ def solve_of(
     options: dict[str, Any],
     keep: Keep,
     event_fn: Any,
+    back: Any = None,
 ) -> tuple[Solve, Tensor]:
     """The call as a ``Solve``, and the points its steps may be cut short to end at: step_t, then jump_t."""
     tableau = tableau_of(host.SOLVERS[method], options.get("interp", "linear"))
@@ -171,5 +203,5 @@ def solve_of(
         for name in (("step_t", "jump_t") if tableau.chained else ())
     ]
     jumps = len(points[1]) if points else 0
-    solve = Solve(func, host.original_func(func), rtol, atol, method, options, tableau, jumps, keep, event_fn)
+    solve = Solve(func, host.original_func(func), rtol, atol, method, options, tableau, jumps, keep, event_fn, back)
     return solve, torch.cat([t.new_zeros(0, dtype=dtype), *points])

@@ -1,4 +1,4 @@
-"""The autograd function: the host's solve forward, the replay of its tape backward."""
+"""The autograd function: the host's solve forward, its tape backward, which is replayed unless the solve says else."""
 
 from __future__ import annotations
 
@@ -47,7 +47,9 @@ class Replay(torch.autograd.Function):
         y0, t, points, *rest = ctx.saved_tensors
         tape = ctx.tape.refilled(rest[len(ctx.params) :])
         side = Restored(ctx.side, tape.notes)
-        back = _Back(ctx.solve, ctx.ambient, side, tape, (y0, t, points, *ctx.params), ctx.needs_input_grad[1:])
+        back = (ctx.solve.back or _Back)(
+            ctx.solve, ctx.ambient, side, tape, (y0, t, points, *ctx.params), ctx.needs_input_grad[1:]
+        )
         with ctx.ambient.without_autocast(), ctx.side.kept() if tape.notes else nullcontext():
             pull = back.differentiable if torch.is_grad_enabled() else back.plain
             grads = ctx.belongings.given_back(lambda: pull(grad_solution))

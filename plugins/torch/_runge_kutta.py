@@ -115,6 +115,11 @@ class RungeKuttaSweep(Sweep):
         """The end of the step whose slopes are at hand."""
         return torch.addmv(state.y, *self.to_the_end, alpha=self.sizes[n])
 
+    def interpolant(self, n: int, state: State) -> Tensor:
+        """The dense output of step n: y by powers of the relative place in the step, (degree + 1, numel)."""
+        self._slopes(n, state, self.tableau.stages, graphs=False)
+        return torch.cat([state.y[None], self.sizes[n] * self.tableau.dense.to(state.y) @ self.kg[:-1]])
+
     def _slopes(self, n: int, state: State, count: int, graphs: bool) -> list[Stage | None]:
         """Take the first ``count`` stages of step n again: their slopes, and their graphs if asked for."""
         stages: list[Stage | None] = [None] * len(self.rows)

@@ -70,12 +70,16 @@ class Sweep(abc.ABC):
         # Outputs of a solve without steps are its initial state.
         end = (grad_outputs[:0] if steps else grad_outputs).sum(0)
         link, last = None, len(grad_outputs)
-        states, device = self.tape.states(), end.device
-        for n, state in states_backward(states, steps, self.tape.slots, lambda x: x.to(device), self._advance):
+        for n, state in self.steps_backward():
             first = bisect.bisect_left(self.tape.serving, n, hi=last)
             end, link = self._step(n, state, slice(first, last), grad_outputs[first:last], end, link)
             last = first
         return self.cotangents._replace(y0=end.view_as(self.cotangents.y0))
+
+    def steps_backward(self) -> Iterator[tuple[int, State]]:
+        """All steps, the last one first, each with the state it starts from."""
+        states, device = self.tape.states(), self.cotangents.y0.device
+        return states_backward(states, len(self.times), self.tape.slots, lambda x: x.to(device), self._advance)
 
     @abc.abstractmethod
     def _step(self, n: int, state: State, outputs: slice, mu: Tensor, end: Tensor, link: Any) -> tuple[Tensor, Any]:

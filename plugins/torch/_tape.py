@@ -33,7 +33,8 @@ class Tape:
     the slopes that go with them, and ``history``: which ones go with which. ``fresh``: whether a step evaluates its own
     first stage, or takes over the last stage of the step before. ``anchors``: what a node moves with, t[0] (0) or entry
     i of the points (i + 1). ``serving``: for each output after the first, the step it lies in. ``notes``: for each step
-    what evaluations change besides, before its first ones; empty if the solve changed nothing.
+    what evaluations change besides, before its first ones; empty if the solve changed nothing. ``pieces``: where the
+    dense output was asked for, that of each step, (5, numel): y by powers of the relative place in the step.
     """
 
     nodes: Tensor
@@ -49,6 +50,7 @@ class Tape:
     anchors: Sequence[int]
     serving: Sequence[int]
     notes: Sequence[Sequence[Note]]
+    pieces: Sequence[Tensor] = ()
 
     def states(self) -> dict[int, State]:
         """The kept states by step."""
@@ -59,18 +61,29 @@ class Tape:
 
     def tensors(self) -> list[Tensor]:
         """Everything autograd must watch over between forward and backward."""
-        return [self.nodes, self.sizes, self.outputs, self.marks, *self.ys, *self.slopes]
+        return [self.nodes, self.sizes, self.outputs, self.marks, *self.ys, *self.slopes, *self.pieces]
 
     def emptied(self) -> Tape:
         """The tape without its tensors."""
         none = torch.empty(0)
-        return dataclasses.replace(self, nodes=none, sizes=none, outputs=none, marks=none, ys=(), slopes=())
+        gone = {"nodes": none, "sizes": none, "outputs": none, "marks": none, "ys": (), "slopes": (), "pieces": ()}
+        return dataclasses.replace(self, **gone)
 
     def refilled(self, tensors: Sequence[Tensor]) -> Tape:
         """An emptied tape with its tensors again."""
         (nodes, sizes, outputs, marks), states = tensors[:4], tensors[4:]
-        ys, slopes = states[: len(self.kept)], states[len(self.kept) :]
-        return dataclasses.replace(self, nodes=nodes, sizes=sizes, outputs=outputs, marks=marks, ys=ys, slopes=slopes)
+        slopes = len(self.kept)
+        pieces = slopes + len({i for history in self.history for i in history})
+        return dataclasses.replace(
+            self,
+            nodes=nodes,
+            sizes=sizes,
+            outputs=outputs,
+            marks=marks,
+            ys=states[:slopes],
+            slopes=states[slopes:pieces],
+            pieces=states[pieces:],
+        )
 
 
 class Timeline(NamedTuple):

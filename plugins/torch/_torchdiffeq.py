@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -22,8 +23,8 @@ class Recorder:
 
     After the solve: ``starts`` and ``sizes`` of all steps, whether they were ``cut`` short to end at an entry of
     ``step_t`` or ``jump_t``, the ``states`` that were kept, with their first slopes if asked for, the ``last`` one in
-    any case, and the ``notes`` of what func changes besides: before a step's first evaluation, which may be the last
-    of the step before, and before the next one.
+    any case, the ``notes`` of what func changes besides: before a step's first evaluation, which may be the last of the
+    step before, and before the next one; and the ``pieces`` of the dense output, if they are handed in.
     """
 
     def __init__(self, func: Any, keep: Keep, side: SideState, carries_slopes: bool = False):
@@ -43,6 +44,7 @@ class Recorder:
         self.states: dict[int, State] = {}
         self.last = State(torch.empty(0), ())
         self._notes: list[tuple[Note, ...]] = []
+        self.pieces: list[Tensor] = []
         self.callback_reject_step = func.callback_reject_step
 
     @property
@@ -72,6 +74,11 @@ class Recorder:
         # The host makes a new size when it cuts a try short.
         self._take(t, State(y, self._first), h, self._try, cut=h is not self._tried)
         self._first = self._try = ()
+
+    def note_interpolant(self, coefficients: Sequence[Tensor]) -> None:
+        """Keep that of the step just accepted."""
+        piece = torch.stack([x.reshape(-1) for x in coefficients])
+        self.pieces.append(piece if self._device is None else piece.to(self._device))
 
     def _take(self, t: Tensor, state: State, h: Tensor, notes: tuple[Note, ...], cut: bool = False) -> None:
         step = len(self.starts)
@@ -121,6 +128,7 @@ class Solve:
     """One call of odeint in the host's normal form, without the tensors that may need gradients.
 
     ``user_func``: func as the user passed it. ``jumps``: how many of the points, the last ones, come from ``jump_t``.
+    ``back``: what makes the backward pass of a tape; None: its replay.
     """
 
     func: Any
@@ -133,12 +141,15 @@ class Solve:
     jumps: int
     keep: Keep
     event_fn: Any = None
+    back: Any = None
 
     def record(self, y0: Tensor, t: Tensor, points: Tensor, side: SideState) -> tuple[Tensor, Tensor, Tape]:
         """Run the host's solver: its solution, (len(t), *y0.shape), the time it ends, and the tape of its steps."""
         solver = self.solver(y0)
         recorder = self._recorder(solver, side)
         host.attach(solver, recorder, seeks_event=self.event_fn is not None)
+        if self.keep.pieces:
+            host.call_after_steps(solver, recorder.note_interpolant)
         if self.event_fn is None:
             end, solution = t[-1], solver.integrate(t)
         else:
@@ -268,4 +279,5 @@ class Solve:
             anchors=anchors,
             serving=serving.tolist(),
             notes=recorder.notes,
+            pieces=recorder.pieces,
         )

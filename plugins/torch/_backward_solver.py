@@ -1,0 +1,101 @@
+"""The host's solver that a continuous adjoint runs backward in time, as the user asked for it."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from steptape._errors import OptionError, UnsupportedError
+from steptape.compat import _torchdiffeq as host
+from steptape.torch._keep import Keep
+from steptape.torch._tableau import tableau_of
+
+_CALLBACKS = ("callback_step", "callback_accept_step", "callback_reject_step")
+
+
+@dataclasses.dataclass(frozen=True)
+class BackwardSolver:
+    """A solver of the host's, its tolerances and its options, in the host's normal form for s = -t.
+
+    ``nodes``: of a Gauss–Legendre quadrature in each of its steps; None: the scheme's own.
+    """
+
+    method: str
+    rtol: Any
+    atol: Any
+    options: dict[str, Any]
+    nodes: int | None
+
+    @classmethod
+    def from_call(
+        cls, y0: Any, t: Tensor, forward: dict[str, Any], adjoint: dict[str, Any]
+    ) -> tuple[BackwardSolver, Keep]:
+        """Read the arguments of odeint_adjoint; what ``adjoint`` leaves out is as in the ``forward`` solve.
+
+        Both hold ``rtol``, ``atol`` and ``options``, and ``forward`` holds ``method``. Also gives what to tape.
+        """
+        given = dict(adjoint["options"] or {})
+        keep = {name: given.pop(name) for name in ("checkpoints", "checkpoint_device") if name in given}
+        nodes = given.pop("nodes", None)
+        if nodes is not None and (not isinstance(nodes, int) or nodes < 1):
+            raise OptionError(
+                f"{_CALL}, adjoint_options={{'nodes': {nodes!r}}}): must be a positive number of Gauss–Legendre nodes "
+                "in each backward step, or None for the quadrature of the backward solver's own scheme."
+            )
+        forward_method = forward["method"] or "dopri5"
+        method = given.pop("method", forward_method)
+        _check_method(forward_method, f"{_CALL}, method={forward_method!r}")
+        _check_method(method, f"{_CALL}, adjoint_options={{'method': {method!r}}}")
+        names = host.option_names(host.SOLVERS[method]) - {"first_step"}
+        for name, value in given.items():
+            if name not in names:
+                raise OptionError(
+                    f"{_CALL}, adjoint_options={{{name!r}: {value!r}}}): unknown option. The quadrature adjoint takes "
+                    f"'checkpoints', 'checkpoint_device', 'nodes' and 'method', and {method!r} takes "
+                    f"{', '.join(map(repr, sorted(names)))}."
+                )
+        shared = {name: value for name, value in (forward["options"] or {}).items() if name in names}
+        rtol, atol = (forward[name] if adjoint[name] is None else adjoint[name] for name in ("rtol", "atol"))
+        _, _, _, _, rtol, atol, _, options, _, _ = host.check_inputs(
+            lambda t, y: y, y0, t, rtol, atol, method, {**shared, **given}, None, host.SOLVERS
+        )
+        for name in ("step_t", "jump_t"):
+            if options.get(name) is not None:
+                options[name] = -torch.as_tensor(options[name])
+        kept = Keep.from_options(keep, adjoint_method="quadrature")
+        return cls(method, rtol, atol, options, nodes), kept.for_dense_output()
+
+    def run(self, field: Any, a: Tensor, start: Tensor, end: Tensor, first_step: float) -> Tensor:
+        """a at ``end``, from that at ``start`` before it, with a step that ends there."""
+        given = self.options.get("step_t")
+        points = end.new_zeros(0) if given is None else torch.as_tensor(given).to(end)
+        options = {
+            **self.options,
+            "first_step": first_step,
+            "step_t": torch.cat([points[(points > start) & (points < end)], end[None]]),
+        }
+        func = host.with_sides(field)
+        for name in _CALLBACKS:
+            setattr(func, name, getattr(field, name))
+        solver = host.SOLVERS[self.method](func=func, y0=a, rtol=self.rtol, atol=self.atol, **options)
+        if self.nodes is not None:
+            host.call_after_steps(solver, field.note_interpolant)
+        return solver.integrate(torch.stack([start, end]))[-1]
+
+
+_CALL = "odeint_adjoint(..., adjoint_method='quadrature'"
+
+
+def _check_method(method: str, call: str) -> None:
+    tableaus = {name: tableau_of(solver) for name, solver in host.SOLVERS.items()}
+    able = [name for name, tableau in tableaus.items() if tableau is not None and tableau.chained]
+    if method not in host.SOLVERS:
+        raise OptionError(f"{call}): no solver of torchdiffeq. Use one of {', '.join(able)}.")
+    if method not in able:
+        raise UnsupportedError(
+            f"{call}): the quadrature adjoint reads y(t) from the dense output of an adaptive solver, which {method!r} "
+            f"has not. Use one of {', '.join(able)}, or adjoint_method='aca', which is exact."
+        )

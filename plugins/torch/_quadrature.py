@@ -1,0 +1,211 @@
+"""The quadrature adjoint: the gradient in the parameters is an integral, and no ODE.
+
+Backward in time the host's solver integrates the cotangent of the state alone,
+
+    da/dt = -(∂f/∂y)ᵀ a,    with jumps at the outputs,
+
+with y(t) read from the dense output of the forward solve; y is not integrated in reverse, and the parameters are in no
+state and no error norm. Their gradient is ∫ aᵀ ∂f/∂θ dt over each accepted step: by the weights b_i of the solver's own
+scheme, at the stages it evaluates anyway, which is a quadrature of its order; or by Gauss–Legendre. a is linear in the
+cotangent of the loss, so it is solved at scale 1, and tolerances do not depend on the scale of the loss.
+
+Source: Hu, arXiv 2402.15141, points 1 and 3.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NoReturn
+
+import torch
+from torch import Tensor
+
+from steptape._errors import GradientError, UnsupportedError
+from steptape.compat import _torchdiffeq as host
+from steptape.compat._torch import pull, transforms_active
+from steptape.torch._ambient import Ambient
+from steptape.torch._backward_solver import BackwardSolver
+from steptape.torch._dense import DenseOutput
+from steptape.torch._field import Field
+from steptape.torch._runge_kutta import RungeKuttaSweep
+from steptape.torch._side_state import Restored
+from steptape.torch._tableau import tableau_of
+from steptape.torch._tape import Tape
+from steptape.torch._torchdiffeq import Solve
+
+
+def check_supported(points: Tensor) -> None:
+    """Raise where the backward solve would give no gradient; ``points``: step_t and jump_t of the forward solve."""
+    call = "odeint_adjoint(..., adjoint_method='quadrature')"
+    if points.requires_grad:
+        raise UnsupportedError(
+            f"{call}: step_t or jump_t require a gradient, which a continuous adjoint does not give. Detach them, or "
+            "use adjoint_method='aca'."
+        )
+    if transforms_active():
+        raise UnsupportedError(
+            f"{call} inside a transform of torch.func, which sees no backward pass of ours. Use adjoint_method='aca', "
+            "or torch.autograd.grad."
+        )
+
+
+class AdjointField:
+    """da/ds = (∂f/∂y)ᵀ a in s = -t, a func for the host's solvers that adds up the parameters' integral on the way.
+
+    A stage's share is taken where the stage is evaluated, and kept if the step is accepted. The first stage of a step
+    is the last evaluation before its first try, so its share waits. Gauss–Legendre comes after the step.
+    """
+
+    def __init__(self, field: Field, dense: DenseOutput, params: Sequence[Tensor], solver: BackwardSolver):
+        self._field, self._dense, self._params = field, dense, params
+        rows = tableau_of(host.SOLVERS[solver.method]).rows
+        self._weights = rows[-1].tolist() if solver.nodes is None else [0.0] * rows.shape[1]
+        self._nodes = [] if solver.nodes is None else gauss_legendre(solver.nodes)
+        self._first: Sequence[Tensor | None] = ()
+        self._latest: Sequence[Tensor | None] = ()
+        self._try = [torch.zeros_like(p) for p in params]
+        self._stage = 0
+        self._step = 0.0, 0.0
+        self.scale = 1.0
+        self.proposed = 0.0
+
+    def __call__(self, s: Tensor, a: Tensor) -> Tensor:
+        # Stage 0 stands for all that is evaluated between two steps.
+        first, last = self._stage == 0, self._stage == len(self._weights) - 1
+        weight = 0.0 if first else self._weights[self._stage]
+        in_y, in_params = self._pull(s, a, weight != 0 or ((first or last) and self._weights[0] != 0))
+        _add(self._try, in_params, weight)
+        self._latest = in_params
+        self._stage += not first
+        return in_y
+
+    def _pull(self, s: Tensor, a: Tensor, with_params: bool, with_y: bool = True) -> tuple[Tensor, list[Tensor | None]]:
+        """(∂f/∂y)ᵀ a and (∂f/∂θ)ᵀ a at -s and y(-s), as far as asked for."""
+        stage = self._field.evaluate(-s, self._dense(-s.item()))
+        inputs = ((stage.y,) if with_y else ()) + (tuple(self._params) if with_params else ())
+        grads = list(pull((stage.slope,), (a,), inputs)) if stage.slope.requires_grad else [None] * len(inputs)
+        in_y = grads.pop(0) if with_y else None
+        return torch.zeros_like(a) if in_y is None else in_y, grads
+
+    def callback_step(self, s: Tensor, a: Tensor, h: Tensor) -> None:
+        if self._stage == 0:
+            self._first = self._latest
+            self._dense.forget_after(-s.item())
+        self.proposed = h.item()
+        self._stage = 1
+
+    def callback_accept_step(self, s: Tensor, a: Tensor, h: Tensor) -> None:
+        self._step = s.item(), h.item()
+        _add(self._try, self._first, self._weights[0])
+        _add(self._field.cotangents, self._try, h.item() * self.scale)
+        self.callback_reject_step(s, a, h)
+        self._stage = 0
+
+    def callback_reject_step(self, s: Tensor, a: Tensor, h: Tensor) -> None:
+        for share in self._try:
+            share.zero_()
+
+    def note_interpolant(self, coefficients: Sequence[Tensor]) -> None:
+        """Gauss–Legendre over the step just accepted, with a read from its dense output, given by powers."""
+        start, size = self._step
+        for x, weight in self._nodes:
+            a = torch.stack([c * x**power for power, c in enumerate(coefficients)]).sum(0)
+            s = a.real.new_tensor(start + x * size)
+            _, in_params = self._pull(s, a, with_params=True, with_y=False)
+            _add(self._field.cotangents, in_params, weight * size * self.scale)
+
+
+def _add(totals: Sequence[Tensor], shares: Sequence[Tensor | None], weight: float) -> None:
+    if weight:
+        for total, share in zip(totals, shares, strict=False):
+            if share is not None:
+                total.add_(share, alpha=weight)
+
+
+def gauss_legendre(count: int) -> list[tuple[float, float]]:
+    """The nodes in [0, 1] and the weights of the quadrature that is exact up to degree 2 count - 1 (Golub–Welsch)."""
+    i = torch.arange(1, count, dtype=torch.float64)
+    beside = i / (4 * i**2 - 1).sqrt()
+    nodes, vectors = torch.linalg.eigh(torch.diag(beside, 1) + torch.diag(beside, -1))
+    return list(zip(((nodes + 1) / 2).tolist(), (vectors[0] ** 2).tolist(), strict=True))
+
+
+class QuadratureBack:
+    """One backward pass: from the cotangent of the solution to those of the inputs (y0, t, points, *params)."""
+
+    def __init__(
+        self,
+        solver: BackwardSolver,
+        solve: Solve,
+        ambient: Ambient,
+        side: Restored,
+        tape: Tape,
+        inputs: tuple[Tensor, ...],
+        needed: tuple[bool, ...],
+    ):
+        self._solver, self._solve, self._tape, self._inputs, self.needed = solver, solve, tape, inputs, needed
+        y0, params = inputs[0], inputs[3:]
+        self._field = Field(solve.vector_field, ambient, side, y0.shape, params, in_time=False, method="quadrature")
+        self._dense = DenseOutput(tape.nodes.tolist(), self._pieces())
+
+    def differentiable(self, grad_solution: Tensor) -> NoReturn:
+        """Refused."""
+        raise UnsupportedError(
+            "odeint_adjoint(..., adjoint_method='quadrature'): second derivatives (create_graph=True). The backward "
+            "solve is not differentiated in its turn. Use adjoint_method='aca'."
+        )
+
+    def plain(self, grad_solution: Tensor) -> list[Tensor]:
+        """By solving for a, output to output."""
+        if self._tape.notes:
+            raise GradientError(
+                "odeint_adjoint(..., adjoint_method='quadrature'): func drew random numbers (dropout?) or changed its "
+                "buffers, so the vector field of the backward solve would be another one. Use adjoint_method='aca', "
+                "which takes the very evaluations of the solve again."
+            )
+        y0, t, points, *params = self._inputs
+        times = torch.cat([t[:1].to(self._tape.outputs), self._tape.outputs])
+        in_t = torch.zeros_like(t)
+        adjoint = AdjointField(self._field, self._dense, params, self._solver)
+        a, first_step = torch.zeros_like(y0), self._tape.sizes[-1:].sum().item()
+        for i in range(len(times) - 1, 0, -1):
+            a = a + grad_solution[i]
+            if self.needed[1] and self._solve.event_fn is None:
+                in_t[i] = _dot(grad_solution[i], self._slope(times[i]))
+            scale = a.abs().max().item()
+            if scale > 0:
+                adjoint.scale = scale
+                a = scale * self._solver.run(adjoint, a / scale, -times[i], -times[i - 1], first_step)
+                first_step = adjoint.proposed
+        if len(times) > 1:
+            in_t[0] = -_dot(a, self._first_slope(times[0]))
+        return [a + grad_solution[0], in_t, torch.zeros_like(points), *self._field.cotangents]
+
+    def _slope(self, t: Tensor) -> Tensor:
+        return self._field.value(t.to(self._inputs[0].real.dtype), self._dense(t.item()))
+
+    def _first_slope(self, t: Tensor) -> Tensor:
+        """f at the start, which must be what the forward solve took it for."""
+        slope, taped = self._slope(t), self._dense.slope(t.item()).view(self._inputs[0].shape)
+        if not torch.allclose(slope, taped, rtol=1e-3, atol=1e-3 * taped.abs().max().item(), equal_nan=True):
+            raise GradientError(
+                "odeint_adjoint(func, ..., adjoint_method='quadrature'): func returned another value in the backward "
+                "pass than in the forward pass for the same t and y. Make func a function of its arguments and "
+                "parameters alone."
+            )
+        return slope
+
+    def _pieces(self) -> Iterator[Tensor]:
+        """The interpolants of the steps, the last one first: from the tape, or from its steps taken again."""
+        solve, tape, (y0, t, points, *_) = self._solve, self._tape, self._inputs
+        if tape.pieces:
+            yield from (piece.to(y0.device) for piece in reversed(tape.pieces))
+            return
+        timeline = solve.timeline(tape, y0, t, points)
+        sweep = RungeKuttaSweep(solve.tableau, tape, timeline, self._field, y0, whole_steps=False)
+        for n, state in sweep.steps_backward():
+            yield sweep.interpolant(n, state)
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    return (a.conj() * b).sum().real
