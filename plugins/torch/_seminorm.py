@@ -1,0 +1,117 @@
+"""The seminorm for torchdiffeq's own adjoint: the norm of the state and its cotangent, and of no integral.
+
+What the host solves backward is one tuple: the time's cotangent, y, its cotangent a, and the cotangents of the
+parameters. But for y and a these are plain integrals, on which nothing depends, so their error need not gate a step.
+
+Source: Kidger et al., "Hey, that's not an ODE", arXiv 2009.09457.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from steptape._errors import OptionError
+
+Norm = Callable[[Any], Any]
+
+
+class Seminorm:
+    """What ``seminorm`` returns: the norm of a backward solve, and ``forward``, that of the solve itself."""
+
+    def __init__(
+        self, shapes: Sequence[torch.Size], is_tuple: bool, norm: Norm | None, joint: bool, left_out: set[int]
+    ):
+        self._shapes, self._is_tuple, self._norm, self._joint, self._left_out = shapes, is_tuple, norm, joint, left_out
+
+    def __call__(self, channels: Sequence[Tensor]) -> Any:
+        """The seminorm of (a_t, y, a, *a_params), where y and a take a place for each tensor of the state."""
+        count = len(self._shapes)
+        y, a = channels[1 : 1 + count], channels[1 + count : 1 + 2 * count]
+        if [x.shape for x in (*y, *a)] != [*self._shapes, *self._shapes]:
+            raise OptionError(
+                f"seminorm(y0, ...) was made for a state of shapes {_tuples(self._shapes)}, and the adjoint's channels "
+                f"have shapes {_tuples([x.shape for x in channels])}. Pass the y0 of the solve, and use the norm as "
+                "odeint_adjoint(..., adjoint_options={'norm': seminorm(y0)})."
+            )
+        if self._joint:
+            return _rms(torch.cat([x.reshape(-1) for x in (*self._counted(y), *self._counted(a))]))
+        return max(self._of(y), self._of(a))
+
+    def forward(self, state: Any) -> Any:
+        """The norm of a state, the integrals left out: ``odeint_adjoint(..., options={"norm": seminorm.forward})``."""
+        return self._of(state if self._is_tuple else (state,))
+
+    def _of(self, state: Sequence[Tensor]) -> Any:
+        counted = self._counted(state)
+        if self._norm is not None:
+            return self._norm(tuple(counted) if self._is_tuple else counted[0])
+        return max(map(_rms, counted))
+
+    def _counted(self, state: Sequence[Tensor]) -> list[Tensor]:
+        return [x for i, x in enumerate(state) if i not in self._left_out]
+
+
+def seminorm(
+    y0: Tensor | Sequence[Tensor],
+    *,
+    reduction: Literal["mixed", "joint"] = "mixed",
+    norm: Norm | None = None,
+    integrals: Collection[int] = (),
+) -> Seminorm:
+    """A norm for torchdiffeq's adjoint in which its integrals do not count, so that they do not gate its steps.
+
+    ``torchdiffeq.odeint_adjoint(func, y0, t, adjoint_options={"norm": seminorm(y0)})``, or steptape's.
+
+    Args:
+        y0: the state of the solve, a tensor or a tuple of them; its shapes alone are read.
+        reduction: ``"mixed"``: the larger of the norms of y and of its cotangent, which is the host's own
+            ``"seminorm"`` but for the time's cotangent, an integral as well. ``"joint"``: the root mean square of both
+            together, as in diffrax.
+        norm: of a state, as ``options["norm"]`` of the solve; by default the host's, the root mean square of a tensor
+            and the largest of them of a tuple. Not with ``"joint"``.
+        integrals: the places, in a tuple state, of tensors that are integrals themselves, such as the log-density of a
+            continuous normalising flow or a running cost; they are left out as well. ``options={"norm":
+            seminorm(...).forward}`` leaves them out of the forward solve, and ``norm`` does not see them.
+
+    Returns:
+        The norm, a callable of the adjoint's channels.
+
+    Raises:
+        OptionError: for an unknown reduction, ``norm`` with ``"joint"``, and integrals that are no places in the state
+            or all of them; when the norm is taken, where y0 was of other shapes than the state.
+
+    Supports:
+        Every adaptive solver of the host. A replay (``adjoint_method="aca"``) has no norm to choose; the quadrature
+        adjoint has no integrals in its state, and takes the norm of the forward solve.
+
+    Source: Kidger et al., arXiv 2009.09457.
+    """
+    is_tuple = not isinstance(y0, Tensor)
+    shapes = [x.shape for x in (y0 if is_tuple else (y0,))]
+    call = f"seminorm(y0, reduction={reduction!r}"
+    if reduction not in ("mixed", "joint"):
+        raise OptionError(f"{call}): must be 'mixed' or 'joint'.")
+    if norm is not None and reduction == "joint":
+        raise OptionError(
+            f"{call}, norm={norm!r}): the mean of y and its cotangent together is known for the root mean square "
+            "alone. Pass reduction='mixed'."
+        )
+    left_out = set(integrals)
+    if not left_out < set(range(len(shapes))):
+        raise OptionError(
+            f"seminorm(y0, integrals={integrals!r}): must be some, and not all, of the places 0 to {len(shapes) - 1} "
+            "of the tensors in y0."
+        )
+    return Seminorm(shapes, is_tuple, norm, reduction == "joint", left_out)
+
+
+def _rms(x: Tensor) -> Tensor:
+    return x.abs().square().mean().sqrt()
+
+
+def _tuples(shapes: Sequence[torch.Size]) -> list[tuple[int, ...]]:
+    return [tuple(shape) for shape in shapes]
