@@ -1,9 +1,12 @@
 """torchsde's private names, each with the reason steptape needs it."""
 
+from typing import Any
+
 from steptape.compat._unsupported import unsupported
 
 try:
     from torchsde import sdeint_adjoint as sdeint_adjoint
+    from torchsde._core.base_sde import ForwardSDE as ForwardSDE  # What the solvers call, made from an SDE.
     from torchsde._core.interp import linear_interp as linear_interp  # The outputs between the ends of a step.
     from torchsde._core.methods import select as select  # The solver class of a method's name.
 
@@ -19,3 +22,8 @@ except ImportError as error:
 
 # The modules that hold sdeint_adjoint under its name.
 HOLDERS = ("torchsde", "torchsde._core.adjoint")
+
+
+def sde_under(sde: Any) -> Any:
+    """The SDE that a ForwardSDE was made from."""
+    return sde._base_sde

@@ -295,6 +295,22 @@ def test_evaluations_of_the_backward_pass(noise):
     assert sde.evaluations == 32
 
 
+@pytest.mark.parametrize(("dropout", "drifts"), [(0.0, 4), (0.3, 10)])
+def test_a_drift_that_the_host_takes_again_is_replayed_once_unless_it_is_random(dropout, drifts):
+    sde, y0 = Sde("ito", "diagonal", dropout=dropout), initial()
+    settings = {"bm": interval("diagonal", "space-time"), "method": "srk", "dt": 1 / 8}
+    ys = sdeint_adjoint(sde, y0, [0.0, 1.0], adjoint_method="aca", **settings)
+    sde.evaluations = 0
+    ys.sum().backward()
+    assert sde.evaluations == 8 * drifts
+
+
+@pytest.mark.parametrize("keep", KEEP, ids=str)
+def test_dropout_where_the_host_takes_a_drift_again(keep):
+    sde = Sde("ito", "diagonal", dropout=0.3)
+    assert_equal(sde, lambda: interval("diagonal", "space-time"), keep, method="srk", dt=1 / 8)
+
+
 class Geometric(torch.nn.Module):
     """dY = aY dt + bY dW: Y(t) = y0 exp((a - b²/2)t + bW(t)), in Itô's calculus."""
 

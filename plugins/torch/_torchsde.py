@@ -17,6 +17,7 @@ from steptape.compat._unsupported import unsupported
 from steptape.torch._ambient import Ambient
 from steptape.torch._keep import Keep
 from steptape.torch._sde_noise import NotingBrownian, Query, ReplayingBrownian
+from steptape.torch._sde_once import Once
 from steptape.torch._sde_tape import State, Step, Tape, serving
 from steptape.torch._side_state import SideState, same
 
@@ -124,14 +125,14 @@ class Solve:
         """Whether the increments are on the tape; else the Brownian object is asked again."""
         return self.keep.checkpoints is None
 
-    def solver(self, bm: Any) -> Any:
-        """A new solver of the host for this call, with the Brownian object as given."""
+    def solver(self, sde: Any, bm: Any) -> Any:
+        """A new solver of the host for this call, with the SDE and the Brownian object as given."""
         settings = {**self.settings, "options": dict(self.settings["options"])}
-        return host.select(method=self.method, sde_type=self.sde.sde_type)(sde=self.sde, bm=bm, **settings)
+        return host.select(method=self.method, sde_type=sde.sde_type)(sde=sde, bm=bm, **settings)
 
     def integrate(self, y0: Tensor, extra: Sequence[Tensor] | None) -> tuple[Tensor, Sequence[Tensor]]:
         """Run the host's solver as it is: its solution, (len(ts), *y0.shape), and its extra state at the end."""
-        return _integrated(self.solver(self.bm), y0, self.ts, extra)
+        return _integrated(self.solver(self.sde, self.bm), y0, self.ts, extra)
 
     def record(
         self, y0: Tensor, extra: Sequence[Tensor] | None, side: SideState
@@ -139,7 +140,7 @@ class Solve:
         """The same, and the tape of the accepted steps."""
         note = side.note()
         noise = NotingBrownian(self.bm, side, self.taped)
-        solver = self.solver(noise)
+        solver = self.solver(self.sde, noise)
         recorder = Recorder(solver, noise, self.keep)
         solver.step = recorder.step
         solution, after = _integrated(solver, y0, self.ts, extra)
@@ -169,7 +170,9 @@ class Stepper:
     def __init__(self, solve: Solve, tape: Tape, ambient: Ambient, side: SideState, device: torch.device):
         self._ts, self._tape, self._ambient, self._side = solve.ts, tape, ambient, side
         self._noise = ReplayingBrownian(solve.bm, side, tape.answers, tape.notes, solve.taped, device)
-        self._solver = solve.solver(self._noise)
+        # What changes something besides, such as the random numbers drawn, must be evaluated as often as in the solve.
+        self._once = Once(host.sde_under(solve.sde)) if tape.note is None else None
+        self._solver = solve.solver(solve.sde if self._once is None else host.ForwardSDE(self._once), self._noise)
 
     def first_extra(self, y0: Tensor) -> Sequence[Tensor]:
         """The extra state the solver starts with where the user gives none."""
@@ -185,4 +188,6 @@ class Stepper:
         with self._ambient.around_func():
             for t0, t1 in pairwise(self._tape.steps[n].times):
                 y, extra = self._solver.step(t0, t1, y, tuple(extra))
+                if self._once is not None:
+                    self._once.forget()
         return (y, *extra)
