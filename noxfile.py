@@ -1,4 +1,4 @@
-"""The project's checks. `nox` runs the default ones, which is what CI runs; `nox -l` lists them all."""
+"""The project's checks. `nox` runs the default ones; `nox -l` lists them all; CI is `.ci/run`."""
 
 import nox
 
@@ -8,14 +8,29 @@ nox.options.default_venv_backend = "virtualenv"
 nox.options.reuse_existing_virtualenvs = True
 
 PYPROJECT = nox.project.load_toml("pyproject.toml")
+STEPTAPE = PYPROJECT["tool"]["steptape"]
 # The one release whose CPU build is small; every other brings gigabytes of CUDA.
 TORCH = "torch==2.13.0"
+EXTRA = {"torch": "sde", "jax": "jax"}
 
 
-def install(session: nox.Session, *extras: str, group: str) -> None:
+def install(session: nox.Session, *extras: str, group: str, pins: list[str] | None = None) -> None:
     """Install steptape's wheel with some extras, and the tools of a dependency group."""
     tools = nox.project.dependency_groups(PYPROJECT, group)
-    session.install(TORCH, f".[{','.join(extras)}]", *tools)
+    session.install(*([TORCH] if pins is None else pins), f".[{','.join(extras)}]", *tools)
+
+
+def named(*arguments: object) -> object:
+    """A session's parameters, of which the last one is a line of the table of versions, under that line's name."""
+    return nox.param(*arguments, id=" ".join(arguments[-1]["pins"][:2]))
+
+
+def exact(session: nox.Session, half: str, line: dict) -> None:
+    """Install the versions of a line and hold one half's gradients against the host's own back-propagation."""
+    if "pip" in line:
+        session.install(line["pip"])
+    install(session, EXTRA[half], "report", group="exact", pins=line["pins"])
+    session.run("pytest", "-n", "auto", *STEPTAPE["exact"][half])
 
 
 @nox.session
@@ -38,6 +53,32 @@ def tests(session: nox.Session) -> None:
     """All tests on the default versions of the hosts; arguments go to pytest."""
     install(session, "all", group="test")
     session.run("pytest", "-n", "auto", "--dist", "loadfile", *session.posargs)
+
+
+@nox.session
+@nox.parametrize("half, line", [named(half, lines[0]) for half, lines in STEPTAPE["versions"].items()])
+def minimums(session: nox.Session, half: str, line: dict) -> None:
+    """Exactness on the lowest versions of each host, with the Python that runs nox."""
+    exact(session, half, line)
+
+
+@nox.session
+@nox.parametrize(
+    "python, half, line",
+    [named(line["python"], half, line) for half, lines in STEPTAPE["versions"].items() for line in lines],
+)
+def matrix(session: nox.Session, half: str, line: dict) -> None:
+    """Exactness on every supported version, with its own Python; parity results go to `matrix-report/`."""
+    exact(session, half, line)
+    folder = "-".join(line["pins"][:2]).replace("==", "-")
+    session.run("steptape", "parity", "--quick", "--backend", half, "--out", f"matrix-report/{folder}")
+
+
+@nox.session
+def report(session: nox.Session) -> None:
+    """One report of all parity results in `matrix-report/`; arguments are folders of other runs and machines."""
+    session.install(".[report]")
+    session.run("steptape", "report", "matrix-report", *session.posargs)
 
 
 @nox.session
