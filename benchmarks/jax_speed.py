@@ -189,6 +189,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print the tables and write them to a folder."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.jax_speed", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="one tolerance and one solver, few rounds")
+    parser.add_argument("--only", default="", metavar="TEXT", help="cases whose name has this in it, such as Dopri8")
     parser.add_argument("--rounds", type=int, default=21)
     parser.add_argument("--out", type=Path, default=Path("benchmark-report"), metavar="DIR", help="folder of results")
     options = parser.parse_args(arguments)
@@ -197,7 +198,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     rounds, settings = (7, 1) if options.quick else (options.rounds, 3)
     options.out.mkdir(parents=True, exist_ok=True)
     results: list[Result] = []
-    for case in itertools.starmap(Case, itertools.product(SIZES, solvers, tolerances, (False, True))):
+    cases = itertools.starmap(Case, itertools.product(SIZES, solvers, tolerances, (False, True)))
+    for case in filter(lambda case: options.only in case.name, cases):
         results.append(measured(case, rounds, settings))
         jax.clear_caches()
         # Each time, so that an interrupted run leaves what it has found.

@@ -45,33 +45,72 @@ def test_noise_that_cannot_be_seen_twice_is_refused():
         jax.grad(final)(jnp.ones(2))
 
 
-def test_reverse_over_reverse_is_refused_and_the_way_out_works():
+def test_reverse_over_reverse_is_refused_also_in_a_batch_and_the_way_out_works():
     y0 = inputs().y0
 
-    def curvature(adjoint):
-        return jax.grad(lambda y: jnp.sum(jax.grad(lambda y: _final(y, adjoint, max_steps=64))(y) ** 2))(y0)
+    def curvature(adjoint, grad):
+        return grad(lambda y: jnp.sum(grad(lambda y: _final(y, adjoint, max_steps=64))(y) ** 2))(y0)
 
-    with pytest.raises(UnsupportedError, match=r"Reverse mode over the reverse mode.*diffrax\.DirectAdjoint"):
-        curvature(OURS)
-    assert jnp.all(jnp.isfinite(curvature(diffrax.DirectAdjoint())))
+    for grad in (jax.grad, jax.jacrev):
+        with pytest.raises(UnsupportedError, match=r"Reverse mode over the reverse mode.*diffrax\.DirectAdjoint"):
+            curvature(OURS, grad)
+    assert jnp.all(jnp.isfinite(curvature(diffrax.DirectAdjoint(), jax.grad)))
 
 
-def test_forward_mode_is_refused_by_jax():
+def _push(y):
+    return jax.jvp(_final, (y,), (jnp.ones_like(y),))[1]
+
+
+FORWARD = {
+    "jvp": _push,
+    "jvp-of-jit": lambda y: jax.jvp(jax.jit(_final), (y,), (y,)),
+    "jvp-in-jit": jax.jit(_push),
+    "jvp-of-vmap": lambda y: jax.jvp(jax.vmap(_final), (y[None],), (y[None],)),
+    "jvp-in-vmap": lambda y: jax.vmap(_push)(y[None]),
+    "jvp-of-checkpoint": lambda y: jax.jvp(jax.checkpoint(_final), (y,), (y,)),
+    "jvp-of-scan": lambda y: jax.jvp(
+        lambda y: jax.lax.scan(lambda c, _: (_final(c) * c, None), y, length=2), (y,), (y,)
+    ),
+    "grad-of-jvp": jax.grad(_push),
+    "jacfwd": jax.jacfwd(_final),
+    "jacfwd-in-jit": jax.jit(jax.jacfwd(_final)),
+    "linearize": lambda y: jax.linearize(_final, y)[1](y),
+    "unbounded": lambda y: jax.jvp(lambda y: _final(y, max_steps=None), (y,), (y,)),
+}
+
+
+@pytest.mark.parametrize("push", FORWARD.values(), ids=FORWARD)
+def test_forward_mode_is_refused(push):
+    with pytest.raises(
+        UnsupportedError, match=r"Forward mode.*Use `adjoint=diffrax\.ForwardMode\(\)`, or .*DirectAdjoint"
+    ):
+        push(inputs().y0)
+
+
+def test_the_ways_out_of_forward_mode_work():
     y0 = inputs().y0
-    with pytest.raises(TypeError, match=r"forward-mode .* custom_vjp"):
-        jax.jvp(_final, (y0,), (y0,))
+
+    def pushed(way):
+        return jax.jvp(lambda y: _final(y, way), (y0,), (y0,))[1]
+
+    assert worst(pushed(diffrax.ForwardMode()), pushed(diffrax.DirectAdjoint())) < 1e-12
 
 
-def test_forward_over_reverse_is_right_where_the_hosts_step_allows_it():
-    y0 = inputs().y0
-    solver = diffrax.Dopri5(scan_kind="bounded")
-    with pytest.raises(TypeError, match=r"forward-mode .* custom_vjp"):
-        jax.jvp(jax.grad(_final), (y0,), (y0,))
+def test_forward_over_reverse_is_refused_where_the_hosts_step_is_replayed_and_the_way_out_works():
+    def curvature(solver):
+        # A controller that has every try replayed: time moves.
+        def end(t1):
+            times = inputs().times.at[1].set(t1)
+            how = {"max_steps": 32, "stepsize_controller": diffrax.PIDController(rtol=0.1, atol=0.1, dtmax=0.2)}
+            return jnp.sum(solve(inputs()._replace(times=times), OURS, solver, **how).ys)
 
-    def curvature(adjoint):
-        return jax.jvp(jax.grad(lambda y0: _final(y0, adjoint, solver=solver)), (y0,), (y0,))[1]
+        return jax.jvp(jax.grad(end), (1.0,), (1.0,))[1]
 
-    assert worst(curvature(OURS), curvature(HOST)) < 1e-10
+    with pytest.raises(
+        UnsupportedError, match=r"Forward mode over the reverse mode.*scan_kind=\"bounded\".*DirectAdjoint"
+    ):
+        curvature(diffrax.Heun())
+    assert jnp.isfinite(curvature(diffrax.Heun(scan_kind="bounded")))
 
 
 @pytest.mark.parametrize(

@@ -269,6 +269,17 @@ def _root_found_event(x, adjoint):
     return solve(x, adjoint, event=event)
 
 
+def _event_at_the_end_of_a_step(x, adjoint):
+    # What it depends on may be differentiated; where it ends the solve does not depend on that, to first order.
+    y0, t0 = x.y0, x.times[0]
+    gone = {"moved": lambda t, y, args, **kwargs: args * jnp.sum((y - y0) ** 2) > 0.5, "late": _late(1.5 + t0)}
+    return solve(x, adjoint, event=diffrax.Event(gone), saveat=diffrax.SaveAt(ts=jnp.linspace(0.1, 2.9, 9), t1=True))
+
+
+def _late(end):
+    return lambda t, y, args, **kwargs: t - end
+
+
 def _implicit(x, adjoint):
     controller = diffrax.PIDController(rtol=1e-2, atol=1e-2)
     return solve(x, adjoint, diffrax.Kvaerno3(), stepsize_controller=controller, max_steps=256)
@@ -282,9 +293,18 @@ def _stochastic(x, adjoint):
 
 
 @pytest.mark.parametrize(
-    "run", [_half_solver, _step_size_limit, _steps_to_given_times, _root_found_event, _implicit, _stochastic]
+    "run",
+    [
+        _half_solver,
+        _step_size_limit,
+        _steps_to_given_times,
+        _root_found_event,
+        _event_at_the_end_of_a_step,
+        _implicit,
+        _stochastic,
+    ],
 )
-def test_what_has_no_lean_replay_is_exact_all_the_same(run):
+def test_what_is_not_an_explicit_solve_to_its_end_is_exact_all_the_same(run):
     # A Brownian path does not let itself be differentiated for time.
     x = inputs()._replace(times=None) if run is _stochastic else inputs()
     # Newton's iterations are replayed to rounding, magnified by the Jacobian's condition.

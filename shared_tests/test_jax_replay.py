@@ -93,6 +93,16 @@ def test_where_no_time_moves_any_controllers_rejected_tries_are_not_replayed(tim
         assert backward == 6 * stats["num_accepted_steps"]
 
 
+@pytest.mark.parametrize("kind", ["boolean", "real"])
+def test_an_event_that_ends_a_solve_where_a_step_ends_is_not_replayed(kind):
+    def decayed(t, y, args, **kwargs):
+        return y[0] < 0.2 if kind == "boolean" else y[0] - 0.2
+
+    _, backward, stats = _evaluations(lambda x: solve(x, OURS, event=diffrax.Event(decayed)), inputs())
+    assert stats["num_rejected_steps"] >= 1
+    assert backward == 6 * stats["num_accepted_steps"]
+
+
 @pytest.mark.parametrize("checkpoints", [1, 3])
 def test_few_checkpoints_recompute_the_steps_that_the_plan_says(checkpoints):
     _, backward, stats = _evaluations(lambda x: solve(x, AdaptiveCheckpointAdjoint(checkpoints)), inputs())

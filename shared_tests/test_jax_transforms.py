@@ -167,32 +167,20 @@ def test_a_pull_back_may_be_called_again():
     assert identical(again, once)
 
 
-def test_a_hessian_is_refused_by_jax_and_the_ways_out_agree():
-    y0 = jnp.array(Y0[0])
-    with pytest.raises(TypeError, match=r"forward-mode .* custom_vjp"):
-        jax.hessian(squared)(y0)
+@pytest.mark.parametrize("ours", [OURS, FEW, AdaptiveCheckpointAdjoint(checkpoints=3, graph="stage")], ids=str)
+def test_a_hessian_is_forward_over_reverse_mode(ours):
+    def hessian(adjoint, x):
+        def value(x):
+            saveat = diffrax.SaveAt(ts=jnp.array([0.5, 1.1]), t1=True)
+            return jnp.sum(
+                jnp.sin(solve(x, adjoint, diffrax.Heun(), stepsize_controller=LOOSE, max_steps=32, saveat=saveat).ys)
+            )
 
-    def bounded(y0, adjoint):
-        # The end is well inside a step, so that the derivative is smooth.
-        kwargs: Any = {"stepsize_controller": diffrax.ConstantStepSize(), "max_steps": 8}
-        x = inputs()._replace(y0=y0, times=jnp.array([0.1, 0.55, 0.1]))
-        return jnp.sum(jnp.sin(solve(x, adjoint, diffrax.Heun(scan_kind="bounded"), **kwargs).ys))
+        return jax.hessian(value)(x)
 
-    def forward_over_reverse(adjoint, y0):
-        grad = jax.grad(functools.partial(bounded, adjoint=adjoint))
-        return jnp.stack([jax.jvp(grad, (y0,), (along,))[1] for along in jnp.eye(2)])
-
-    def direct(adjoint, y0):
-        return jax.jacrev(jax.jacrev(functools.partial(bounded, adjoint=adjoint)))(y0)
-
-    want, got = jax.jit(lambda y0: (direct(diffrax.DirectAdjoint(), y0), forward_over_reverse(OURS, y0)))(y0)
+    x = inputs()._replace(times=jnp.array([0.1, 1.3, 0.8]))
+    want, got = compared(hessian, x, adjoints=(diffrax.DirectAdjoint(), ours))
     assert worst(got, want) < 1e-12
-
-
-def test_linearize_is_refused_by_jax_as_it_is_for_the_host():
-    for adjoint in (HOST, OURS):
-        with pytest.raises(TypeError, match=r"forward-mode .* custom_vjp"):
-            jax.linearize(functools.partial(squared, adjoint=adjoint), jnp.array(Y0[0]))[1](jnp.ones(2))
 
 
 def test_a_field_that_is_no_number_somewhere():

@@ -10,7 +10,7 @@ import jax
 from steptape._errors import OptionError
 from steptape.compat._diffrax import loop
 from steptape.compat._equinox import while_loop
-from steptape.jax._known import known_step
+from steptape.jax._known import has_times, known_step
 from steptape.jax._loop import replayed_while_loop
 
 
@@ -44,18 +44,19 @@ class AdaptiveCheckpointAdjoint(diffrax.AbstractAdjoint):
         - Problems: ODEs, SDEs with a ``VirtualBrownianTree``, CDEs; pytree states; time running either way.
         - Solvers: any that keep to diffrax's interface; explicit Runge-Kutta methods are replayed with a step
           of ours, the others with their own.
-        - Controllers: any. With an event, and where a time is differentiated under another controller than
-          ``ConstantStepSize``, ``StepTo`` and ``PIDController`` without ``dtmin`` and ``dtmax``, every try is replayed
-          by diffrax's own loop body: as exact, but with rejected tries, and it is the tries that are kept and
-          recomputed.
+        - Controllers and events: any. With an event whose root is sought, and where a time is differentiated under
+          another controller than ``ConstantStepSize``, ``StepTo`` and ``PIDController`` without ``dtmin`` and
+          ``dtmax``, every try is replayed by diffrax's own loop body: as exact, but with rejected tries, and it is
+          the tries that are kept and recomputed.
         - Output: ``SaveAt`` in all its forms.
-        - Transforms: ``jit``, ``vmap``, ``scan``, ``checkpoint`` and reverse mode. Forward mode raises JAX's
-          ``TypeError``; so does forward over reverse, unless the solver was made with ``scan_kind="bounded"``.
+        - Transforms: ``jit``, ``vmap``, ``scan``, ``checkpoint``, reverse mode, and forward over reverse mode, so
+          ``jax.hessian``, where accepted steps are replayed with a step of ours or the solver was made with
+          ``scan_kind="bounded"``.
 
     Raises:
         steptape.OptionError: for arguments other than these.
         steptape.UnsupportedError: when the solve is differentiated, not when it runs: with ``max_steps=None``, with
-            an ``UnsafeBrownianPath``, and for reverse mode over reverse mode.
+            an ``UnsafeBrownianPath``, in forward mode, and for second derivatives other than those above.
 
     Source:
         Zhuang et al., "Adaptive Checkpoint Adjoint Method for Gradient Estimation in Neural ODE", ICML 2020,
@@ -94,12 +95,8 @@ class AdaptiveCheckpointAdjoint(diffrax.AbstractAdjoint):
     ) -> Any:
         """Run diffrax's loop; called by ``diffeqsolve``."""
         del throw, passed_controller_state
-        host_loop = functools.partial(
-            loop,
-            max_steps=max_steps,
-            inner_while_loop=functools.partial(while_loop, kind="checkpointed"),
-            **kwargs,
-        )
+        inner_while_loop = functools.partial(while_loop, kind="checkpointed")
+        host_loop = functools.partial(loop, max_steps=max_steps, inner_while_loop=inner_while_loop, **kwargs)
         solve: dict[str, Any] = {
             "terms": terms,
             "args": args,
@@ -116,8 +113,19 @@ class AdaptiveCheckpointAdjoint(diffrax.AbstractAdjoint):
             if refusal
             else known_step(host_loop, passed_solver_state=passed_solver_state, by_stage=self.graph == "stage", **solve)
         )
+        by_step = known is not None and known.times_exact
+        lean = by_step and known.again is not None
+        # A loop that is never transposed compiles faster without the means for it, and knows forward mode.
+        if by_step:
+            solve["inner_while_loop"] = functools.partial(while_loop, kind="lax")
+        if lean and solver.scan_kind is None:
+            solve["solver"] = eqx.tree_at(lambda s: s.scan_kind, solver, "lax", is_leaf=lambda x: x is None)
         outer_while_loop = functools.partial(
-            replayed_while_loop, known=known, refusal=refusal, checkpoints=self.checkpoints
+            replayed_while_loop,
+            known=known,
+            refusal=refusal,
+            checkpoints=self.checkpoints,
+            only_reverse=not lean and (getattr(solver, "scan_kind", "") is None or (not by_step and has_times(saveat))),
         )
         return host_loop(outer_while_loop=outer_while_loop, progress_meter=progress_meter, **solve)
 

@@ -54,6 +54,15 @@ def _rejections(state: Any, taken: Any) -> Any:
     return dataclasses.replace(state, tnext=jnp.where(taken == state.tnext, state.tnext, _at(taken, path)))
 
 
+def _subs(saveat: diffrax.SaveAt) -> list[diffrax.SubSaveAt]:
+    return jax.tree.leaves(saveat.subs, is_leaf=lambda s: isinstance(s, diffrax.SubSaveAt))
+
+
+def has_times(saveat: diffrax.SaveAt) -> bool:
+    """Whether there is output at times that are given."""
+    return any(sub.ts is not None for sub in _subs(saveat))
+
+
 def known_step(
     host_loop: Callable,
     *,
@@ -72,10 +81,11 @@ def known_step(
     controller = type(stepsize_controller)
     searches = controller not in (diffrax.ConstantStepSize, diffrax.StepTo)
     times_exact = not searches or (controller is diffrax.PIDController and grows_freely(stepsize_controller))
-    if event is not None:
+    if event is not None and event.root_finder is not None:
+        # Its root is sought in the last try, which need not have been accepted.
         return None
-    subs = jax.tree.leaves(saveat.subs, is_leaf=lambda s: isinstance(s, diffrax.SubSaveAt))
-    interpolates = saveat.dense or any(sub.ts is not None for sub in subs)
+    subs = _subs(saveat)
+    interpolates = saveat.dense or has_times(saveat)
     carries_stages = passed_solver_state or saveat.solver_state
     explicit = is_explicit(solver) and not carries_stages
     example = jax.tree.map(jnp.array, init_state)
@@ -98,16 +108,24 @@ def known_step(
 
     def step(times, state):
         if not searches:
-            return body(state)
+            return _without_event(body(state), state)
         before = _rejections(state, times.taken)
         after = body(dataclasses.replace(before, controller_state=times))
-        return dataclasses.replace(after, controller_state=state.controller_state, made_jump=state.made_jump)
+        after = dataclasses.replace(after, controller_state=state.controller_state, made_jump=state.made_jump)
+        return _without_event(after, state)
 
     step = eqx.filter_closure_convert(step, times, example)
     again = eqx.filter_closure_convert(_again(solver, terms, args), times, example) if explicit else None
     kept = _kept(example, subs, controller_state=not searches, solver_state=not explicit)
     kept = dataclasses.replace(kept, made_jump=not (explicit or times_exact))
     return Known(step, again, kept, rescales=searches, times_exact=times_exact)
+
+
+def _without_event(after: Any, state: Any) -> Any:
+    """``after``, with what ``state`` says of an event: it ends the loop, and no derivative depends on more of it."""
+    names = [field.name for field in dataclasses.fields(state) if field.name.startswith("event_")]
+    told = {name: jax.tree.map(lax.stop_gradient, getattr(state, name)) for name in names}
+    return dataclasses.replace(after, **told)
 
 
 def _again(solver: Any, terms: Any, args: Any) -> Callable:

@@ -4,8 +4,8 @@ The backward pass is the vector-Jacobian product of one step of the loop at each
 arXiv 2006.02493). Two kinds of replay:
 
 - by accepted step, with a step that is known to be accepted: no error estimate, no search, no rejected try;
-- by try, with the loop's own body: exact also for events, and for any controller where the times are differentiated;
-  the price is that of every try.
+- by try, with the loop's own body: exact also for events whose root is sought, and for any controller where the times
+  are differentiated; the price is that of every try.
 
 The loop's outputs are buffers that are written once at each place. Their cotangents are therefore the same at every
 step, and need not be carried.
@@ -21,13 +21,28 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.custom_derivatives import linear_call
 
 from steptape._errors import UnsupportedError
 from steptape.compat._equinox import common_rewrite, nonbatchable, select_if_vmap, unvmap_max
+from steptape.jax._modes import forward_mode_only, reverse_mode_only
 from steptape.jax._perturbed import perturbed_carry
 from steptape.jax._slots import Slots
 from steptape.jax._tape import Tape, Times, split
+
+_CALL = "`diffeqsolve(..., adjoint=AdaptiveCheckpointAdjoint())`"
+_FORWARD = (
+    f"Forward mode (`jvp`, `jacfwd`, `linearize`) through {_CALL}: there is a tape to go back on, none to go forward "
+    "with. Use `adjoint=diffrax.ForwardMode()`, or `adjoint=diffrax.DirectAdjoint()` for both modes."
+)
+_FORWARD_OVER_REVERSE = (
+    f"Forward mode over the reverse mode of {_CALL}: diffrax's own step is replayed here, whose loops over stages and "
+    "over `SaveAt(ts=...)` know reverse mode alone. Use `adjoint=diffrax.DirectAdjoint()`; without `ts`, a Runge-Kutta "
+    'solver made with `scan_kind="bounded"` will do as well.'
+)
+_REVERSE_OVER_REVERSE = (
+    f"Reverse mode over the reverse mode of {_CALL}: the backward pass is a loop over as many steps as the solve took, "
+    "which JAX cannot run in reverse. For second derivatives use `adjoint=diffrax.DirectAdjoint()`."
+)
 
 
 class Known(eqx.Module):
@@ -52,6 +67,7 @@ class _Settings(eqx.Module):
     written: Any  # true for the buffers of a state
     known: Known | None  # without its step, which is differentiated, and how to take it again
     refusal: str | None
+    only_reverse: bool  # whether forward mode over reverse mode is refused
 
 
 class _Replay(eqx.Module):
@@ -82,8 +98,12 @@ def replayed_while_loop(
     known: Known | None,
     refusal: str | None,
     checkpoints: int | None,
+    only_reverse: bool,
 ) -> Any:
-    """diffrax's outer loop over ``State``; differentiated by replaying its steps, or refused with ``refusal``."""
+    """diffrax's outer loop over ``State``; differentiated by replaying its steps, or refused with ``refusal``.
+
+    ``only_reverse``: the loop's body does not know forward mode.
+    """
     init_val = jax.tree.map(jnp.array, init_val)
     if max_steps == 0:
         return init_val
@@ -94,10 +114,11 @@ def replayed_while_loop(
     step = again = None
     if known is not None:
         step, again, known = known.step, known.again, dataclasses.replace(known, step=None, again=None)
-    settings = _Settings(max_steps, checkpoints, written, known, refusal)
-    fixed = jax.tree.map(lambda x: lax.stop_gradient(x) if eqx.is_array(x) else x, (cond, again))
-    final = _run((carry, body, step), fixed, settings)[-1]
-    return final if refusal else _still((carry, body, step), final, settings=settings)
+    settings = _Settings(max_steps, checkpoints, written, known, refusal, only_reverse)
+    cond = jax.tree.map(lambda x: lax.stop_gradient(x) if eqx.is_array(x) else x, cond)
+    moving = reverse_mode_only((carry, body, step, again), _FORWARD)
+    final = _run(moving, cond, settings)[-1]
+    return final if refusal else _still(moving, final, settings=settings)
 
 
 def _selected(select: Callable, tree: Any) -> Any:
@@ -109,16 +130,16 @@ def _selected(select: Callable, tree: Any) -> Any:
 
 
 @eqx.filter_custom_vjp
-def _run(vjp_arg, fixed, settings):
-    carry, body, _ = vjp_arg
-    cond, _ = fixed
+def _run(vjp_arg, cond, settings):
+    carry, body, *_ = vjp_arg
     return lax.while_loop(lambda c: cond(c), lambda c: body(c), carry)
 
 
 @_run.def_fwd
-def _run_fwd(perturbed, vjp_arg, fixed, settings):
-    carry, body, _ = vjp_arg
-    cond, _ = fixed
+def _run_fwd(perturbed, vjp_arg, cond, settings):
+    if settings.only_reverse:
+        vjp_arg = reverse_mode_only(vjp_arg, _FORWARD_OVER_REVERSE)
+    carry, body, *_ = vjp_arg
     if settings.refusal is not None:
         return lax.while_loop(lambda c: cond(c), lambda c: body(c), carry), None
     replay, kept, proposals = _choose_replay(perturbed, vjp_arg, settings)
@@ -136,8 +157,8 @@ def _run_fwd(perturbed, vjp_arg, fixed, settings):
 
 def _choose_replay(perturbed, vjp_arg, settings):
     """By accepted step where that is exact, else by try; which leaves to keep, and whether to note proposals."""
-    (*_, state), body, step = vjp_arg
-    (*_, p_state), p_body, p_step = perturbed
+    (*_, state), body, step, _ = vjp_arg
+    (*_, p_state), p_body, p_step, _ = perturbed
     times, known = Times(state.tnext, state.tnext, state.tnext), settings.known
 
     def replay(by_try, fun, p_fun):
@@ -158,24 +179,24 @@ def _times_move(carried: Any) -> bool:
 
 
 @_run.def_bwd
-def _run_bwd(residuals, g_carry, perturbed, vjp_arg, fixed, settings):
+def _run_bwd(residuals, g_carry, perturbed, vjp_arg, cond, settings):
     if settings.refusal is not None:
         raise UnsupportedError(settings.refusal)
     replay, count, tape, outputs = residuals
-    carry, body, step = vjp_arg
+    carry, body, step, again = vjp_arg
     fun, p_fun = (body, perturbed[1]) if replay.by_try else (step, perturbed[2])
-    again = None if replay.by_try else fixed[1]
     # Constants may come back as literals, which are no arrays.
     state = eqx.combine(outputs, jax.tree.map(jnp.array, carry[-1]))
     g_state = _wanted(g_carry[-1], state, replay.carried)
     g_fun = jax.tree.map(lambda x, p: jnp.zeros_like(x) if p else None, fun, p_fun)
     if jax.tree.leaves(g_state):
-        back = _Backward(replay, tape, fun, p_fun, again, state, settings.written)
+        back = _Backward(replay, tape, fun, p_fun, None if replay.by_try else again, state, settings.written)
         g_state, g_fun = back.run(count, g_state, g_fun)
-    g_state, g_fun = jax.tree.map(_once, (g_state, g_fun))
+    g_state, g_fun = forward_mode_only((g_state, g_fun), _REVERSE_OVER_REVERSE)
     none = functools.partial(jax.tree.map, lambda _: None)
     g_carry = (None, None, None, g_state)
-    return (g_carry, g_fun, none(step)) if replay.by_try else (g_carry, none(body), g_fun)
+    g_body, g_step = (g_fun, none(step)) if replay.by_try else (none(body), g_fun)
+    return g_carry, g_body, g_step, none(again)
 
 
 @eqx.filter_custom_jvp
@@ -190,24 +211,6 @@ def _still_jvp(primals, tangents, *, settings):
     perturbed = jax.tree.map(lambda _, t: t is not None, vjp_arg, tangents[0])
     replay, _, _ = _choose_replay(perturbed, vjp_arg, settings)
     return final, jax.tree.map(lambda moves, t: t if moves else None, replay.carried, tangents[1])
-
-
-@jax.custom_jvp
-def _once(g: Any) -> Any:
-    """``g``, which reverse mode may not differentiate again."""
-    return g
-
-
-@_once.defjvp
-def _once_jvp(primals, tangents):
-    def refuse(residuals, cotangent):
-        raise UnsupportedError(
-            "Reverse mode over the reverse mode of `diffeqsolve(..., adjoint=AdaptiveCheckpointAdjoint())`: the "
-            "backward pass is a loop over as many steps as the solve took, which JAX cannot run in reverse. For "
-            "second derivatives use `adjoint=diffrax.DirectAdjoint()`."
-        )
-
-    return primals[0], linear_call(lambda residuals, t: t, refuse, (), tangents[0])
 
 
 def _wanted(g: Any, state: Any, carried: Any) -> Any:

@@ -1,0 +1,95 @@
+"""Values that may be differentiated in one mode only; the other one is refused with a typed error.
+
+Forward and reverse mode begin alike, with tangents; what differs is what becomes of them. Reverse mode transposes the
+operations on them at once, forward mode evaluates, batches or compiles them. So the tangents pass through an operation
+that does nothing but notice which of the two it is.
+"""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
+
+from steptape._errors import UnsupportedError
+
+
+def reverse_mode_only(tree: Any, refusal: str) -> Any:
+    """``tree``; what depends on it raises ``UnsupportedError(refusal)`` in forward mode."""
+    return _marked(tree, forward=refusal, reverse=None)
+
+
+def forward_mode_only(tree: Any, refusal: str) -> Any:
+    """``tree``; what depends on it raises ``UnsupportedError(refusal)`` in reverse mode."""
+    return _marked(tree, forward=None, reverse=refusal)
+
+
+def _marked(tree: Any, **refusals: str | None) -> Any:
+    moving, fixed = eqx.partition(tree, eqx.is_inexact_array)
+    leaves, structure = jax.tree.flatten(moving)
+    return eqx.combine(jax.tree.unflatten(structure, _values_p.bind(*leaves, **refusals)), fixed)
+
+
+def _unless_forward(rule):
+    """``rule`` of the operation on tangents, where reverse mode never gets."""
+
+    def checked(*args, forward, **params):
+        if forward is not None:
+            raise UnsupportedError(forward)
+        return rule(*args, forward=forward, **params)
+
+    return checked
+
+
+def _values(*values, **refusals):
+    return values
+
+
+def _jvp(values, tangents, **refusals):
+    moving = [t for t in tangents if type(t) is not ad.Zero]
+    # With the values, so that a batch of any of them, or a derivative, is noticed too.
+    marked = iter(_tangents_p.bind(*moving, *values, count=len(moving), **refusals))
+    # The values unmarked: this mode may well be transposed, whatever mode comes around it.
+    return values, [t if type(t) is ad.Zero else next(marked) for t in tangents]
+
+
+def _batch_values(values, axes, **refusals):
+    return _values_p.bind(*values, **refusals), axes
+
+
+def _tangents(*args, count, **refusals):
+    return args[:count]
+
+
+def _jvp_tangents(args, tangents, *, count, **refusals):
+    moving = [ad.instantiate_zeros(t) for t in tangents[:count]]
+    out = _tangents_p.bind(*args, count=count, **refusals)
+    return out, _tangents_p.bind(*moving, *args[count:], count=count, **refusals)
+
+
+def _batch_tangents(args, axes, *, count, **refusals):
+    return _tangents_p.bind(*args, count=count, **refusals), axes[:count]
+
+
+def _transpose(cotangents, *args, count, reverse, **_):
+    if reverse is not None:
+        raise UnsupportedError(reverse)
+    return [*cotangents, *[None] * (len(args) - count)]
+
+
+_values_p, _tangents_p = Primitive("steptape_values"), Primitive("steptape_tangents")
+_values_p.multiple_results = _tangents_p.multiple_results = True
+
+_values_p.def_impl(_values)
+_values_p.def_abstract_eval(_values)
+ad.primitive_jvps[_values_p] = _jvp
+batching.primitive_batchers[_values_p] = _batch_values
+mlir.register_lowering(_values_p, mlir.lower_fun(_values, multiple_results=True))
+
+_tangents_p.def_impl(_unless_forward(_tangents))
+_tangents_p.def_abstract_eval(_tangents)
+ad.primitive_jvps[_tangents_p] = _unless_forward(_jvp_tangents)
+ad.primitive_transposes[_tangents_p] = _transpose
+batching.primitive_batchers[_tangents_p] = _unless_forward(_batch_tangents)
+mlir.register_lowering(_tangents_p, mlir.lower_fun(_unless_forward(_tangents), multiple_results=True))
