@@ -33,6 +33,7 @@ class Tape:
     are kept, in at most ``slots`` slots (None: no limit). ``end``: the state y after the last step, if there is one.
     ``answers``: of each query the increment and the Lévy areas, or a few entries of each. ``note``: what
     evaluations change besides, as the solve began, None if they did not; ``notes``: at each query, if they did.
+    ``rejected``: how many tries there were besides.
     """
 
     steps: Sequence[Step]
@@ -44,6 +45,7 @@ class Tape:
     answers: Sequence[tuple[Tensor, ...]]
     note: Note | None
     notes: Sequence[Note]
+    rejected: int
 
     def tensors(self) -> list[Tensor]:
         """Everything autograd must watch over between forward and backward."""

@@ -15,6 +15,7 @@ from steptape.torch._keep import Keep
 from steptape.torch._parameters import parameters_of
 from steptape.torch._sde_replay import SdeReplay
 from steptape.torch._sde_seminorm import with_seminorm
+from steptape.torch._stats import recorded_sde
 from steptape.torch._torchsde import Solve
 
 
@@ -92,8 +93,7 @@ def sdeint_adjoint(
         gradients in ``y0``, parameters and ``extra_solver_state``; autocast; parameters lent by
         ``torch.func.functional_call``; second derivatives (``create_graph=True``), for which the whole chain of steps
         is rebuilt with its graph; random numbers drawn in sde from the default generators (dropout). Not gradients in
-        times or in the Brownian object, nor the transforms of ``torch.func``. ``record_solves`` does not see
-        these solves.
+        times or in the Brownian object, nor the transforms of ``torch.func``.
 
     Source: Zhuang et al., arXiv 2006.02493 (the tape and its replay); Li et al., arXiv 2001.01328 (the host's
     adjoint); Kidger et al., arXiv 2009.09457 (the seminorm).
@@ -132,11 +132,15 @@ def sdeint_adjoint(
     settings = {"dt": dt, "adaptive": adaptive, "rtol": rtol, "atol": atol, "dt_min": dt_min, "options": options}
     solve = Solve(sde, user_sde, bm, ts, method, settings, keep)
     inputs = (y0, *(extra_solver_state or ()), *params)
-    if torch.is_grad_enabled() and any(x.requires_grad for x in inputs):
-        given = None if extra_solver_state is None else len(extra_solver_state)
-        ys, *after = SdeReplay.apply(solve, given, *inputs)
-    else:
+    replayed = torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
+
+    def run(solve: Any) -> tuple[Tensor, ...]:
+        if replayed:
+            return SdeReplay.apply(solve, None if extra_solver_state is None else len(extra_solver_state), *inputs)
         ys, after = solve.integrate(y0, extra_solver_state)
+        return (ys, *after)
+
+    ys, *after = recorded_sde(solve, run, (*inputs, ts))
     return host.parse_return(y0, ys, tuple(after), extra, logqp)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from steptape.compat._torch import transforms_active
 from steptape.torch._replay import Replay
+from steptape.torch._side_state import SideState
 from steptape.torch._transforms import solve_in_transforms
 
 
@@ -22,7 +23,8 @@ class SolveStats:
     """One solve and its backward passes; several backward passes, over a retained graph, add up.
 
     ``method``: the solver. ``accepted_steps``, ``rejected_steps``: its tries. ``evaluations_forward``,
-    ``evaluations_backward``: calls of func. ``states_kept``: the states on the tape, that of ``y0`` included.
+    ``evaluations_backward``: calls of func, or of an sde's methods (f, g, g_prod, ...), each of which counts as one.
+    ``states_kept``: the states on the tape, that of ``y0`` included.
     ``bytes_held``: what the tape holds from the forward to the backward pass, beyond the inputs and the solution; 0
     where no gradient is asked for. ``seconds_forward``, ``seconds_backward``: wall time; a GPU's work is waited for.
     ``backward_passes``: how many there were so far.
@@ -71,9 +73,9 @@ def record_solves() -> Iterator[Solves]:
     the clock, on a GPU at the price of waiting for its work; outside of a block a solve pays for one look-up.
 
     Supports:
-        Solves with ``adjoint_method="aca"`` and ``method="aca"``, with or without gradients, in the thread (or
-        asynchronous task) that entered the block. Not the host's own adjoint, solves inside transforms of
-        ``torch.func``, nor solves that end in an error.
+        Solves of ODEs and SDEs with ``adjoint_method="aca"`` and of ODEs with ``method="aca"``, with or without
+        gradients, in the thread (or asynchronous task) that entered the block. Not the host's own adjoint, solves
+        inside transforms of ``torch.func``, nor solves that end in an error.
     """
     solves = Solves()
     token = _RECORDINGS.set((*_RECORDINGS.get(), solves))
@@ -87,15 +89,28 @@ def replay(solve: Any, y0: Tensor, t: Tensor, points: Tensor, *params: Tensor) -
     """The solve as autograd or ``torch.func`` is to see it, recorded where that was asked for."""
     if transforms_active():
         return solve_in_transforms(solve, y0, t, points)
+    inputs = (y0, t, points, *params)
+    solution, end = _recorded(_Recorded, solve, lambda solve: Replay.apply(solve, *inputs), inputs)
+    return solution, end
+
+
+def recorded_sde(solve: Any, run: Callable[[Any], tuple[Tensor, ...]], inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """``run(solve)``: the solution of an SDE and its extra state at the end, recorded where that was asked for."""
+    return _recorded(_RecordedSde, solve, run, inputs)
+
+
+def _recorded(
+    kind: type[_Recorded], solve: Any, run: Callable[[Any], tuple[Tensor, ...]], inputs: Sequence[Tensor]
+) -> tuple[Tensor, ...]:
     recordings = _RECORDINGS.get()
     if not recordings:
-        return Replay.apply(solve, y0, t, points, *params)
-    recorded = _Recorded(solve, y0.device)
-    solution, end = Replay.apply(recorded, y0, t, points, *params)
-    recorded.finish(solution, (y0, t, points, *params))
+        return run(solve)
+    recorded = kind(solve, inputs[0].device)
+    outputs = run(recorded)
+    recorded.finish(outputs, inputs)
     for solves in recordings:
         solves.append(recorded.stats)
-    return solution, end
+    return outputs
 
 
 class _Recorded:
@@ -104,33 +119,41 @@ class _Recorded:
     def __init__(self, solve: Any, device: torch.device):
         self._tally = _Tally(SolveStats(solve.method))
         self.stats = self._tally.stats
-        self._solve = dataclasses.replace(solve, func=_Counted(solve.func, self._tally))
+        self._solve = self._counted(solve)
         self._device = device
-        self._tensors: list[Tensor] = []
+        self._held: list[Tensor] = []
         self._began = 0.0
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._solve, name)
 
-    def record(self, y0: Tensor, t: Tensor, points: Tensor, side: Any) -> tuple[Tensor, Tensor, Any]:
+    def record(self, *inputs: Any) -> Any:
+        """The solve's own record: the last it returns is the tape."""
         began = self._now()
-        solution, end, tape = self._solve.record(y0, t, points, side)
+        solved = self._solve.record(*inputs)
         self.stats.seconds_forward = self._now() - began
-        self.stats.accepted_steps = len(tape.fresh)
-        self.stats.states_kept = len(tape.kept)
-        self._tensors = [*tape.tensors(), *(state for notes in tape.notes for note in notes for state in note)]
-        return solution, end, tape
+        self._read(solved[-1])
+        return solved
 
-    def finish(self, solution: Tensor, inputs: tuple[Tensor, ...]) -> None:
+    def finish(self, outputs: Sequence[Tensor], inputs: Sequence[Tensor]) -> None:
         """After the forward pass: weigh the tape if it is held, and wait for backward passes."""
         self._tally.forward = False
-        tensors, self._tensors = self._tensors, []
-        if solution.grad_fn is None:
+        held, self._held = self._held, []
+        solution = outputs[0]
+        if solution.grad_fn is None or not held:
             return
-        own = {_memory(x) for x in (*inputs, solution)}
-        self.stats.bytes_held = sum(size for _, size in {_memory(x) for x in tensors} - own)
+        own = {_memory(x) for x in (*inputs, *outputs)}
+        self.stats.bytes_held = sum(size for _, size in {_memory(x) for x in held} - own)
         solution.grad_fn.register_prehook(self._begin_backward)
         solution.grad_fn.register_hook(self._end_backward)
+
+    def _counted(self, solve: Any) -> Any:
+        return dataclasses.replace(solve, func=_Counted(solve.func, self._tally))
+
+    def _read(self, tape: Any) -> None:
+        self.stats.accepted_steps = len(tape.fresh)
+        self.stats.states_kept = len(tape.kept)
+        self._held = [*tape.tensors(), *(state for notes in tape.notes for note in notes for state in note)]
 
     def _begin_backward(self, _: Any) -> None:
         self._began = self._now()
@@ -143,6 +166,25 @@ class _Recorded:
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
         return time.perf_counter()
+
+
+class _RecordedSde(_Recorded):
+    """The solve of an SDE that notes what it does."""
+
+    def integrate(self, y0: Tensor, extra: Sequence[Tensor] | None) -> tuple[Tensor, Sequence[Tensor]]:
+        """The solve where no gradient is asked for: what it tapes is not held."""
+        solution, after, _ = self.record(y0, extra, SideState(y0.device, self._solve.user_sde))
+        self._held = []
+        return solution, after
+
+    def _counted(self, solve: Any) -> Any:
+        return solve.counted(self._tally.count)
+
+    def _read(self, tape: Any) -> None:
+        self.stats.accepted_steps, self.stats.rejected_steps = len(tape.steps), tape.rejected
+        self.stats.states_kept = len(tape.kept)
+        times = (time for step in tape.steps for time in step.times)
+        self._held = [*tape.tensors(), *times, *(tape.note or ()), *(x for note in tape.notes for x in note)]
 
 
 @dataclasses.dataclass

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -45,6 +45,7 @@ class Recorder:
         self.queries: list[Query] = []
         self.states: dict[int, State] = {}
         self.end: State = ()
+        self.rejected = 0
 
     def step(self, t0: Tensor, t1: Tensor, y: Tensor, extra: Sequence[Tensor]) -> tuple[Tensor, Sequence[Tensor]]:
         """The solver's own step, noted."""
@@ -83,6 +84,8 @@ class Recorder:
             raise _unknown_tries()
         if accepted:
             self._accept(*halves)
+        else:
+            self.rejected += 1
 
     def _accept(self, *calls: _Call) -> None:
         step = len(self.steps)
@@ -125,6 +128,10 @@ class Solve:
         """Whether the increments are on the tape; else the Brownian object is asked again."""
         return self.keep.checkpoints is None
 
+    def counted(self, count: Callable[[], None]) -> Solve:
+        """The same, with a call of ``count`` before each call of a method of the SDE."""
+        return dataclasses.replace(self, sde=host.ForwardSDE(_Counted(host.sde_under(self.sde), count)))
+
     def solver(self, sde: Any, bm: Any) -> Any:
         """A new solver of the host for this call, with the SDE and the Brownian object as given."""
         settings = {**self.settings, "options": dict(self.settings["options"])}
@@ -156,12 +163,31 @@ class Solve:
             answers=[query.answer for query in recorder.queries],
             note=note if changed else None,
             notes=[query.note for query in recorder.queries] if changed else (),
+            rejected=recorder.rejected,
         )
         return solution, after, tape
 
 
 def _integrated(solver: Any, y0: Tensor, ts: Tensor, extra: Sequence[Tensor] | None) -> tuple[Tensor, Sequence[Tensor]]:
     return solver.integrate(y0, ts, solver.init_extra_solver_state(ts[0], y0) if extra is None else extra)
+
+
+class _Counted:
+    """An SDE before each call of whose methods another is made."""
+
+    def __init__(self, sde: Any, count: Callable[[], None]):
+        self._sde, self._count = sde, count
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._sde, name)
+        if not callable(found):
+            return found
+
+        def method(*args: Any) -> Any:
+            self._count()
+            return found(*args)
+
+        return method
 
 
 class Stepper:
