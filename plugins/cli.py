@@ -2,6 +2,7 @@
 
 import argparse
 import importlib.util
+import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return 0, or 1 where a promise is broken, or 2 where the call is wrong."""
     options = _parser().parse_args(arguments)
     try:
-        return _parity(options)
+        return options.run(options)
     except SteptapeError as error:
         print(f"steptape: {error}", file=sys.stderr)
         return 2
@@ -38,6 +39,16 @@ def _parser() -> argparse.ArgumentParser:
     )
     parity.add_argument("--problem", action="append", default=[], help="an ODE or SDE to run (default: all)")
     parity.add_argument("--out", type=Path, default=Path("parity-report"), metavar="DIR", help="folder of the report")
+    parity.set_defaults(run=_parity)
+    report = commands.add_parser(
+        "report",
+        help="merge the reports of `steptape parity`, of any versions and machines, into one",
+        description="Compares the gradients of all reports on the same steps and shows what moved between versions, as "
+        "Markdown, JSON and one HTML page. Exits with 1 where versions differ or a report has a broken promise.",
+    )
+    report.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="folder of a report, or of such folders")
+    report.add_argument("--out", type=Path, default=Path("version-report"), metavar="DIR", help="folder to write to")
+    report.set_defaults(run=_report)
     return parser
 
 
@@ -60,11 +71,24 @@ def _parity(options: argparse.Namespace) -> int:
     return 1 if made.broken else 0
 
 
+def _report(options: argparse.Namespace) -> int:
+    _require_report_extra()
+    from steptape.shared_tests import merge, merged_report
+
+    merged = merge.Merged.of(options.folders)
+    command = shlex.join(["steptape", "report", *map(str, options.folders), "--out", str(options.out)])
+    files = merged_report.write(_folder(options.out), merged, command)
+    for sentence in merged.broken:
+        print(f"broken: {sentence}")
+    print(f"{merged.summary}\nReport: {', '.join(map(str, files))}")
+    return 1 if merged.broken else 0
+
+
 def _require_report_extra() -> None:
     missing = [name for name in _REPORT_PACKAGES if not importlib.util.find_spec(name)]
     if missing:
         raise UnsupportedHostVersion(
-            f"steptape parity needs {', '.join(missing)}, not installed: pip install 'steptape[report]'"
+            f"this command needs {', '.join(missing)}, not installed: pip install 'steptape[report]'"
         )
 
 

@@ -1,9 +1,12 @@
 """Renders a parity outcome: progress and a table for the terminal; JSON, Markdown and plots for a folder."""
 
+import hashlib
 import json
 import math
 import os
 import platform
+import shlex
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -141,11 +144,13 @@ def as_data(report: Report) -> dict[str, Any]:
     for run in outcome.runs:
         entry = {**run.to_json(), "reference_error": report.comparison.reference_error(run)}
         entry["steps"] = max(len(entry.pop("grid")) - 1, 0)
-        del entry["case"]["grid"]
+        # Of a given grid, what tells it from others.
+        entry["case"]["grid"] = hashlib.sha256(repr(run.case.grid).encode()).hexdigest()[:12] if run.case.grid else ""
         runs.append(entry)
-    return _finite_only(
+    return finite_only(
         {
-            "format": 1,
+            "format": 2,
+            "command": shlex.join(["steptape", *sys.argv[1:]]),
             "made": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "steptape": version("steptape"),
             "machine": {"platform": platform.platform(), "processors": os.cpu_count()},
@@ -156,15 +161,17 @@ def as_data(report: Report) -> dict[str, Any]:
             "sdes": [one.as_data() for one in report.series],
             "promises": [{**asdict(check), "holds": check.holds} for check in report.checks],
             "runs": runs,
+            "sde_runs": [run.to_json() for run in outcome.sde_runs],
         }
     )
 
 
-def _finite_only(value: Any) -> Any:
+def finite_only(value: Any) -> Any:
+    """Return plain data with None for every number that is not finite."""
     if isinstance(value, dict):
-        return {key: _finite_only(item) for key, item in value.items()}
+        return {key: finite_only(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_finite_only(item) for item in value]
+        return [finite_only(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -228,8 +235,9 @@ def _markdown_table(columns: tuple[str, ...], rows: list[tuple[str, ...]], legen
     """Return the lines of a table with its legend, none where it has no rows."""
     if not rows:
         return []
-    return [*map(_markdown_row, (columns, ("---",) * len(columns), *rows)), "", legend, ""]
+    return [*map(markdown_row, (columns, ("---",) * len(columns), *rows)), "", legend, ""]
 
 
-def _markdown_row(cells: tuple[str, ...]) -> str:
+def markdown_row(cells: tuple[str, ...]) -> str:
+    """Return one line of a table."""
     return f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |"

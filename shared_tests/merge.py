@@ -1,0 +1,294 @@
+"""Merges parity reports of any versions and machines into one: who agrees with whom, and what moved between versions.
+
+Gradients of ACA are compared where both were taken on the same steps: ODEs on the same given grid, SDEs on the same
+Brownian path. The limits are those of a single report: 1e-12, and 1e-9 for a chaotic problem.
+"""
+
+import itertools
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from steptape._errors import OptionError
+from steptape.shared_tests.backends import HOSTS, METHODS, SHARED_SOLVERS
+from steptape.shared_tests.compare import relative_error
+from steptape.shared_tests.html import Cell, Table
+from steptape.shared_tests.parity import HEADLINE
+from steptape.shared_tests.problems import PROBLEMS
+from steptape.shared_tests.sde_compare import EXACT
+
+FORMAT = 2
+Key = tuple[str, str, str, str, float, str, float]
+"""What tells a run from the others of its version: grade, problem, solver, method, tolerance, grid and step."""
+
+
+@dataclass(frozen=True)
+class Version:
+    """What one backend did in one report. `runs` holds plain data, as `parity.json` does."""
+
+    backend: str
+    source: str
+    versions: dict[str, str]
+    runs: dict[Key, dict[str, Any]]
+
+    @cached_property
+    def name(self) -> str:
+        """The versions of the host and of its framework."""
+        names = [HOSTS[self.backend], *(name for name in ("torchsde", self.backend) if name in self.versions)]
+        return ", ".join(f"{name} {self.versions[name]}" for name in names if name in self.versions)
+
+    @cached_property
+    def age(self) -> list[list[int]]:
+        """A number that grows from version to version: that of the host, then that of its framework."""
+        return [
+            [int(part) for part in re.findall(r"\d+", self.versions.get(name, ""))]
+            for name in (HOSTS[self.backend], self.backend)
+        ]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two versions and the largest difference of their gradients on the same steps, next to what is allowed there."""
+
+    one: Version
+    other: Version
+    cases: int
+    difference: float
+    limit: float
+    place: str
+
+    @property
+    def agrees(self) -> bool:
+        """Whether every difference is within its limit."""
+        return self.difference <= self.limit
+
+
+def load(folders: list[Path]) -> list[tuple[Path, dict[str, Any]]]:
+    """Return the parity reports in the folders, or in folders right below them, in order of their names.
+
+    Raises:
+        OptionError: a folder holds none, or one of another format.
+    """
+    reports = []
+    for folder in folders:
+        files = sorted(folder.glob("parity.json")) or sorted(folder.glob("*/parity.json"))
+        if not files:
+            raise OptionError(
+                f"steptape report {folder}: no parity.json there; `steptape parity --out {folder}` makes one"
+            )
+        for file in files:
+            data = json.loads(file.read_text(encoding="utf-8"))
+            if data.get("format") != FORMAT:
+                raise OptionError(
+                    f"steptape report {folder}: {file} is of format {data.get('format')}, not {FORMAT}; make it again "
+                    "with the same steptape"
+                )
+            reports.append((file.parent, data))
+    return reports
+
+
+def versions_of(reports: list[tuple[Path, dict[str, Any]]]) -> list[Version]:
+    """Return what each backend did in each report, backend by backend, the oldest host first."""
+    found = []
+    for folder, data in reports:
+        for backend, numbers in data["versions"].items():
+            own = [run for run in data["runs"] + data["sde_runs"] if run["backend"] == backend]
+            found.append(Version(backend, str(folder), numbers, {_key(run): run for run in own}))
+    return sorted(found, key=lambda version: (list(HOSTS).index(version.backend), version.age))
+
+
+def _key(run: dict[str, Any]) -> Key:
+    case = run["case"]
+    grade = "same path" if case["step"] else "same grid" if case["grid"] else "own steps"
+    grid = "" if case["step"] else case["grid"]
+    return (grade, case["problem"], case["solver"], case["method"], case["rtol"], grid, case["step"])
+
+
+def compare_pair(one: Version, other: Version) -> Pair | None:
+    """Return how far ACA's gradients of two versions differ on the same steps, None where they share no case.
+
+    The case that comes closest to its limit, or exceeds it most, is the one that is named.
+    """
+    found = []
+    for key in one.runs.keys() & other.runs.keys():
+        grade, problem, solver, method, *_ = key
+        run, counterpart = one.runs[key], other.runs[key]
+        foreign = one.backend != other.backend and grade == "same grid" and solver not in SHARED_SOLVERS
+        if method == "aca" and grade != "own steps" and not (foreign or run["absent"] or counterpart["absent"]):
+            limit = EXACT if grade == "same path" else PROBLEMS[problem].exact
+            difference = relative_error(run["gradient"], counterpart["gradient"])
+            found.append((difference / limit, difference, limit, f"{problem}, {solver}"))
+    if not found:
+        return None
+    _, difference, limit, place = max(found)
+    return Pair(one, other, len(found), difference, limit, place)
+
+
+@dataclass(frozen=True)
+class Merged:
+    """Parity reports side by side."""
+
+    reports: list[tuple[Path, dict[str, Any]]]
+    versions: list[Version]
+    pairs: list[Pair]
+
+    @classmethod
+    def of(cls, folders: list[Path]) -> "Merged":
+        """Read the reports in the folders and compare each version with each other."""
+        reports = load(folders)
+        versions = versions_of(reports)
+        pairs = [compare_pair(*both) for both in itertools.combinations(versions, 2)]
+        return cls(reports, versions, [pair for pair in pairs if pair])
+
+    @property
+    def broken(self) -> list[str]:
+        """Sentences on what does not hold."""
+        promises = [
+            f"{folder}: {check['promise']}: {check['backend']}, {check['problem']}, {check['setting']}"
+            for folder, data in self.reports
+            for check in data["promises"]
+            if not check["holds"]
+        ]
+        apart = [
+            f"{pair.one.name} and {pair.other.name} differ by {pair.difference:.1e} on the same steps, {pair.place}"
+            for pair in self.pairs
+            if not pair.agrees
+        ]
+        return promises + apart
+
+    @property
+    def summary(self) -> str:
+        """One sentence."""
+        cases = sum(pair.cases for pair in self.pairs)
+        worst = max(self.pairs, key=lambda pair: pair.difference / pair.limit, default=None)
+        told = f"; the largest difference is {worst.difference:.1e} ({worst.place})" if worst else ""
+        agreeing = sum(pair.agrees for pair in self.pairs)
+        return (
+            f"{len(self.reports)} reports, {len(self.versions)} versions: {agreeing} of {len(self.pairs)} pairs agree "
+            f"on the same steps in {cases} comparisons{told}."
+        )
+
+    def tables(self) -> list[Table]:
+        """Return all that is shown."""
+        return [self._agreement(), self._by_version(), self._reference(), self._moved(), self._environment()]
+
+    def _agreement(self) -> Table:
+        rows: list[tuple[Cell, ...]] = [
+            (p.one.name, p.other.name, p.cases, p.difference, p.limit, p.place, "yes" if p.agrees else "NO")
+            for p in self.pairs
+        ]
+        return Table(
+            "Each version against each other",
+            "Gradients of aca on the same grid or the same Brownian path: the largest relative difference.",
+            ("version", "against", "cases", "difference", "allowed", "where", "agree"),
+            rows,
+        )
+
+    def _by_version(self) -> Table:
+        rows: list[tuple[Cell, ...]] = []
+        for version in self.versions:
+            hosted = [relative_error(run["gradient"], oracle["gradient"]) for run, oracle in _hosted(version)]
+            others = [pair.difference for pair in self.pairs if version in (pair.one, pair.other)]
+            failed = sum(
+                bool(run["failure"]) for key, run in version.runs.items() if key[3] == "aca" and not run["absent"]
+            )
+            rows.append(
+                (
+                    version.name,
+                    version.versions["python"],
+                    len(hosted),
+                    max(hosted, default=None),
+                    max(others, default=None),
+                    failed,
+                )
+            )
+        return Table(
+            "Each version against its host",
+            "Gradients of aca against the back-propagation of the host itself in the same version, over all runs, and "
+            "against the other versions on the same steps.",
+            ("version", "Python", "runs", "to the host", "to other versions", "failed"),
+            rows,
+        )
+
+    def reference_rows(self) -> list[tuple[Cell, ...]]:
+        """Return problem, method, version, error and failure of every run in the setting of the headline."""
+        rows: list[tuple[Cell, ...]] = [
+            (problem, method, version.name, run["reference_error"], run["failure"])
+            for version in self.versions
+            for (grade, problem, solver, method, rtol, *_), run in version.runs.items()
+            if grade == "own steps" and (solver, rtol) == HEADLINE and not run["absent"]
+        ]
+        return sorted(rows, key=lambda row: (str(row[0]), str(row[1])))
+
+    def _reference(self) -> Table:
+        return Table(
+            "Against the reference",
+            f"Error of the gradient in y0 and params on own steps of {HEADLINE[0]} at {HEADLINE[1]:g}, which is the "
+            "solver's own.",
+            ("problem", "method", "version", "error", "failure"),
+            self.reference_rows(),
+        )
+
+    def _moved(self) -> Table:
+        rows: list[tuple[Cell, ...]] = []
+        for backend in HOSTS:
+            own = [version for version in self.versions if version.backend == backend]
+            rows += [row for old, new in itertools.pairwise(own) for row in _moves(old, new)]
+        return Table(
+            "What moved between versions",
+            "Every run whose outcome differs in the next version: by how much its gradient moved, and what else.",
+            ("from", "to", "steps", "problem", "solver", "method", "setting", "gradient", "evaluations", "failure"),
+            rows,
+        )
+
+    def _environment(self) -> Table:
+        rows: list[tuple[Cell, ...]] = []
+        for folder, data in self.reports:
+            numbers = {name: number for found in data["versions"].values() for name, number in found.items()}
+            held = sum(check["holds"] for check in data["promises"])
+            rows.append(
+                (
+                    str(folder),
+                    data["made"],
+                    data["steptape"],
+                    ", ".join(f"{name} {number}" for name, number in numbers.items()),
+                    f"{data['machine']['platform']}, {data['machine']['processors']} processors",
+                    f"{held} of {len(data['promises'])}",
+                    round(data["seconds"]),
+                    data["command"],
+                )
+            )
+        return Table(
+            "Environment",
+            "Where each report comes from, and the command that makes it again.",
+            ("report", "made", "steptape", "versions", "machine", "promises held", "seconds", "command"),
+            rows,
+        )
+
+
+def _hosted(version: Version) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """Yield each run of ACA with that of the host's own back-propagation, where both gave a gradient."""
+    oracle = next(method.oracle for method in METHODS[version.backend] if method.oracle)
+    for key, run in version.runs.items():
+        hosts = version.runs.get((*key[:3], oracle, *key[4:]))
+        if key[3] == "aca" and hosts and run["gradient"] and hosts["gradient"]:
+            yield run, hosts
+
+
+def _moves(old: Version, new: Version) -> Iterator[tuple[Cell, ...]]:
+    for key in [key for key in old.runs if key in new.runs]:
+        grade, problem, solver, method, rtol, _, step = key
+        before, after = old.runs[key], new.runs[key]
+        both = before["gradient"] and after["gradient"]
+        difference = relative_error(before["gradient"], after["gradient"]) if both else None
+        counts = [run["forward_evaluations"] + run["backward_evaluations"] for run in (before, after)]
+        evaluations = f"{counts[0]} to {counts[1]}" if both and counts[0] != counts[1] else ""
+        failures = [run["failure"] or "none" for run in (before, after)]
+        failure = f"{failures[0]} -> {failures[1]}" if bool(before["failure"]) != bool(after["failure"]) else ""
+        if difference or evaluations or failure:
+            setting = f"rtol {rtol:g}" if rtol else f"step {step:g}" if step else ""
+            yield (old.name, new.name, grade, problem, solver, method, setting, difference, evaluations, failure)
