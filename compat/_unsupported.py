@@ -1,6 +1,7 @@
 """The error for a host that lacks what steptape relies on."""
 
-from importlib.metadata import PackageNotFoundError, version
+import re
+from importlib.metadata import PackageNotFoundError, requires, version
 
 from steptape._errors import UnsupportedHostVersion
 
@@ -12,6 +13,12 @@ def unsupported(host: str, missing: object, extra: str) -> UnsupportedHostVersio
     except PackageNotFoundError:
         installed = f"{host} is not installed"
     return UnsupportedHostVersion(
-        f"steptape relies on something that {host} does not offer here: {missing}. {installed}; "
-        f"install a version it is tested with: pip install -U 'steptape[{extra}]'"
+        f"steptape relies on something that {host} does not offer here: {missing}. {installed}, {_supported(host)} is "
+        f"supported; install a version it is tested with: pip install -U 'steptape[{extra}]'"
     )
+
+
+def _supported(host: str) -> str:
+    """The versions of a host that steptape's own requirements name."""
+    needs = [need.partition(";")[0].strip() for need in requires("steptape") or ()]
+    return next((need for need in needs if re.split(r"[^\w.-]", need)[0] == host), host)
