@@ -1,4 +1,4 @@
-"""The package list of pyproject.toml is explicit: a folder it misses would be left out of the wheel in silence."""
+"""What pyproject.toml lists by hand: packages, of which a missing one would be left out in silence, and versions."""
 
 import re
 from importlib.metadata import entry_points
@@ -42,3 +42,46 @@ def test_the_console_script_is_the_cli():
     [script] = [script for script in entry_points(group="console_scripts") if script.name == "steptape"]
     assert script.value == "steptape.cli:main"
     assert script.load() is steptape.cli.main
+
+
+@pytest.fixture
+def pyproject():
+    tomllib = pytest.importorskip("tomllib")
+    return tomllib.loads(PYPROJECT.read_text(encoding="utf-8"))
+
+
+def pins(line):
+    """The exact versions of a line of the table of versions."""
+    return dict(pin.split("==") for pin in line["pins"] if "==" in pin)
+
+
+def parsed(version):
+    return [int(part) for part in version.split(".")]
+
+
+@needs_checkout
+def test_the_lower_bounds_are_the_oldest_versions_tested(pyproject):
+    versions = pyproject["tool"]["steptape"]["versions"]
+    extras = pyproject["project"]["optional-dependencies"]
+    bounds = dict(need.split(">=") for name in ("torch", "sde", "jax") for need in extras[name] if ">=" in need)
+    assert bounds == {name: number for lines in versions.values() for name, number in pins(lines[0]).items()}
+    for lines in versions.values():
+        for name, lowest in pins(lines[0]).items():
+            assert parsed(lowest) == min(parsed(pins(line)[name]) for line in lines if name in pins(line))
+
+
+@needs_checkout
+def test_every_python_from_the_lowest_on_is_tested(pyproject):
+    lines = [line for lines in pyproject["tool"]["steptape"]["versions"].values() for line in lines]
+    minors = {parsed(line["python"])[1] for line in lines}
+    assert minors == set(range(min(minors), max(minors) + 1))
+    assert pyproject["project"]["requires-python"] == f">=3.{min(minors)}"
+
+
+@needs_checkout
+def test_the_readme_s_table_of_versions(pyproject):
+    table = (ROOT / "README.md").read_text(encoding="utf-8").partition("## Versions")[2].partition("\n\n")[2]
+    told = table.partition("\n\n")[0].splitlines()[2:]
+    lines = [line for lines in pyproject["tool"]["steptape"]["versions"].values() for line in lines]
+    want = [f"| {line['python']} | {', '.join(map(' '.join, pins(line).items()))} |" for line in lines]
+    assert told == want
