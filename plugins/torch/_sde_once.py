@@ -14,6 +14,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+# The host's methods that do; for the others, looking would be time lost.
+REPEATING = ("srk", "log_ode")
+
 
 class _Value(NamedTuple):
     """A value of f or g at t and y; what else must be the same for it to serve again is in the key."""

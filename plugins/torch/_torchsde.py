@@ -17,7 +17,7 @@ from steptape.compat._unsupported import unsupported
 from steptape.torch._ambient import Ambient
 from steptape.torch._keep import Keep
 from steptape.torch._sde_noise import NotingBrownian, Query, ReplayingBrownian
-from steptape.torch._sde_once import Once
+from steptape.torch._sde_once import REPEATING, Once
 from steptape.torch._sde_tape import State, Step, Tape, serving
 from steptape.torch._side_state import SideState, same
 
@@ -197,7 +197,8 @@ class Stepper:
         self._ts, self._tape, self._ambient, self._side = solve.ts, tape, ambient, side
         self._noise = ReplayingBrownian(solve.bm, side, tape.answers, tape.notes, solve.taped, device)
         # What changes something besides, such as the random numbers drawn, must be evaluated as often as in the solve.
-        self._once = Once(host.sde_under(solve.sde)) if tape.note is None else None
+        once = solve.method in REPEATING and tape.note is None
+        self._once = Once(host.sde_under(solve.sde)) if once else None
         self._solver = solve.solver(solve.sde if self._once is None else host.ForwardSDE(self._once), self._noise)
 
     def first_extra(self, y0: Tensor) -> Sequence[Tensor]:
