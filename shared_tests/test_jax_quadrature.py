@@ -1,0 +1,379 @@
+"""QuadratureAdjoint against closed forms, stored references and tight tolerances; its cost; what it refuses."""
+
+import functools
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from steptape import OptionError, UnsupportedError
+from steptape.jax import QuadratureAdjoint, SeminormAdjoint
+from steptape.shared_tests._jax_solves import HOST, identical, inputs, solve, value_and_grad, worst, x64
+from steptape.shared_tests.make_references import load_references
+from steptape.shared_tests.problems import PROBLEMS
+
+OURS = QuadratureAdjoint()
+TIGHT = diffrax.PIDController(rtol=1e-10, atol=1e-10)
+
+
+@pytest.fixture(autouse=True)
+def _x64():
+    with x64():
+        yield
+
+
+@pytest.mark.parametrize("adjoint", [OURS, QuadratureAdjoint(nodes=3)], ids=["stages", "nodes"])
+def test_exponential_growth_has_the_gradient_of_its_closed_form(adjoint):
+    def final_square(z0, alpha, t0, t1):
+        term = diffrax.ODETerm(lambda t, z, alpha: alpha * z)
+        solution = diffrax.diffeqsolve(
+            term, diffrax.Dopri5(), t0, t1, 0.1, z0, alpha, stepsize_controller=TIGHT, adjoint=adjoint
+        )
+        return solution.ys[0] ** 2
+
+    z0, alpha, t0, t1 = 1.5, 0.8, 0.25, 2.0
+    got = jax.jit(jax.grad(final_square, argnums=(0, 1, 2, 3)))(z0, alpha, t0, t1)
+    growth = np.exp(2 * alpha * (t1 - t0))
+    want = (2 * z0 * growth, 2 * (t1 - t0) * z0**2 * growth, -2 * alpha * z0**2 * growth, 2 * alpha * z0**2 * growth)
+    np.testing.assert_allclose(got, want, rtol=3e-9)
+
+
+@functools.cache
+def _compiled(name, adjoint):
+    """The gradient of a shared problem for y0, parameters and times, given a tolerance."""
+    problem = PROBLEMS[name]
+
+    def run(inputs, tolerance):
+        y0, params, times = inputs
+        solution = diffrax.diffeqsolve(
+            diffrax.ODETerm(problem.field),
+            diffrax.Dopri5(),
+            times[0],
+            times[-1],
+            problem.first_step,
+            y0,
+            params,
+            saveat=diffrax.SaveAt(ts=times[1:]),
+            stepsize_controller=diffrax.PIDController(rtol=tolerance, atol=tolerance),
+            adjoint=adjoint,
+        )
+        return problem.loss(solution.ys)
+
+    return jax.jit(jax.grad(run))
+
+
+def _error(name, tolerance, adjoint=OURS):
+    """The relative error of the gradient, the largest of its three parts."""
+    problem, want = PROBLEMS[name], load_references()[name]["gradient"]
+    parts = ("y0", "params", "times")
+    got = _compiled(name, adjoint)(tuple(jnp.array(getattr(problem, part)) for part in parts), tolerance)
+    return max(
+        np.linalg.norm(g - np.array(want[part])) / np.linalg.norm(want[part])
+        for part, g in zip(parts, got, strict=True)
+    )
+
+
+# Times the tolerance: by how much the solution itself, and with it any gradient, is off.
+AMPLIFICATION = {
+    "exponential": 100,
+    "rotation": 10,
+    "harmonic": 50,
+    "lotka_volterra": 100,
+    "van_der_pol_mild": 30,
+    "van_der_pol_stiff": 10,
+    "pendulum": 100,
+    "mlp": 10,
+}
+
+
+@pytest.mark.parametrize("name", AMPLIFICATION)
+def test_the_gradient_is_right_to_the_tolerance_and_follows_it(name):
+    errors = [_error(name, tolerance) for tolerance in (1e-4, 1e-6, 1e-8)]
+    assert errors[1] < 1e-6 * AMPLIFICATION[name]
+    assert errors[0] > 10 * errors[1] > 100 * errors[2]
+
+
+def test_three_bodies_in_chaos_have_a_gradient():
+    assert _error("three_body", 1e-9) < 5e-6
+
+
+def _every_input(adjoint, x, **kwargs):
+    """The solution, and the gradient for all inputs but dt0, with the times apart."""
+    solution, _, grad = value_and_grad(lambda x: solve(x, adjoint, max_steps=1024, **kwargs), x)
+    return solution, grad._replace(times=grad.times[:2])
+
+
+@pytest.mark.parametrize(
+    "saveat",
+    [
+        diffrax.SaveAt(t1=True),
+        diffrax.SaveAt(t0=True),
+        diffrax.SaveAt(t0=True, ts=[0.1, 0.5, 0.5, 2.0, 2.9], t1=True),
+    ],
+    ids=["t1", "t0", "all, some twice"],
+)
+def test_the_solution_is_the_hosts_and_its_gradient_that_of_a_tight_solve(saveat):
+    host, want = _every_input(HOST, inputs(), saveat=saveat, stepsize_controller=TIGHT)
+    for adjoint in (OURS, QuadratureAdjoint(nodes=3)):
+        ours, got = _every_input(adjoint, inputs(), saveat=saveat, stepsize_controller=TIGHT)
+        assert identical((ours.ts, ours.ys, ours.stats), (host.ts, host.ys, host.stats))
+        # Where no step takes part, a gradient of zero.
+        assert worst(got, want) < 1e-6 if saveat.subs.t1 else identical(got, want)
+
+
+def test_output_times_move_and_time_may_run_backward():
+    def final(times, adjoint):
+        x = inputs()._replace(times=jnp.array([2.0, 0.3, -0.1]))
+        solution = solve(x, adjoint, max_steps=1024, saveat=diffrax.SaveAt(ts=times), stepsize_controller=TIGHT)
+        return jnp.sum(solution.ys[:, 0] ** 2) + jnp.sum(solution.ts**3)
+
+    times = jnp.array([1.7, 1.1, 0.4])
+    got, want = (jax.jit(jax.grad(functools.partial(final, adjoint=a)))(times) for a in (OURS, HOST))
+    assert worst(got, want) < 1e-6
+
+
+SOLVERS = {
+    "Tsit5": diffrax.Tsit5(),
+    "Bosh3": diffrax.Bosh3(),
+    "Dopri8": diffrax.Dopri8(),
+    "Heun, not FSAL": diffrax.Heun(),
+    "HalfSolver": diffrax.HalfSolver(diffrax.Midpoint()),
+    "Kvaerno5, implicit": diffrax.Kvaerno5(),
+}
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_any_solver_of_one_term_will_do(name):
+    controller = diffrax.PIDController(rtol=1e-7, atol=1e-7)
+    solver = SOLVERS[name]
+    kwargs = {"stepsize_controller": controller, "saveat": diffrax.SaveAt(ts=[1.0, 2.9])}
+    got = value_and_grad(lambda x: solve(x, OURS, solver, max_steps=8192, **kwargs), inputs())[2]
+    assert worst(got._replace(times=0), _tight_reference()._replace(times=0)) < 2e-5
+
+
+@functools.cache
+def _tight_reference():
+    kwargs = {"stepsize_controller": TIGHT, "saveat": diffrax.SaveAt(ts=[1.0, 2.9])}
+    return value_and_grad(lambda x: solve(x, HOST, diffrax.Dopri8(), max_steps=1024, **kwargs), inputs())[2]
+
+
+@pytest.mark.parametrize("solver", [diffrax.Heun(), diffrax.ReversibleHeun()])
+def test_constant_steps_stay_as_they_are_across_outputs(solver):
+    saveat = diffrax.SaveAt(ts=jnp.linspace(0.1, 2.9, 40))
+
+    def error(steps):
+        x = inputs()._replace(times=jnp.array([0.1, 2.9, 2.8 / steps]))
+        kwargs = {"stepsize_controller": diffrax.ConstantStepSize(), "saveat": saveat, "max_steps": 4096}
+        got = value_and_grad(lambda x: solve(x, OURS, solver, **kwargs), x)[2]
+        kwargs["stepsize_controller"] = TIGHT
+        want = value_and_grad(lambda x: solve(x, HOST, diffrax.Dopri8(), **kwargs), x)[2]
+        return worst(got._replace(times=0), want._replace(times=0))
+
+    assert error(2000) < error(500) / 8 < 1e-3
+
+
+def test_the_field_may_jump_where_the_controller_knows_of_it():
+    def final(y0, rate, adjoint):
+        def field(t, y, rate):
+            return jnp.where(t < 1, -rate, 2 * rate) * y
+
+        clipped = diffrax.ClipStepSizeController(TIGHT, jump_ts=[1.0])
+        return diffrax.diffeqsolve(
+            diffrax.ODETerm(field), diffrax.Dopri5(), 0, 2, 0.1, y0, rate, stepsize_controller=clipped, adjoint=adjoint
+        ).ys[0]
+
+    y0, rate = 1.3, 0.7
+    got = jax.grad(final, argnums=(0, 1))(y0, rate, OURS)
+    np.testing.assert_allclose(got, (np.exp(rate), y0 * np.exp(rate)), rtol=1e-8)
+
+
+def test_the_scale_of_the_loss_does_not_matter():
+    def gradient(scale):
+        return jax.jit(jax.grad(lambda y0: scale * jnp.sum(solve(inputs()._replace(y0=y0), OURS).ys ** 2)))(inputs().y0)
+
+    assert identical(gradient(2.0**-60) * 2.0**60, gradient(1.0))
+
+
+def test_a_batch_of_unequal_solves_is_its_elements():
+    x = inputs()
+    rates = jnp.array([0.1, 4.0])
+
+    def final(y0, args):
+        return jnp.sum(solve(x._replace(y0=y0, args=args), OURS, max_steps=256).ys ** 2)
+
+    run = jax.jit(jax.grad(final, argnums=(0, 1)))
+    batched = jax.vmap(run, in_axes=(None, 0))(x.y0, rates)
+    for i, rate in enumerate(rates):
+        assert worst(tuple(g[i] for g in batched), run(x.y0, rate)) < 1e-12
+
+
+def test_single_precision_and_trees():
+    def final(y0, args, adjoint):
+        def field(t, y, args):
+            return {"a": args["rate"] * y["b"][:2], "b": -jnp.sin(args["rate"] * t) * y["b"] + jnp.sum(y["a"])}
+
+        solution = diffrax.diffeqsolve(
+            diffrax.ODETerm(field),
+            diffrax.Tsit5(),
+            jnp.float32(0),
+            jnp.float32(1),
+            None,
+            y0,
+            args,
+            stepsize_controller=diffrax.PIDController(rtol=1e-5, atol=1e-5),
+            adjoint=adjoint,
+        )
+        return jnp.sum(solution.ys["a"] ** 2) + jnp.sum(solution.ys["b"])
+
+    y0 = {"a": jnp.ones(2, jnp.float32), "b": jnp.arange(3, dtype=jnp.float32)}
+    args = {"rate": jnp.float32(0.5), "unused": jnp.float32(2), "count": 3}
+    got, want = (eqx.filter_jit(eqx.filter_grad(lambda x, a=a: final(*x, a)))((y0, args)) for a in (OURS, HOST))
+    assert all(g.dtype == jnp.float32 for g in jax.tree.leaves(got))
+    assert worst(got, want) < 1e-4
+
+
+def test_what_the_field_closes_over_has_a_gradient():
+    def final(rate):
+        term = diffrax.ODETerm(lambda t, y, args: -rate * y)
+        return diffrax.diffeqsolve(term, diffrax.Tsit5(), 0, 1, None, 2.0, stepsize_controller=TIGHT, adjoint=OURS).ys[
+            0
+        ]
+
+    for grad in (jax.grad(final), jax.jit(jax.grad(final)), lambda r: jax.vmap(jax.grad(final))(r[None])[0]):
+        assert abs(grad(jnp.array(1.5)) / (-2 * jnp.exp(-1.5)) - 1) < 1e-8
+
+
+def _backward_evaluations(adjoint, outputs):
+    """How often the field is evaluated backward, by the whole and by the forward solve."""
+    calls = []
+
+    def field(t, y, params):
+        jax.debug.callback(lambda: calls.append(1))
+        return PROBLEMS["harmonic"].field(t, y, params)
+
+    def run(params):
+        solution = diffrax.diffeqsolve(
+            diffrax.ODETerm(field),
+            diffrax.Dopri5(),
+            0,
+            10,
+            0.1,
+            jnp.array([1.0, -0.5]),
+            params,
+            saveat=diffrax.SaveAt(ts=jnp.linspace(0, 10, outputs + 1)[1:]),
+            stepsize_controller=diffrax.PIDController(rtol=1e-6, atol=1e-6),
+            adjoint=adjoint,
+        )
+        return jnp.mean(solution.ys**2)
+
+    def counted(run):
+        calls.clear()
+        jax.block_until_ready(run(jnp.array([2.0])))
+        jax.effects_barrier()
+        return len(calls)
+
+    return counted(jax.grad(run)) - counted(run)
+
+
+@pytest.mark.parametrize("outputs", [1, 30])
+def test_it_evaluates_the_field_less_often_than_the_seminorm(outputs):
+    assert _backward_evaluations(OURS, outputs) < _backward_evaluations(SeminormAdjoint(), outputs)
+
+
+def test_what_is_inherited_can_be_overridden():
+    loose = {"saveat": diffrax.SaveAt(ts=[1.0, 2.9])}
+    adjoint = QuadratureAdjoint(solver=diffrax.Tsit5(), stepsize_controller=TIGHT, dt0=0.01, max_steps=4096)
+    kwargs = {"max_steps": 1024, **loose, "stepsize_controller": diffrax.PIDController(rtol=1e-9, atol=1e-9)}
+    got = value_and_grad(lambda x: solve(x, adjoint, diffrax.Dopri8(), **kwargs), inputs())[2]
+    assert worst(got._replace(times=0), _tight_reference()._replace(times=0)) < 1e-7
+
+
+def test_a_backward_solve_that_fails_returns_no_number():
+    def gradient(**kwargs):
+        adjoint = QuadratureAdjoint(max_steps=2)
+        return jax.grad(lambda y0: jnp.sum(solve(inputs()._replace(y0=y0), adjoint, **kwargs).ys))(inputs().y0)
+
+    with pytest.raises(RuntimeError, match=r"backward solve of .*QuadratureAdjoint.* did not reach t0: raise `max_"):
+        gradient()
+    assert jnp.all(jnp.isnan(gradient(throw=False)))
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "match"),
+    [
+        ({"max_steps": None}, r"with `max_steps=None`: JAX must know.*AdaptiveCheckpointAdjoint"),
+        ({"saveat": diffrax.SaveAt(steps=True)}, r"SaveAt\(steps=\.\.\.\)"),
+        ({"saveat": diffrax.SaveAt(t1=True, fn=lambda t, y, args: y)}, r"SaveAt\(fn=\.\.\.\)"),
+        ({"saveat": diffrax.SaveAt(subs=[diffrax.SubSaveAt(t1=True)])}, r"SaveAt\(subs=\.\.\.\)"),
+        ({"saveat": diffrax.SaveAt(t1=True, solver_state=True)}, r"SaveAt\(solver_state=True\)"),
+        ({"event": diffrax.Event(lambda t, y, args, **kwargs: y[0] - 9)}, r"`event=\.\.\.`"),
+        ({"stepsize_controller": diffrax.StepTo(np.array([0.1, 1.0, 2.9])), "dt0": None}, r"StepTo\(\.\.\.\)"),
+    ],
+)
+def test_what_it_cannot_differentiate_it_still_solves(kwargs, match):
+    x = inputs()
+
+    def final(y0, adjoint):
+        return jnp.sum(jnp.nan_to_num(jax.tree.leaves(solve(x._replace(y0=y0), adjoint, **kwargs).ys)[0], posinf=0))
+
+    assert final(x.y0, OURS) == final(x.y0, HOST)
+    with pytest.raises(UnsupportedError, match=match):
+        jax.grad(final)(x.y0, OURS)
+
+
+def test_dense_output_and_other_equations_are_refused():
+    def dense(y0):
+        return jnp.sum(solve(inputs()._replace(y0=y0), OURS, saveat=diffrax.SaveAt(dense=True)).evaluate(1.0))
+
+    with pytest.raises(UnsupportedError, match=r"SaveAt\(dense=True\)"):
+        jax.grad(dense)(inputs().y0)
+
+    def noisy(y0):
+        path = diffrax.VirtualBrownianTree(0.0, 1.0, 1e-3, (), jax.random.key(0))
+        terms = diffrax.MultiTerm(
+            diffrax.ODETerm(lambda t, y, args: y), diffrax.ControlTerm(lambda t, y, args: y, path)
+        )
+        return diffrax.diffeqsolve(terms, diffrax.Heun(), 0.0, 1.0, 0.1, y0, adjoint=OURS).ys[0]
+
+    with pytest.raises(UnsupportedError, match=r"terms other than one `ODETerm`"):
+        jax.grad(noisy)(1.0)
+
+    class Crude(diffrax.Dopri5):
+        interpolation_cls = diffrax.LocalLinearInterpolation
+
+        def step(self, *args):
+            y1, error, dense, state, result = super().step(*args)
+            return y1, error, {"y0": dense["y0"], "y1": dense["y1"]}, state, result
+
+    with pytest.raises(UnsupportedError, match=r"solver=Crude\(\.\.\.\)`, whose dense output is of lower order"):
+        jax.grad(lambda y0: jnp.sum(solve(inputs()._replace(y0=y0), OURS, Crude()).ys))(inputs().y0)
+
+
+def test_controllers_and_second_derivatives_are_refused():
+    x = inputs()
+
+    def final(y0, rtol):
+        controller = diffrax.PIDController(rtol=rtol, atol=1e-6)
+        return jnp.sum(solve(x._replace(y0=y0), OURS, stepsize_controller=controller).ys ** 2)
+
+    with pytest.raises(UnsupportedError, match=r"no gradient for a solver or a step size controller"):
+        jax.grad(final, argnums=1)(x.y0, 1e-4)
+    with pytest.raises(UnsupportedError, match=r"Second derivatives of .*diffrax\.DirectAdjoint"):
+        jax.grad(lambda y0: jnp.sum(jax.grad(final)(y0, 1e-4) ** 2))(x.y0)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "match"),
+    [
+        ({"nodes": 0}, r"nodes=0\): must be a positive number"),
+        ({"nodes": True}, r"nodes=True\)"),
+        ({"rtol": 1e-3}, r"rtol=\.\.\.\): must be one of nodes, solver, stepsize_controller, dt0, max_steps"),
+        ({"solver": diffrax.Kvaerno3()}, r"solver=Kvaerno3\(\.\.\.\)\): the tolerances of an implicit solver's root"),
+    ],
+)
+def test_wrong_options_are_named(kwargs, match):
+    with pytest.raises(OptionError, match=match):
+        QuadratureAdjoint(**kwargs)
