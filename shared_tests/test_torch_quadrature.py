@@ -13,7 +13,7 @@ import torchdiffeq
 from steptape import GradientError, OptionError, UnsupportedError
 from steptape.shared_tests._torch_oracle import ADAPTIVE, Module, differentiate, distance
 from steptape.shared_tests.problems import PROBLEMS
-from steptape.torch import install, odeint_adjoint
+from steptape.torch import install, odeint_adjoint, record_solves
 
 quadrature = functools.partial(odeint_adjoint, adjoint_method="quadrature")
 REFERENCES = json.loads((Path(__file__).parent / "references.json").read_text())
@@ -320,3 +320,16 @@ def test_a_tensor_that_func_closes_over():
     weight = torch.ones(2, dtype=torch.float64, requires_grad=True)
     with pytest.raises(GradientError, match=r"adjoint_method='quadrature'.*\(2,\).*Pass all of them"):
         solve(lambda y: weight * y).backward()
+
+
+def test_what_a_solve_did():
+    with record_solves() as solves:
+        func, y0 = Module(PROBLEMS["pendulum"]), torch.tensor(PROBLEMS["pendulum"].y0, dtype=torch.float64)
+        y0.requires_grad_()
+        ys = quadrature(func, y0, torch.tensor([0.0, 1.0], dtype=torch.float64), rtol=1e-6, atol=1e-6)
+        forward, func.evaluations = func.evaluations, 0
+        ys[-1].sum().backward()
+    (stats,) = solves
+    assert (stats.evaluations_forward, stats.evaluations_backward) == (forward, func.evaluations)
+    assert stats.states_kept == 1 + 5 * stats.accepted_steps
+    assert stats.bytes_held >= 5 * stats.accepted_steps * y0.nbytes

@@ -24,7 +24,7 @@ class SolveStats:
 
     ``method``: the solver. ``accepted_steps``, ``rejected_steps``: its tries. ``evaluations_forward``,
     ``evaluations_backward``: calls of func, or of an sde's methods (f, g, g_prod, ...), each of which counts as one.
-    ``states_kept``: the states on the tape, that of ``y0`` included.
+    ``states_kept``: the states on the tape, that of ``y0`` included, and five for each step's dense output.
     ``bytes_held``: what the tape holds from the forward to the backward pass, beyond the inputs and the solution; 0
     where no gradient is asked for. ``seconds_forward``, ``seconds_backward``: wall time; a GPU's work is waited for.
     ``backward_passes``: how many there were so far.
@@ -73,9 +73,9 @@ def record_solves() -> Iterator[Solves]:
     the clock, on a GPU at the price of waiting for its work; outside of a block a solve pays for one look-up.
 
     Supports:
-        Solves of ODEs and SDEs with ``adjoint_method="aca"`` and of ODEs with ``method="aca"``, with or without
-        gradients, in the thread (or asynchronous task) that entered the block. Not the host's own adjoint, solves
-        inside transforms of ``torch.func``, nor solves that end in an error.
+        Solves of ODEs and SDEs with ``adjoint_method="aca"``, of ODEs with ``"quadrature"`` and with ``method="aca"``,
+        with or without gradients, in the thread (or asynchronous task) that entered the block. Not the host's own
+        adjoint, solves inside transforms of ``torch.func``, nor solves that end in an error.
     """
     solves = Solves()
     token = _RECORDINGS.set((*_RECORDINGS.get(), solves))
@@ -152,7 +152,7 @@ class _Recorded:
 
     def _read(self, tape: Any) -> None:
         self.stats.accepted_steps = len(tape.fresh)
-        self.stats.states_kept = len(tape.kept)
+        self.stats.states_kept = len(tape.kept) + sum(map(len, tape.pieces))
         self._held = [*tape.tensors(), *(state for notes in tape.notes for note in notes for state in note)]
 
     def _begin_backward(self, _: Any) -> None:
