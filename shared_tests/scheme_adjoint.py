@@ -123,7 +123,7 @@ def _matching(scheme: Scheme, problem: Problem) -> Callable:
         for i in reversed(range(len(stages))):
             later = sum(scheme.a[j][i] * in_stages[j] for j in range(i + 1, len(stages)))
             ell = h * (scheme.b[i] * cotangent + later)
-            in_stages[i], share = _vjp(problem, *stages[i][:2], ell)
+            in_stages[i], share = _vjp(problem, stages[i][0], stages[i][1], ell)
             in_params = in_params + share
         return cotangent + sum(in_stages), in_params
 

@@ -114,7 +114,7 @@ class AdaptiveCheckpointAdjoint(diffrax.AbstractAdjoint):
             else known_step(host_loop, passed_solver_state=passed_solver_state, by_stage=self.graph == "stage", **solve)
         )
         by_step = known is not None and known.times_exact
-        lean = by_step and known.again is not None
+        lean = known is not None and known.times_exact and known.again is not None
         # A loop that is never transposed compiles faster without the means for it, and knows forward mode.
         if by_step:
             solve["inner_while_loop"] = functools.partial(while_loop, kind="lax")

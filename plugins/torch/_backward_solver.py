@@ -11,7 +11,7 @@ from torch import Tensor
 from steptape._errors import OptionError, UnsupportedError
 from steptape.compat import _torchdiffeq as host
 from steptape.torch._keep import Keep
-from steptape.torch._tableau import tableau_of
+from steptape.torch._tableau import Tableau, tableau_of
 
 _CALLBACKS = ("callback_step", "callback_accept_step", "callback_reject_step")
 
@@ -20,10 +20,12 @@ _CALLBACKS = ("callback_step", "callback_accept_step", "callback_reject_step")
 class BackwardSolver:
     """A solver of the host's, its tolerances and its options, in the host's normal form for s = -t.
 
-    ``nodes``: of a Gauss–Legendre quadrature in each of its steps; None: the scheme's own.
+    ``tableau``: that of the solver. ``nodes``: of a Gauss–Legendre quadrature in each of its steps; None: by the
+    tableau's own weights.
     """
 
     method: str
+    tableau: Tableau
     rtol: Any
     atol: Any
     options: dict[str, Any]
@@ -47,8 +49,8 @@ class BackwardSolver:
             )
         forward_method = forward["method"] or "dopri5"
         method = given.pop("method", forward_method)
-        _check_method(forward_method, f"{_CALL}, method={forward_method!r}")
-        _check_method(method, f"{_CALL}, adjoint_options={{'method': {method!r}}}")
+        _adaptive(forward_method, f"{_CALL}, method={forward_method!r}")
+        tableau = _adaptive(method, f"{_CALL}, adjoint_options={{'method': {method!r}}}")
         names = host.option_names(host.SOLVERS[method]) - {"first_step"}
         for name, value in given.items():
             if name not in names:
@@ -66,7 +68,7 @@ class BackwardSolver:
             if options.get(name) is not None:
                 options[name] = -torch.as_tensor(options[name])
         kept = Keep.from_options(keep, adjoint_method="quadrature")
-        return cls(method, rtol, atol, options, nodes), kept.for_dense_output()
+        return cls(method, tableau, rtol, atol, options, nodes), kept.for_dense_output()
 
     def run(self, field: Any, a: Tensor, start: Tensor, end: Tensor, first_step: float) -> Tensor:
         """a at ``end``, from that at ``start`` before it, with a step that ends there."""
@@ -89,9 +91,10 @@ class BackwardSolver:
 _CALL = "odeint_adjoint(..., adjoint_method='quadrature'"
 
 
-def _check_method(method: str, call: str) -> None:
+def _adaptive(method: str, call: str) -> Tableau:
+    """The tableau of an adaptive solver."""
     tableaus = {name: tableau_of(solver) for name, solver in host.SOLVERS.items()}
-    able = [name for name, tableau in tableaus.items() if tableau is not None and tableau.chained]
+    able = {name: tableau for name, tableau in tableaus.items() if tableau is not None and tableau.chained}
     if method not in host.SOLVERS:
         raise OptionError(f"{call}): no solver of torchdiffeq. Use one of {', '.join(able)}.")
     if method not in able:
@@ -99,3 +102,4 @@ def _check_method(method: str, call: str) -> None:
             f"{call}): the quadrature adjoint reads y(t) from the dense output of an adaptive solver, which {method!r} "
             f"has not. Use one of {', '.join(able)}, or adjoint_method='aca', which is exact."
         )
+    return able[method]

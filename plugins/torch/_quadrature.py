@@ -21,7 +21,6 @@ import torch
 from torch import Tensor
 
 from steptape._errors import GradientError, UnsupportedError
-from steptape.compat import _torchdiffeq as host
 from steptape.compat._torch import pull, transforms_active
 from steptape.torch._ambient import Ambient
 from steptape.torch._backward_solver import BackwardSolver
@@ -29,7 +28,6 @@ from steptape.torch._dense import DenseOutput
 from steptape.torch._field import Field
 from steptape.torch._runge_kutta import RungeKuttaSweep
 from steptape.torch._side_state import Restored
-from steptape.torch._tableau import tableau_of
 from steptape.torch._tape import Tape
 from steptape.torch._torchdiffeq import Solve
 
@@ -58,8 +56,8 @@ class AdjointField:
 
     def __init__(self, field: Field, dense: DenseOutput, params: Sequence[Tensor], solver: BackwardSolver):
         self._field, self._dense, self._params = field, dense, params
-        rows = tableau_of(host.SOLVERS[solver.method]).rows
-        self._weights = rows[-1].tolist() if solver.nodes is None else [0.0] * rows.shape[1]
+        b = solver.tableau.rows[-1]
+        self._weights = (b if solver.nodes is None else 0 * b).tolist()
         self._nodes = [] if solver.nodes is None else gauss_legendre(solver.nodes)
         self._first: Sequence[Tensor | None] = ()
         self._latest: Sequence[Tensor | None] = ()
@@ -83,7 +81,9 @@ class AdjointField:
         """(∂f/∂y)ᵀ a and (∂f/∂θ)ᵀ a at -s and y(-s), as far as asked for."""
         stage = self._field.evaluate(-s, self._dense(-s.item()))
         inputs = ((stage.y,) if with_y else ()) + (tuple(self._params) if with_params else ())
-        grads = list(pull((stage.slope,), (a,), inputs)) if stage.slope.requires_grad else [None] * len(inputs)
+        grads: list[Tensor | None] = [None] * len(inputs)
+        if stage.slope.requires_grad:
+            grads = list(pull((stage.slope,), (a,), inputs))
         in_y = grads.pop(0) if with_y else None
         return torch.zeros_like(a) if in_y is None else in_y, grads
 

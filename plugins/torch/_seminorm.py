@@ -91,7 +91,7 @@ def seminorm(
     Source: Kidger et al., arXiv 2009.09457.
     """
     is_tuple = not isinstance(y0, Tensor)
-    shapes = [x.shape for x in (y0 if is_tuple else (y0,))]
+    shapes = [y0.shape] if isinstance(y0, Tensor) else [x.shape for x in y0]
     call = f"seminorm(y0, reduction={reduction!r}"
     if reduction not in ("mixed", "joint"):
         raise OptionError(f"{call}): must be 'mixed' or 'joint'.")

@@ -66,8 +66,8 @@ class Tape:
     def emptied(self) -> Tape:
         """The tape without its tensors."""
         none = torch.empty(0)
-        gone = {"nodes": none, "sizes": none, "outputs": none, "marks": none, "ys": (), "slopes": (), "pieces": ()}
-        return dataclasses.replace(self, **gone)
+        emptied = dataclasses.replace(self, nodes=none, sizes=none, outputs=none, marks=none)
+        return dataclasses.replace(emptied, ys=(), slopes=(), pieces=())
 
     def refilled(self, tensors: Sequence[Tensor]) -> Tape:
         """An emptied tape with its tensors again."""
