@@ -32,13 +32,21 @@ try:
         name: getattr(AdaptiveRungeKutta, name)
         for name in ("integrate", "_advance", "_before_integrate", "_adaptive_step", "_interp_fit")
     }
-    # Where a solver of a fixed grid takes its steps.
-    _FIXED_STEP = fixed_grid.FixedGridODESolver._step_func
+    # What is read of a tableau, of the state between two adaptive steps, of wrapped funcs and multistep solvers; and
+    # where a solver of a fixed grid takes its steps.
+    _missing = {"alpha", "beta", "c_sol"} - set(rk_common._ButcherTableau._fields)
+    _missing |= {"y1", "t0", "t1", "dt", "interp_coeff"} - set(rk_common._RungeKuttaState._fields)
+    _missing |= {"base_func"} - set(misc._PerturbFunc.__init__.__code__.co_names)
+    _missing |= {"prev_f", "prev_t"} - set(Adams.__init__.__code__.co_names)
+    _missing |= {"_step_func"} - set(dir(fixed_grid.FixedGridODESolver))
     # What check_inputs wraps func in, and where the host solves backward: install() tells its own calls by them.
     _WRAPPERS = (misc._PerturbFunc, misc._ReverseFunc, misc._TupleFunc)
     _BACKSOLVE = OdeintAdjointMethod.backward.__qualname__
 except (ImportError, AttributeError) as error:
     raise unsupported("torchdiffeq", error, "torch") from error
+
+if _missing:
+    raise unsupported("torchdiffeq", f"{', '.join(sorted(_missing))} in its solvers", "torch")
 
 # torchdiffeq 0.2.3 does not call back from its steps: ``attach`` does it there. Doing it twice would tape steps twice.
 CALLBACKS = {"callback_step", "callback_accept_step", "callback_reject_step"}

@@ -1,6 +1,7 @@
 """compat is the one funnel for the hosts' private names, and a host that lacks one of them is refused in words."""
 
 import ast
+import collections
 import contextlib
 import dataclasses
 import importlib
@@ -136,6 +137,22 @@ def test_a_renamed_part_of_torchdiffeq_s_loop_is_refused_at_import(monkeypatch, 
         pytest.skip("this torchdiffeq has no callbacks")
     for owner in owners:
         monkeypatch.delattr(owner, attribute)
+    with refused("_torchdiffeq"):
+        load("_torchdiffeq")
+
+
+@pytest.mark.parametrize(("owner", "field"), [("_ButcherTableau", "c_sol"), ("_RungeKuttaState", "interp_coeff")])
+def test_a_renamed_field_of_torchdiffeq_s_records_is_refused_at_import(monkeypatch, owner, field):
+    rk_common = pytest.importorskip("torchdiffeq._impl.rk_common")
+    fields = [name if name != field else "renamed" for name in getattr(rk_common, owner)._fields]
+    monkeypatch.setattr(rk_common, owner, collections.namedtuple(owner, fields))
+    with refused("_torchdiffeq"):
+        load("_torchdiffeq")
+
+
+def test_a_multistep_solver_that_keeps_its_history_elsewhere_is_refused_at_import(monkeypatch):
+    fixed_adams = pytest.importorskip("torchdiffeq._impl.fixed_adams")
+    monkeypatch.setattr(fixed_adams.AdamsBashforthMoulton, "__init__", lambda self, *args, **kwargs: None)
     with refused("_torchdiffeq"):
         load("_torchdiffeq")
 
