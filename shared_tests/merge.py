@@ -7,9 +7,9 @@ Brownian path. The limits are those of a single report: 1e-12, and 1e-9 for a ch
 import itertools
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -28,22 +28,16 @@ Key = tuple[str, str, str, str, float, str, float]
 
 @dataclass(frozen=True)
 class Version:
-    """What one backend did in one report. `runs` holds plain data, as `parity.json` does."""
+    """What one backend did in one report; `name` tells it from the others, `runs` holds plain data."""
 
     backend: str
-    source: str
+    name: str
     versions: dict[str, str]
     runs: dict[Key, dict[str, Any]]
 
-    @cached_property
-    def name(self) -> str:
-        """The versions of the host and of its framework."""
-        names = [HOSTS[self.backend], *(name for name in ("torchsde", self.backend) if name in self.versions)]
-        return ", ".join(f"{name} {self.versions[name]}" for name in names if name in self.versions)
-
-    @cached_property
+    @property
     def age(self) -> list[list[int]]:
-        """A number that grows from version to version: that of the host, then that of its framework."""
+        """What grows from version to version: the numbers of the host, then those of its framework."""
         return [
             [int(part) for part in re.findall(r"\d+", self.versions.get(name, ""))]
             for name in (HOSTS[self.backend], self.backend)
@@ -93,12 +87,20 @@ def load(folders: list[Path]) -> list[tuple[Path, dict[str, Any]]]:
 
 def versions_of(reports: list[tuple[Path, dict[str, Any]]]) -> list[Version]:
     """Return what each backend did in each report, backend by backend, the oldest host first."""
-    found = []
+    names = Counter(_name(*found) for _, data in reports for found in data["versions"].items())
+    versions = []
     for folder, data in reports:
         for backend, numbers in data["versions"].items():
             own = [run for run in data["runs"] + data["sde_runs"] if run["backend"] == backend]
-            found.append(Version(backend, str(folder), numbers, {_key(run): run for run in own}))
-    return sorted(found, key=lambda version: (list(HOSTS).index(version.backend), version.age))
+            name = _name(backend, numbers)
+            name += f" ({folder})" if names[name] > 1 else ""
+            versions.append(Version(backend, name, numbers, {_key(run): run for run in own}))
+    return sorted(versions, key=lambda version: (list(HOSTS).index(version.backend), version.age))
+
+
+def _name(backend: str, numbers: dict[str, str]) -> str:
+    """Return the versions of the host and of its framework."""
+    return ", ".join(f"{name} {numbers[name]}" for name in (HOSTS[backend], "torchsde", backend) if name in numbers)
 
 
 def _key(run: dict[str, Any]) -> Key:

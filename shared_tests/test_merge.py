@@ -111,6 +111,13 @@ def test_what_moved_on_own_steps_is_shown_and_breaks_nothing(tmp_path):
     ]
 
 
+def test_two_machines_with_the_same_versions_are_told_apart(tmp_path):
+    for name in "ab":
+        write(tmp_path / name, OLD)
+    [row] = merged(tmp_path, tmp_path / "a", tmp_path / "b")["Each version against each other"]
+    assert row[:2] == [f"torchdiffeq 0.2.3, torch 2.4.1 ({tmp_path / name})" for name in "ab"]
+
+
 def test_another_grid_is_not_compared(tmp_path):
     def regrid(runs):
         for one in runs:
