@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from steptape.jax._field import rate
 from steptape.jax._rows import get
 
 
@@ -66,7 +67,7 @@ class Pullback(eqx.Module):
 
     def _field(self, s: Any, y: Any, moving: Any) -> Any:
         terms, args = eqx.combine(moving, self.fixed)
-        return terms.vf(-s, y, args)
+        return rate(terms, -s, y, args)
 
     def __call__(self, s: Any, y: Any, a: Any) -> tuple[Any, Any]:
         """aᵀ ∂f/∂y and aᵀ ∂f/∂θ."""

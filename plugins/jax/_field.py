@@ -11,29 +11,36 @@ from steptape._errors import UnsupportedError
 from steptape.compat._diffrax import WrapTerm
 
 
-class Field(eqx.Module):
-    """``terms.vf``, with the traced arrays in its closure as leaves."""
+class _Field(eqx.Module):
+    """The vector field of ``term``, with the traced arrays in its closure as leaves."""
 
-    terms: Any
+    term: Any
     converted: Any
 
     def __call__(self, t: Any, y: Any, args: Any) -> Any:
-        return self.converted(self.terms, t, y, args)
+        return self.converted(self.term, t, y, args)
 
 
-def field_of(terms: Any, t: Any, y: Any, args: Any) -> Field | None:
-    """The field of an ODE, in the solve's own direction of time; ``None`` if ``terms`` is another kind of equation."""
+def closed_ode(terms: Any, t: Any, y: Any, args: Any) -> Any:
+    """``terms`` whose field closes over no traced array; ``None`` if they are not those of an ODE."""
     if not (isinstance(terms, WrapTerm) and isinstance(terms.term, diffrax.ODETerm)):
         return None
-
     # A partial, because equinox takes a plain function without cells for one that closes over nothing.
-    vf = functools.partial(lambda terms, t, y, args: terms.vf(t, y, args))
-    return Field(terms, eqx.filter_closure_convert(vf, terms, t, y, args))
+    vf = functools.partial(lambda term, t, y, args: term.vf(t, y, args))
+    converted = eqx.filter_closure_convert(vf, terms.term, t, y, args)
+    return WrapTerm(diffrax.ODETerm(_Field(terms.term, converted)), terms.direction)
 
 
-def closes_over_tracers(field: Field | None) -> bool:
-    """Whether ``field`` reads an array that a transformation traces and that is neither in the terms nor in args."""
-    return field is not None and any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(field.converted))
+def closes_over_tracers(closed: Any) -> bool:
+    """Whether the field reads an array that a transformation traces and that is neither in the terms nor in args."""
+    if closed is None:
+        return False
+    return any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(closed.term.vector_field.converted))
+
+
+def rate(terms: Any, t: Any, y: Any, args: Any) -> Any:
+    """dy/dt in the solve's own direction of time, which diffrax keeps in the control."""
+    return jax.tree.map(lambda x: terms.direction.astype(x.dtype) * x, terms.vf(t, y, args))
 
 
 def undifferentiated(tree: Any, *, why: str) -> Any:

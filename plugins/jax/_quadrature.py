@@ -16,7 +16,7 @@ from steptape.compat._diffrax import loop as host_loop
 from steptape.compat._equinox import while_loop
 from steptape.jax._backward import HostSteps, Outputs, Pullback, StageSteps, Trajectory, solve_backward
 from steptape.jax._erk import is_explicit
-from steptape.jax._field import field_of, undifferentiated
+from steptape.jax._field import closed_ode, rate, undifferentiated
 
 _CALL = "`diffeqsolve(..., adjoint=QuadratureAdjoint(...))`"
 _WAY_OUT = "Pass `adjoint=steptape.jax.AdaptiveCheckpointAdjoint()`, which is exact."
@@ -94,10 +94,9 @@ class QuadratureAdjoint(diffrax.AbstractAdjoint):
         """Run diffrax's loop; called by ``diffeqsolve``."""
         del solve["passed_solver_state"], solve["passed_controller_state"]
         state, saveat = solve["init_state"], solve["saveat"]
-        field = field_of(terms, state.tprev, state.y, args)
-        refusal = self._refusal(field, terms=terms, **solve)
-        direction = None if field is None else terms.direction
-        terms = terms if field is None else diffrax.ODETerm(field)
+        closed = closed_ode(terms, state.tprev, state.y, args)
+        refusal = self._refusal(closed, **solve)
+        terms = terms if closed is None else closed
         times = (t0, t1, getattr(saveat.subs, "ts", None))
         if refusal is not None:
             solve["saveat"] = undifferentiated(saveat, why=refusal)
@@ -109,12 +108,12 @@ class QuadratureAdjoint(diffrax.AbstractAdjoint):
             why=f"{_CALL} has no gradient for a solver or a step size controller. Pass "
             "`adjoint=steptape.jax.AdaptiveCheckpointAdjoint()`.",
         )
-        final, stats = _solve((state.y, args, terms, times), _Call(solve, overrides, direction, self.nodes, refusal))
+        final, stats = _solve((state.y, args, terms, times), _Call(solve, overrides, self.nodes, refusal))
         moving, fixed = eqx.partition(final, eqx.is_inexact_array)
         return eqx.combine(moving, _still(fixed)), stats
 
     def _refusal(
-        self, field: Any, *, terms, solver, stepsize_controller, max_steps, saveat, event, init_state, **_
+        self, terms: Any, *, solver, stepsize_controller, max_steps, saveat, event, init_state, **_
     ) -> str | None:
         """Why this solve cannot be differentiated, if so; the solve itself is diffrax's in any case."""
         sub = saveat.subs
@@ -133,7 +132,7 @@ class QuadratureAdjoint(diffrax.AbstractAdjoint):
             why = "`saveat=SaveAt(solver_state=True)` or `SaveAt(controller_state=True)`"
         elif event is not None:
             why = "`event=...`"
-        elif field is None:
+        elif terms is None:
             why = "terms other than one `ODETerm`"
         elif any(jnp.iscomplexobj(x) for x in jax.tree.leaves(init_state.y)):
             why = "a complex state"
@@ -169,7 +168,6 @@ class _Call(eqx.Module):
 
     solve: dict[str, Any]
     overrides: dict[str, Any]
-    direction: Any
     nodes: int | None = eqx.field(static=True)
     refusal: str | None = eqx.field(static=True)
 
@@ -194,10 +192,10 @@ class _Call(eqx.Module):
         order = solver.order(diffrax.ODETerm(pull.slope))
         return HostSteps(pull, solver, self.nodes or max(1, (order + 1) // 2))
 
-    def controller(self) -> Any:
+    def controller(self, direction: Any) -> Any:
         """The controller of the backward solve, in its own direction of time."""
         if "stepsize_controller" in self.overrides:
-            return self.overrides["stepsize_controller"].wrap(self.direction).wrap(-1)
+            return self.overrides["stepsize_controller"].wrap(direction).wrap(-1)
         return self.solve["stepsize_controller"].wrap(-1)
 
 
@@ -241,12 +239,12 @@ def _solve_bwd(residuals, cotangents, perturbed, moving, call):
     later, g_later = jax.tree.map(lambda x: x[start:], (ys, g_ys))
 
     theta, fixed = eqx.partition((terms, args), (perturbed[2], perturbed[1]))
-    a, (g_terms, g_args) = _backward(call, Pullback(trajectory, theta, fixed), times, g_later, arrived)
+    a, (g_terms, g_args) = _backward(call, Pullback(trajectory, theta, fixed), terms.direction, times, g_later, arrived)
     g_y0 = jax.tree.map(lambda a, g: a + g[0], a, g_ys) if start else a
 
-    rates = jax.vmap(lambda t, y: terms.vf(t, y, args))(_output_times(sub, times), later)
+    rates = jax.vmap(lambda t, y: rate(terms, t, y, args))(_output_times(sub, times), later)
     g_ts = _product(g_later, rates, axis=0) + (0 if saved.ts is None else saved.ts[start:])
-    g_t0 = -_product(a, terms.vf(times[0], y0, args)) + (saved.ts[0] if start and saved.ts is not None else 0)
+    g_t0 = -_product(a, rate(terms, times[0], y0, args)) + (saved.ts[0] if start and saved.ts is not None else 0)
     g_t1 = g_ts[-1] if sub.t1 else jnp.zeros_like(times[1])
     g_times = (g_t0, g_t1, None if times[2] is None else g_ts[: len(times[2])])
     grads = eqx.filter((g_y0, g_args, g_terms, g_times), perturbed)
@@ -270,7 +268,9 @@ def _product(a: Any, b: Any, axis: int | None = None) -> Any:
     return functools.reduce(operator.add, jax.tree.leaves(sums))
 
 
-def _backward(call: _Call, pull: Pullback, times: tuple, cotangents: Any, arrived: Any) -> tuple[Any, Any]:
+def _backward(
+    call: _Call, pull: Pullback, direction: Any, times: tuple, cotangents: Any, arrived: Any
+) -> tuple[Any, Any]:
     """a(t0) and the gradients of (terms, args), given the cotangents of the outputs after t0, a row for each."""
     t0, t1, _ = times
     ts = _output_times(call.solve["saveat"].subs, times)
@@ -284,7 +284,7 @@ def _backward(call: _Call, pull: Pullback, times: tuple, cotangents: Any, arrive
     max_steps = call.overrides.get("max_steps", call.solve["max_steps"])
     tried = arrived & jnp.isfinite(scale)
     a, integral, ok = solve_backward(
-        call.steps(pull), call.controller(), (t0, t1), outputs, jnp.abs(dt0), max_steps, tried
+        call.steps(pull), call.controller(direction), (t0, t1), outputs, jnp.abs(dt0), max_steps, tried
     )
     found = jax.tree.map(lambda g: jnp.where(ok, g * scale.astype(g.dtype), jnp.nan), (a, integral))
     if call.solve["throw"]:

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import optimistix as optx
 
 from steptape._errors import OptionError, UnsupportedError
-from steptape.jax._field import closes_over_tracers, field_of, undifferentiated
+from steptape.jax._field import closed_ode, closes_over_tracers, undifferentiated
 
 _BACKSOLVE = {"solver", "stepsize_controller", "dt0", "max_steps", "throw", "adjoint"}
 
@@ -143,8 +143,8 @@ class _Seminorm(eqx.Module):
 def _only_known_gradients(solve: dict[str, Any]) -> dict[str, Any]:
     """The arguments of the solve: what the field closes over gets a gradient, what else is differentiated an error."""
     state = solve["init_state"]
-    field = field_of(solve["terms"], state.tprev, state.y, solve["args"])
-    terms = diffrax.ODETerm(field) if closes_over_tracers(field) else solve["terms"]
+    closed = closed_ode(solve["terms"], state.tprev, state.y, solve["args"])
+    terms = closed if closes_over_tracers(closed) else solve["terms"]
     names = ("t0", "t1", "dt0", "saveat", "solver", "stepsize_controller")
     fixed, tprev, tnext = undifferentiated(
         ({name: solve[name] for name in names}, state.tprev, state.tnext),
