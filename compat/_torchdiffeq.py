@@ -51,7 +51,8 @@ if _missing:
 # torchdiffeq 0.2.3 does not call back from its steps: ``attach`` does it there. Doing it twice would tape steps twice.
 CALLBACKS = {"callback_step", "callback_accept_step", "callback_reject_step"}
 VALID_CALLBACKS = AdaptiveRungeKutta.valid_callbacks() if hasattr(AdaptiveRungeKutta, "valid_callbacks") else set()
-if not CALLBACKS & VALID_CALLBACKS == CALLBACKS & set(_OWN["_adaptive_step"].__code__.co_names) in (CALLBACKS, set()):
+_called = CALLBACKS & set(_OWN["_adaptive_step"].__code__.co_names)
+if _called != CALLBACKS & VALID_CALLBACKS or _called not in (CALLBACKS, set()):
     raise unsupported("torchdiffeq", f"{', '.join(sorted(CALLBACKS))}, called from its adaptive steps", "torch")
 
 # The modules that hold odeint_adjoint under its name.
