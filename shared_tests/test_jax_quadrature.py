@@ -42,7 +42,7 @@ def test_exponential_growth_has_the_gradient_of_its_closed_form(adjoint):
 
 
 @functools.cache
-def _compiled(name, adjoint):
+def _compiled(name):
     """The gradient of a shared problem for y0, parameters and times, given a tolerance."""
     problem = PROBLEMS[name]
 
@@ -58,18 +58,18 @@ def _compiled(name, adjoint):
             params,
             saveat=diffrax.SaveAt(ts=times[1:]),
             stepsize_controller=diffrax.PIDController(rtol=tolerance, atol=tolerance),
-            adjoint=adjoint,
+            adjoint=OURS,
         )
         return problem.loss(solution.ys)
 
     return jax.jit(jax.grad(run))
 
 
-def _error(name, tolerance, adjoint=OURS):
+def _error(name, tolerance):
     """The relative error of the gradient, the largest of its three parts."""
     problem, want = PROBLEMS[name], load_references()[name]["gradient"]
     parts = ("y0", "params", "times")
-    got = _compiled(name, adjoint)(tuple(jnp.array(getattr(problem, part)) for part in parts), tolerance)
+    got = _compiled(name)(tuple(jnp.array(getattr(problem, part)) for part in parts), tolerance)
     return max(
         np.linalg.norm(g - np.array(want[part])) / np.linalg.norm(want[part])
         for part, g in zip(parts, got, strict=True)
