@@ -17,12 +17,29 @@ from steptape.shared_tests.problems import PROBLEMS
 jax.config.update("jax_enable_x64", True)
 
 _MAX_STEPS = 4096
-_evaluations = 0
+_counts = {"evaluations": 0, "parameter_pulls": 0}
 
 
-def _count() -> None:
-    global _evaluations
-    _evaluations += 1
+def _count(what: str) -> None:
+    _counts[what] += 1
+
+
+def _note(what: str, counted: Any) -> None:
+    jax.lax.cond(counted, lambda: jax.debug.callback(_count, what), lambda: None)
+
+
+@jax.custom_vjp
+def _noticed(params: Any, counted: Any) -> Any:
+    """Parameters as they are; the cotangents that come back for them are counted."""
+    return params
+
+
+def _noticed_bwd(counted: Any, cotangent: Any) -> tuple[Any, None]:
+    _note("parameter_pulls", counted)
+    return cotangent, None
+
+
+_noticed.defvjp(lambda params, counted: (params, counted), _noticed_bwd)
 
 
 def versions() -> dict[str, str]:
@@ -53,6 +70,7 @@ def run(case: Case) -> Run:
     (loss, (ys, tries)), gradient = call(False)
     seconds = time.perf_counter() - start
     forward = _forward_evaluations(case.solver, int(tries))
+    evaluations, pulls = _counted(call)
     return Run(
         "jax",
         case,
@@ -61,16 +79,17 @@ def run(case: Case) -> Run:
         gradient=dict(zip(method.parts, (part.tolist() for part in gradient), strict=True)),
         grid=list(case.grid) or _accepted_grid(case),
         forward_evaluations=forward,
-        backward_evaluations=_counted(call) - forward,
+        backward_evaluations=evaluations - forward,
+        parameter_pulls=pulls,
         seconds=seconds,
     )
 
 
-def _counted(call: Callable[[bool], Any]) -> int:
-    before = _evaluations
+def _counted(call: Callable[[bool], Any]) -> tuple[int, int]:
+    before = dict(_counts)
     call(True)
     jax.effects_barrier()
-    return _evaluations - before
+    return _counts["evaluations"] - before["evaluations"], _counts["parameter_pulls"] - before["parameter_pulls"]
 
 
 def _forward_evaluations(solver: str, tries: int) -> int:
@@ -109,8 +128,8 @@ def _solve(
     saveat: diffrax.SaveAt | None = None,
 ) -> diffrax.Solution:
     def field(t: Any, y: Any, args: Any) -> Any:
-        jax.lax.cond(args[1], lambda: jax.debug.callback(_count), lambda: None)
-        return PROBLEMS[problem].field(t, y, args[0])
+        _note("evaluations", args[1])
+        return PROBLEMS[problem].field(t, y, _noticed(*args))
 
     if has_grid:
         controller: Any = diffrax.StepTo(ts=_moving_grid(grid, times))
@@ -175,6 +194,7 @@ def make_adjoint(method: str) -> diffrax.AbstractAdjoint:
         return diffrax.RecursiveCheckpointAdjoint()
     if method == "backsolve":
         return diffrax.BacksolveAdjoint()
-    from steptape.jax import AdaptiveCheckpointAdjoint
+    from steptape.jax import AdaptiveCheckpointAdjoint, QuadratureAdjoint, SeminormAdjoint
 
-    return AdaptiveCheckpointAdjoint()
+    ours = {"aca": AdaptiveCheckpointAdjoint, "seminorm": SeminormAdjoint, "quadrature": QuadratureAdjoint}
+    return ours[method]()

@@ -20,6 +20,20 @@ _HOST_ADJOINTS = {
 }
 
 
+class _Noticed(torch.autograd.Function):
+    """Parameters as they are; the field that uses them counts the cotangents that come back for them."""
+
+    @staticmethod
+    def forward(ctx: Any, params: torch.Tensor, field: Any) -> torch.Tensor:
+        ctx.field = field
+        return params.view_as(params)
+
+    @staticmethod
+    def backward(ctx: Any, cotangent: torch.Tensor) -> tuple[torch.Tensor, None]:
+        ctx.field.parameter_pulls += 1
+        return cotangent, None
+
+
 class _Field(torch.nn.Module):
     """The problem's field with its parameters, which counts its calls and collects the accepted steps."""
 
@@ -28,12 +42,13 @@ class _Field(torch.nn.Module):
         self.problem = problem
         self.params = torch.nn.Parameter(torch.tensor(problem.params, dtype=torch.float64))
         self.evaluations = 0
+        self.parameter_pulls = 0
         self.steps: list[tuple[float, float]] = []
         setattr(self, on_step, self._record)
 
     def forward(self, t: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         self.evaluations += 1
-        return self.problem.field(t, y, self.params)
+        return self.problem.field(t, y, _Noticed.apply(self.params, self))
 
     def _record(self, t0: torch.Tensor, y0: torch.Tensor, dt: torch.Tensor) -> None:
         self.steps.append((t0.item(), dt.item()))
@@ -73,6 +88,7 @@ def run(case: Case) -> Run:
         grid=grid,
         forward_evaluations=forward,
         backward_evaluations=func.evaluations,
+        parameter_pulls=func.parameter_pulls,
         seconds=seconds,
     )
 
@@ -92,10 +108,10 @@ def _solve(case: Case, func: _Field, y0: torch.Tensor, times: torch.Tensor) -> t
 def _integrator(method: str) -> Callable[..., Any]:
     if method == "backprop":
         return torchdiffeq.odeint
-    if method == "aca":
+    if method in ("aca", "quadrature"):
         from steptape.torch import odeint_adjoint
 
-        return lambda *args, **settings: odeint_adjoint(*args, adjoint_method="aca", **settings)
+        return lambda *args, **settings: odeint_adjoint(*args, adjoint_method=method, **settings)
     adjoint_options = _HOST_ADJOINTS[method]
     return lambda *args, **settings: torchdiffeq.odeint_adjoint(*args, adjoint_options=adjoint_options, **settings)
 

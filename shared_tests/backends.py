@@ -44,11 +44,14 @@ METHODS: dict[str, tuple[Method, ...]] = {
         Method("backprop"),
         Method("adjoint", on_given_grid=False),
         Method("seminorm", on_given_grid=False),
+        Method("quadrature", on_given_grid=False),
     ),
     "jax": (
         Method("aca", oracle="recursive"),
         Method("recursive"),
         Method("backsolve", on_given_grid=False, parts=("y0", "params")),
+        Method("seminorm", on_given_grid=False, parts=("y0", "params")),
+        Method("quadrature", on_given_grid=False),
     ),
 }
 
@@ -138,7 +141,8 @@ class Run:
 
     `gradient` maps each part in `PARTS` to a flat list, and holds only the parts the method differentiates in.
     `ys` has shape (outputs, dim). `grid` holds the ends of the accepted steps, t0 first. Evaluations count calls
-    of the field, with those made again in the backward pass; vector-Jacobian products are not counted.
+    of the field, with those made again in the backward pass. `parameter_pulls` counts the vector-Jacobian products in
+    the parameters, None where that was not counted.
     `seconds` is the wall time of forward and backward pass together, without compilation. `absent` says that
     the installed host has no such solver.
     """
@@ -153,6 +157,7 @@ class Run:
     grid: list[float] = field(default_factory=list)
     forward_evaluations: int = 0
     backward_evaluations: int = 0
+    parameter_pulls: int | None = None
     seconds: float = float("nan")
 
     def to_json(self) -> dict[str, Any]:

@@ -25,6 +25,8 @@ _COUNTERPARTS = {
     "recursive": "backprop",
     "adjoint": "backsolve",
     "backsolve": "adjoint",
+    "seminorm": "seminorm",
+    "quadrature": "quadrature",
 }
 
 

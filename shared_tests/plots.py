@@ -22,11 +22,22 @@ _COLOURS = {
     ("torch", "backprop"): "#56B4E9",
     ("torch", "adjoint"): "#E69F00",
     ("torch", "seminorm"): "#000000",
+    ("torch", "quadrature"): "#0072B2",
     ("jax", "aca"): "#D55E00",
     ("jax", "recursive"): "#CC79A7",
     ("jax", "backsolve"): "#009E73",
+    ("jax", "seminorm"): "#000000",
+    ("jax", "quadrature"): "#D55E00",
 }
-_MARKERS = {"aca": "o", "backprop": "s", "recursive": "s", "adjoint": "^", "seminorm": "v", "backsolve": "D"}
+_MARKERS = {
+    "aca": "o",
+    "backprop": "s",
+    "recursive": "s",
+    "adjoint": "^",
+    "seminorm": "v",
+    "backsolve": "D",
+    "quadrature": "P",
+}
 _LINES = {"torch": "-", "jax": "--"}
 _ROUNDING = 1e-16
 

@@ -30,14 +30,16 @@ from steptape.shared_tests.sde_table import SDE_COLUMNS, SDE_LEGEND, SdeRow, mak
 from steptape.shared_tests.table import Row, make_rows
 
 _GRADES = {"adaptive": "adaptive steps", "grid": "same grid", "sde": "SDEs"}
-_COLUMNS = ("method", "host", "reference", "same grid", "own steps", "evals", "status")
+_COLUMNS = ("method", "host", "error", "same grid", "own steps", "evals", "status")
+_PAGE_COLUMNS = ("problem", *_COLUMNS, "pulls", "note")
 _SETTING = f"{HEADLINE[0]} at {HEADLINE[1]:g}"
 _LEGEND = (
     f"{_SETTING}. host: difference of the gradient to the host's own back-propagation; for aca the largest over all "
-    "solvers and tolerances. reference: error of the gradient in y0 and params. same grid, own steps: difference to "
-    "the other framework, on one grid the largest over all solvers. evals: evaluations of the field, forward + "
-    "backward; torch's back-propagation holds every graph and evaluates nothing again."
+    "solvers and tolerances. error: of the gradient in y0 and params, against the reference. same grid, own steps: "
+    "difference to the other framework, on one grid the largest over all solvers. evals: evaluations of the field, "
+    "forward + backward; torch's back-propagation holds every graph and evaluates nothing again."
 )
+_PAGE_LEGEND = f"{_LEGEND} pulls: vector-Jacobian products in the parameters."
 
 
 @contextmanager
@@ -188,7 +190,9 @@ def as_markdown(report: Report, figures: list[Path]) -> str:
         report.summary,
         "",
         *_markdown_table(
-            ("problem", *_COLUMNS, "note"), [(r.problem, *_cells(r), r.note) for r in report.rows], _LEGEND
+            _PAGE_COLUMNS,
+            [(r.problem, *_cells(r), _count(r.parameter_pulls), r.note) for r in report.rows],
+            _PAGE_LEGEND,
         ),
         *(["## SDEs on the same Brownian path", ""] if report.sde_rows else []),
         *_markdown_table(("problem", *SDE_COLUMNS), [(r.problem, *r.cells()) for r in report.sde_rows], SDE_LEGEND),
@@ -229,6 +233,10 @@ def _cells(row: Row, indent: str = "") -> tuple[str, ...]:
         "" if None in counts else "{}+{}".format(*counts),
         row.status,
     )
+
+
+def _count(number: int | None) -> str:
+    return "" if number is None else str(number)
 
 
 def _markdown_table(columns: tuple[str, ...], rows: list[tuple[str, ...]], legend: str) -> list[str]:

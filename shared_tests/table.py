@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from steptape.shared_tests.backends import METHODS, Method, Run
 from steptape.shared_tests.compare import STATE_PARTS, Comparison, relative_error
 from steptape.shared_tests.parity import HEADLINE
-from steptape.shared_tests.promises import EQUALS_HOST, Check
+from steptape.shared_tests.promises import BESIDE, EQUALS_HOST, Check
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,7 @@ class Row:
     adaptive_error: float | None
     forward_evaluations: int | None
     backward_evaluations: int | None
+    parameter_pulls: int | None
     status: str
     failing: bool
     note: str
@@ -57,7 +58,8 @@ def _make_row(comparison: Comparison, checks: list[Check], problem: str, backend
     own_steps = [relative_error(run.gradient, other.gradient, STATE_PARTS) for run, other in pairs if run in headline]
     compared = good if method.oracle else headline
     hosted = [difference for run in compared if (difference := comparison.host_difference(run)) >= 0]
-    judged = [check for check in checks if check.problem == problem and check.backend in (backend, "both")]
+    places = [(name, problem, method.name) for name in (backend, "both")]
+    judged = [check for check in checks if (check.backend, check.problem, check.method) in places]
     return Row(
         backend,
         problem,
@@ -68,7 +70,8 @@ def _make_row(comparison: Comparison, checks: list[Check], problem: str, backend
         max(own_steps, default=None),
         headline[0].forward_evaluations if headline else None,
         headline[0].backward_evaluations if headline else None,
-        *(_our_status(judged) if method.oracle else _peer_status(comparison, runs)),
+        headline[0].parameter_pulls if headline else None,
+        *(_our_status(judged) if judged else _peer_status(comparison, runs)),
     )
 
 
@@ -78,9 +81,11 @@ def _our_status(judged: list[Check]) -> tuple[str, bool, str]:
         if not check.holds:
             reason = f", {check.reason}" if check.reason else ""
             return "BROKEN", True, f"{check.promise}: {check.error:.1e}, {check.setting}{reason}"
-    if not any(check.promise == EQUALS_HOST for check in judged):
-        return "unjudged", False, "the host's own back-propagation failed"
-    return "exact", False, ""
+    if any(check.promise == EQUALS_HOST for check in judged):
+        return "exact", False, ""
+    if any(check.promise.endswith(BESIDE) for check in judged):
+        return "holds", False, ""
+    return "unjudged", False, "the host's own back-propagation failed"
 
 
 def _peer_status(comparison: Comparison, runs: list[Run]) -> tuple[str, bool, str]:
