@@ -1,0 +1,145 @@
+"""The results as Markdown, and one plot of the backward evaluations."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+
+from benchmarks.tasks.measure import METHODS, Row
+
+_NOTES = """Evaluations: of the vector field, totals over the training run; the backward ones with, in brackets, how
+many of them were pulled back to the parameters too, where fewer are. Milliseconds: of processor time, for one gradient
+on the first batch, on one thread, the median of interleaved rounds. Error: of that gradient, relative, against one at
+1e-11. Parameters: the field's, and their share of the channels (y, a, parameters) that the default norm looks at."""
+
+Group = tuple[str, str, float, float]
+Groups = dict[Group, dict[str, Row]]
+
+
+def write(rows: Sequence[Row], command: str, folder: Path) -> Path:
+    """Write both into a folder, and return the Markdown."""
+    groups = _groups(rows)
+    lines = ["# The seminorm paper's tasks at small scale", "", f"`{command}`", "", *_NOTES.splitlines(), ""]
+    lines += [*_comparison(groups), ""]
+    for backend, task in dict.fromkeys(key[:2] for key in groups):
+        lines += ["", *_task(backend, task, [group for key, group in groups.items() if key[:2] == (backend, task)])]
+    file = folder / "tasks.md"
+    file.write_text("\n".join([*lines, "", "![Backward evaluations](tasks.png)"]) + "\n", encoding="utf-8")
+    _plot(groups, folder / "tasks.png")
+    return file
+
+
+def _groups(rows: Iterable[Row]) -> Groups:
+    groups: Groups = {}
+    for row in sorted(rows, key=lambda row: (row.backend != "torch", -row.rtol)):
+        groups.setdefault((row.backend, row.task, row.rtol, row.atol), {})[row.method] = row
+    tasks = list(dict.fromkeys(row.task for row in rows))
+    return dict(sorted(groups.items(), key=lambda item: (item[0][0] != "torch", tasks.index(item[0][1]))))
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
+    for cells in (head, ["---"] * len(head), *rows):
+        yield "| " + " | ".join(cells) + " |"
+
+
+def _task(backend: str, task: str, groups: Sequence[dict[str, Row]]) -> Iterator[str]:
+    first = next(iter(groups[0].values()))
+    share = first.parameters / (first.parameters + 2 * first.channels)
+    yield f"## {task}, {backend}"
+    yield ""
+    yield (
+        f"{first.parameters} parameters ({share:.0%} of the channels), a state of {first.channels}, "
+        f"{first.steps} training steps."
+    )
+    yield ""
+    head = ("rtol, atol", "method", "forward", "backward", "ms", "error", "last loss", f"test {first.measure}")
+    yield from _table(head, (_cells(row) for group in groups for row in group.values()))
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    tolerance = f"{row.rtol:g}, {row.atol:g}"
+    if row.failed:
+        return tolerance, row.method, row.failed, "", "", "", "", ""
+    pulled = f" ({row.pullbacks})" if row.pullbacks is not None and row.pullbacks < row.backward else ""
+    numbers = f"{row.seconds * 1e3:.0f}", f"{row.error:.1e}", f"{row.loss:.4f}", f"{row.score:.4f}"
+    return tolerance, row.method, f"{row.forward}", f"{row.backward}{pulled}", *numbers
+
+
+def _comparison(groups: Groups) -> Iterator[str]:
+    """How the methods compare, cell by cell, and the median and best of each framework."""
+    head = (
+        "",
+        "task",
+        "rtol",
+        "seminorm / default",
+        "quadrature / seminorm",
+        "time",
+        "error",
+        "aca / seminorm",
+        "time",
+    )
+    lines: list[tuple[str, ...]] = []
+    for backend in dict.fromkeys(key[0] for key in groups):
+        mine = {key: group for key, group in groups.items() if key[0] == backend}
+        ratios = [_ratios(group) for group in mine.values()]
+        for key, group in zip(mine, ratios, strict=True):
+            lines.append((backend, key[1], f"{key[2]:g}", *map(_change, group)))
+        columns = [[x for x in column if not math.isnan(x)] for column in zip(*ratios, strict=True)]
+        for name, reduce in (("median", statistics.median), ("best", min), ("worst", max)):
+            lines.append((backend, f"**{name}**", "", *(_change(reduce(c)) if c else "" for c in columns)))
+    yield "Change in backward evaluations, in time and in the error of the gradient:"
+    yield ""
+    yield from _table((*head, "time"), lines)
+
+
+def _ratios(group: dict[str, Row]) -> tuple[float, ...]:
+    def of(one: str, other: str, what: Callable[[Row], float]) -> float:
+        rows = group.get(one), group.get(other)
+        return what(rows[0]) / what(rows[1]) if all(row and not row.failed for row in rows) else math.nan  # type: ignore
+
+    return (
+        of("seminorm", "default", lambda row: row.backward),
+        of("quadrature", "seminorm", lambda row: row.backward),
+        of("quadrature", "seminorm", lambda row: row.seconds),
+        of("quadrature", "seminorm", lambda row: row.error),
+        of("aca", "seminorm", lambda row: row.backward),
+        of("aca", "seminorm", lambda row: row.seconds),
+    )
+
+
+def _change(ratio: float) -> str:
+    if math.isnan(ratio):
+        return ""
+    return f"{ratio - 1:+.0%}" if ratio < 2 else f"x{ratio:.1f}"
+
+
+def _plot(groups: Groups, file: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    panels = list(dict.fromkeys(key[:2] for key in groups))
+    columns = max(1, max(sum(p[0] == backend for p in panels) for backend, _ in panels))
+    backends = list(dict.fromkeys(backend for backend, _ in panels))
+    figure, axes = pyplot.subplots(len(backends), columns, figsize=(3 * columns, 3 * len(backends)), squeeze=False)
+    for axis in axes.flat:
+        axis.set_visible(False)
+    for backend, task in panels:
+        place = [t for b, t in panels if b == backend].index(task)
+        axis = axes[backends.index(backend)][place]
+        axis.set_visible(True)
+        mine = {key[2]: group for key, group in groups.items() if key[:2] == (backend, task)}
+        for n, method in enumerate(METHODS):
+            heights = [g[method].backward / g[method].steps if method in g else 0 for g in mine.values()]
+            axis.bar([i + 0.2 * (n - 1.5) for i in range(len(mine))], heights, 0.2, label=method)
+        axis.set_xticks(range(len(mine)), [f"{rtol:g}" for rtol in mine])
+        axis.set_title(f"{task}, {backend}", fontsize=9)
+        axis.set_xlabel("rtol")
+    axes[0][0].set_ylabel("backward evaluations a gradient")
+    axes[0][0].legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(file, dpi=110)
+    pyplot.close(figure)

@@ -1,0 +1,194 @@
+"""The models in PyTorch, and their gradients by each method."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+import torchcde
+import torchdiffeq
+from torch import Tensor, nn
+
+import steptape.torch
+from benchmarks.tasks.data import Arrays, Task, Weights
+from benchmarks.tasks.measure import Gradient
+
+torch.set_num_threads(1)
+# torchcde calls torchdiffeq by name; so does what follows.
+steptape.torch.install()
+
+
+class Net(nn.Module):
+    """A perceptron with tanh between its layers."""
+
+    def __init__(self, layers: list[np.ndarray]):
+        super().__init__()
+        self.layers = nn.ParameterList(nn.Parameter(torch.tensor(x)) for x in layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps (..., inputs) to (..., outputs)."""
+        for i in range(0, len(self.layers), 2):
+            x = x @ self.layers[i] + self.layers[i + 1]
+            x = torch.tanh(x) if i + 2 < len(self.layers) else x
+        return x
+
+
+class Field(nn.Module):
+    """A vector field that counts its evaluations, and the pullbacks to its first parameter."""
+
+    def __init__(self, task: Task, weights: Weights):
+        super().__init__()
+        self.nets = nn.ModuleDict({name: Net(weights[name]) for name in task.field})
+        self.evaluations = self.pullbacks = 0
+        next(self.parameters()).register_hook(self._count)
+
+    def _count(self, gradient: Tensor) -> None:
+        self.pullbacks += 1
+
+
+class Controlled(Field):
+    """f(z) of a CDE, shape (batch, hidden, 3)."""
+
+    def forward(self, t: Tensor, z: Tensor) -> Tensor:
+        """torchcde multiplies it by the slope of the path."""
+        self.evaluations += 1
+        return torch.tanh(self.nets["field"](z)).view(*z.shape, 3)
+
+
+class Flow(Field):
+    """The slope of (z, log density), by one pullback for each dimension, or one in all for a noise."""
+
+    def __init__(self, task: Task, weights: Weights):
+        super().__init__(task, weights)
+        self.noise = None if task.noise is None else torch.tensor(task.noise)
+
+    def forward(self, t: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """Of z, shape (batch, dim), and of the log density, shape (batch,)."""
+        self.evaluations += 1
+        graph = torch.is_grad_enabled()
+        with torch.enable_grad():
+            z = state[0] if state[0].requires_grad else state[0].detach().requires_grad_()
+            slope = self.nets["field"](torch.cat([z, t.expand(len(z), 1)], 1))
+            trace = self._trace(slope, z, graph)
+        return (slope, -trace) if graph else (slope.detach(), -trace.detach())
+
+    def _trace(self, slope: Tensor, z: Tensor, graph: bool) -> Tensor:
+        if self.noise is not None:
+            return (_gradient(slope, z, self.noise, graph) * self.noise).sum(1)
+        return torch.stack([_gradient(slope, z, unit, graph)[:, i] for i, unit in enumerate(_units(z))]).sum(0)
+
+
+def _units(z: Tensor) -> list[Tensor]:
+    return [unit.expand_as(z) for unit in torch.eye(z.shape[1], dtype=z.dtype)]
+
+
+def _gradient(of: Tensor, at: Tensor, cotangent: Tensor, graph: bool) -> Tensor:
+    return torch.autograd.grad(of, at, cotangent, create_graph=graph, retain_graph=True)[0]
+
+
+class Hamiltonian(Field):
+    """The slope of (angles, momenta, torques)."""
+
+    def forward(self, t: Tensor, state: Tensor) -> Tensor:
+        """Shape (batch, 6), as the state."""
+        self.evaluations += 1
+        graph = torch.is_grad_enabled()
+        with torch.enable_grad():
+            q, p, u = state.split(2, dim=1)
+            q = q if q.requires_grad else q.detach().requires_grad_()
+            features = torch.cat([torch.cos(q), torch.sin(q)], 1)
+            a, b, c = self.nets["mass"](features).T
+            # The inverse of the mass matrix is L Lᵀ + 0.1, with L = [[a, 0], [c, b]].
+            w = torch.stack([a * p[:, 0] + c * p[:, 1], b * p[:, 1]], 1)
+            speed = torch.stack([a * w[:, 0], c * w[:, 0] + b * w[:, 1]], 1) + 0.1 * p
+            energy = (p * speed).sum() / 2 + self.nets["potential"](features).sum()
+            pull = _gradient(energy, q, torch.ones_like(energy), graph)
+            push = (self.nets["torque"](features).view(-1, 2, 2) @ u[:, :, None])[:, :, 0]
+            slope = torch.cat([speed, push - pull, torch.zeros_like(u)], 1)
+        return slope if graph else slope.detach()
+
+
+def _options(method: str, y0: Any) -> dict[str, Any]:
+    if method == "seminorm":
+        return {"adjoint_options": {"norm": steptape.torch.seminorm(y0)}}
+    return {} if method == "default" else {"adjoint_method": method}
+
+
+class Model:
+    """A task's loss and its gradient, by one of the methods."""
+
+    def __init__(self, task: Task, method: str):
+        self.task, self.method = task, method
+        self._loss = {"cde": self._cde, "cnf": self._cnf, "symplectic": self._symplectic}[task.kind]
+
+    def gradient(self, weights: Weights, batch: Arrays, tolerance: tuple[float, float], solver: str = "dopri5") -> Any:
+        """The loss, its gradient and the evaluations it took."""
+        field, outer = self._modules(weights)
+        loss, _ = self._loss(field, outer, batch, tolerance, solver)
+        forward = field.evaluations
+        # In the order of the weights, which is not that of the modules.
+        modules = {**outer, **field.nets}
+        parameters = [p for name in weights for p in modules[name].parameters()]
+        gradients = torch.autograd.grad(loss, parameters)
+        vector = torch.cat([g.flatten() for g in gradients]).numpy()
+        # The last call of the hook is for the gradient as a whole.
+        return Gradient(loss.item(), vector, forward, field.evaluations - forward, field.pullbacks - 1)
+
+    def count(self, weights: Weights, batch: Arrays, tolerance: tuple[float, float]) -> Any:
+        """The same."""
+        return self.gradient(weights, batch, tolerance)
+
+    def reference(self, weights: Weights, batch: Arrays) -> np.ndarray:
+        """The gradient of a solve at 1e-11 by a method of order 8."""
+        return Model(self.task, "aca").gradient(weights, batch, (1e-11, 1e-11), "dopri8").vector
+
+    def score(self, weights: Weights, batch: Arrays, tolerance: tuple[float, float]) -> float:
+        """Of the test set, or of one batch of it."""
+        with torch.no_grad():
+            return float(self._loss(*self._modules(weights), batch, tolerance, "dopri5")[1])
+
+    def slope(self, weights: Weights, t: float, state: Any) -> list[np.ndarray]:
+        """The vector field itself, for a comparison."""
+        field, _ = self._modules(weights)
+        state = tuple(map(torch.tensor, state)) if isinstance(state, tuple) else torch.tensor(state)
+        slope = field(torch.tensor(t, dtype=torch.float64), state)
+        return [x.detach().numpy() for x in (slope if isinstance(slope, tuple) else (slope,))]
+
+    def _modules(self, weights: Weights) -> tuple[Field, dict[str, Net]]:
+        kind = {"cde": Controlled, "cnf": Flow, "symplectic": Hamiltonian}[self.task.kind]
+        outer = {name: Net(layers) for name, layers in weights.items() if name not in self.task.field}
+        return kind(self.task, weights), outer
+
+    def _solve(self, y0: Any, tolerance: tuple[float, float], solver: str) -> dict[str, Any]:
+        rtol, atol = tolerance
+        return {"rtol": rtol, "atol": atol, "method": solver, **_options(self.method, y0)}
+
+    def _cde(self, field: Field, outer: dict[str, Net], batch: Arrays, tolerance: Any, solver: str) -> Any:
+        path, label = map(torch.tensor, batch)
+        times = torch.tensor(self.task.times)
+        control = torchcde.CubicSpline(
+            torchcde.hermite_cubic_coefficients_with_backward_differences(path, times), times
+        )
+        z0 = outer["initial"](path[:, 0])
+        z = torchcde.cdeint(control, field, z0, control.interval, **self._solve(z0, tolerance, solver))
+        logit = outer["readout"](z[:, -1])[:, 0]
+        right = ((logit > 0) == (label == 1)).double().mean()
+        return nn.functional.binary_cross_entropy_with_logits(logit, label), right
+
+    def _cnf(self, field: Field, outer: dict[str, Net], batch: Arrays, tolerance: Any, solver: str) -> Any:
+        points = torch.tensor(batch[0])
+        y0, times = (points, points.new_zeros(len(points))), torch.tensor(self.task.times)
+        solve = self._solve(y0, tolerance, solver)
+        z, change = (x[-1] for x in torchdiffeq.odeint_adjoint(field, y0, times, **solve))
+        log_density = -(z**2).sum(1) / 2 - z.shape[1] / 2 * math.log(2 * math.pi) - change
+        loss = -log_density.mean() / z.shape[1]
+        return loss, loss
+
+    def _symplectic(self, field: Field, outer: dict[str, Net], batch: Arrays, tolerance: Any, solver: str) -> Any:
+        series = torch.tensor(batch[0]).transpose(0, 1)
+        solve = self._solve(series[0], tolerance, solver)
+        found = torchdiffeq.odeint_adjoint(field, series[0], torch.tensor(self.task.times), **solve)
+        loss = ((found - series)[1:, :, :4] ** 2).mean()
+        return loss, loss

@@ -1,0 +1,57 @@
+"""The cells of one framework, each written when it is done: what the runner starts, in a process a framework."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import importlib
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks.tasks.data import TASKS
+from benchmarks.tasks.measure import METHODS, Row, cell
+
+
+def results(file: Path) -> list[Row]:
+    """The rows of a file of results, one in a line."""
+    if not file.exists():
+        return []
+    return [Row(**json.loads(line)) for line in file.read_text(encoding="utf-8").splitlines()]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure what is not in the file yet."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.tasks.work", description=__doc__)
+    parser.add_argument("backend", choices=("torch", "jax"))
+    parser.add_argument("file", type=Path)
+    parser.add_argument("--task", action="append", default=[], choices=tuple(TASKS))
+    parser.add_argument("--steps", type=int, required=True)
+    parser.add_argument("--rounds", type=int, required=True)
+    parser.add_argument("--tolerances", type=int, default=3)
+    parser.add_argument("--paper", action="store_true")
+    options = parser.parse_args(arguments)
+    models = importlib.import_module(f"benchmarks.tasks.{options.backend}_models")
+    for name in options.task:
+        task = TASKS[name](options.paper)
+        run = (options.backend, name, options.steps)
+        done = {(row.rtol, row.atol) for row in results(options.file) if row.run() == run}
+        missing = [pair for pair in task.tolerances[: options.tolerances] if pair not in done]
+        if not missing:
+            continue
+        able = {method: models.Model(task, method) for method in METHODS}
+        reference = able[METHODS[0]].reference(task.weights(), next(task.batches(1)))
+        for pair in missing:
+            rows = cell(options.backend, task, able, reference, pair, options.steps, options.rounds, _note)
+            with options.file.open("a", encoding="utf-8") as file:
+                file.writelines(json.dumps(dataclasses.asdict(row)) + "\n" for row in rows)
+    return 0
+
+
+def _note(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
