@@ -104,3 +104,10 @@ def bench_jax(session: nox.Session) -> None:
     session.install(".[jax,report]")
     for benchmark in ("jax_speed", "jax_memory", "jax_scaling"):
         session.run("python", "-m", f"benchmarks.{benchmark}", *session.posargs)
+
+
+@nox.session
+def tasks(session: nox.Session) -> None:
+    """The seminorm paper's tasks in both frameworks, in `benchmark-report/tasks.md`; arguments go to the command."""
+    install(session, "all", group="bench-tasks")
+    session.run("python", "-m", "benchmarks.tasks", *session.posargs)
