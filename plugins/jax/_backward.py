@@ -45,7 +45,7 @@ class Trajectory(eqx.Module):
 
     def __call__(self, t: Any) -> Any:
         """The state at ``t``, a scalar."""
-        row = jnp.searchsorted(self.ts, t, side="left", method="compare_all") - 1
+        row = jnp.searchsorted(self.ts, t, side="left", method="scan_unrolled") - 1
         row = jnp.clip(row, 0, jnp.maximum(self.count - 1, 0))
         return self.interpolation_cls(t0=self.ts[row], t1=self.ts[row + 1], **get(self.infos, row)).evaluate(t)
 
