@@ -55,7 +55,7 @@ def test_the_further_examples_for_torch_run_after_the_first():
     pytest.importorskip("torchdiffeq")
     pytest.importorskip("torchsde")
     first, *further = [block for block in blocks("python") if re.search(r"import torch\b|from steptape.torch", block)]
-    assert len(further) == 3
+    assert len(further) == 4
     script = "\n".join([first, *further])
     ran = subprocess.run([sys.executable, "-P", "-c", script], capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr
