@@ -38,6 +38,11 @@ def test_a_wrong_adjoint_option(option, reason):
         solve(adjoint_options=option)
 
 
+def test_the_quadrature_adjoint_is_for_odes():
+    with pytest.raises(UnsupportedError, match=r"^sdeint_adjoint.*'quadrature'.*Use adjoint_method='aca'"):
+        solve(adjoint_method="quadrature")
+
+
 def test_a_stage_at_a_time():
     with pytest.raises(UnsupportedError, match=r"^sdeint_adjoint.*'graph': 'stage'.*as a whole. Leave out 'graph'"):
         solve(adjoint_options={"graph": "stage"})

@@ -98,6 +98,11 @@ def sdeint_adjoint(
     Source: Zhuang et al., arXiv 2006.02493 (the tape and its replay); Li et al., arXiv 2001.01328 (the host's
     adjoint); Kidger et al., arXiv 2009.09457 (the seminorm).
     """
+    if adjoint_method == "quadrature":
+        raise UnsupportedError(
+            "sdeint_adjoint(..., adjoint_method='quadrature'): the quadrature adjoint reads y(t) from the dense output "
+            "of an ODE solver, and an SDE's solution has none. Use adjoint_method='aca', which is exact."
+        )
     if adjoint_method != "aca":
         call = {
             "bm": bm,
