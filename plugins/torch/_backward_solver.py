@@ -83,6 +83,7 @@ class BackwardSolver:
         for name in _CALLBACKS:
             setattr(func, name, getattr(field, name))
         solver = host.SOLVERS[self.method](func=func, y0=a, rtol=self.rtol, atol=self.atol, **options)
+        host.attach(solver, func, seeks_event=False)
         if self.nodes is not None:
             host.call_after_steps(solver, field.note_interpolant)
         return solver.integrate(torch.stack([start, end]))[-1]
