@@ -175,7 +175,18 @@ def symplectic(paper: bool) -> Task:
     data = (series[: 4 * batch],), (series[4 * batch :],)
     tolerances = ((1e-3, 1e-3), (1e-4, 1e-4), (1e-5, 1e-5))
     return Task(
-        "symplectic", "symplectic", nets, tuple(nets), 6, *data, batch, times, tolerances, 1e-3, "squared error", gain=2
+        "symplectic",
+        "symplectic",
+        nets,
+        tuple(nets),
+        6,
+        *data,
+        batch,
+        times,
+        tolerances,
+        1e-3,
+        "squared error",
+        gain=1.5,
     )
 
 

@@ -9,6 +9,9 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from benchmarks.tasks.data import TASKS
 from benchmarks.tasks.measure import METHODS, Row, cell
@@ -41,12 +44,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not missing:
             continue
         able = {method: models.Model(task, method) for method in METHODS}
-        reference = able[METHODS[0]].reference(task.weights(), next(task.batches(1)))
+        reference = _reference(able[METHODS[0]], options.file.with_name(f"{options.file.stem}-{name}.npy"))
         for pair in missing:
             rows = cell(options.backend, task, able, reference, pair, options.steps, options.rounds, _note)
             with options.file.open("a", encoding="utf-8") as file:
                 file.writelines(json.dumps(dataclasses.asdict(row)) + "\n" for row in rows)
     return 0
+
+
+def _reference(model: Any, file: Path) -> np.ndarray:
+    """The gradient of the first batch to compare with, by the framework that comes to it first: both share it."""
+    if not file.exists():
+        np.save(file, model.reference(model.task.weights(), next(model.task.batches(1))))
+    return np.load(file)
 
 
 def _note(line: str) -> None:
