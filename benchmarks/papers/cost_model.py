@@ -1,0 +1,175 @@
+"""The ACA paper's table of costs against what is counted: computation, memory and depth of the graph.
+
+The paper counts layers: N_f in the field, N_t accepted steps forward, N_r in the reverse solve, m tries a step. A step
+counts as one evaluation there; here the formulas are multiplied by the solver's stages. The field has N_f equal layers
+(32 units, batch 512), and a fast spell in the middle of t in [0, 4]; rtol = atol = 1e-5 (dopri5), 1e-3 (Heun).
+
+- computation, in evaluations of the field: naive 2·N_t·m, adjoint (N_t + N_r)·m, ACA N_t·(m + 1), times stages. Counted
+  twice: evaluations, and evaluations with those pulled back. The first slope and the guess of the first step are left
+  out.
+- memory, in states: naive N_f·N_t·m, adjoint N_f, ACA N_f + N_t, with N_f times stages. Counted: the most that torch's
+  allocator held, from the start of the forward to the end of the backward pass.
+- depth, in layers: naive N_f·N_t·m, adjoint N_f·N_r, ACA N_f·N_t, times stages. Counted: for the naive ways, linear
+  layers on the longest path of the graph; for the others, layers pulled back one after the other, of which the graph of
+  one step (ACA) or evaluation (adjoint) is in memory at a time.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.measure import Account
+from benchmarks.papers.ways import ACA, ADJOINT, BACKPROP, COLOURS, SEARCH, Cells, Claim, Counted, Row, odeint, values
+
+CASES = {"2 layers, dopri5": (2, "dopri5"), "6 layers, dopri5": (6, "dopri5"), "2 layers, Heun": (2, "adaptive_heun")}
+# New evaluations in a try; torchdiffeq's solvers begin with the last slope, the search in the graph does not.
+STAGES = {("dopri5", False): 6, ("adaptive_heun", False): 1, ("adaptive_heun", True): 2}
+UNITS, BATCH, END = 32, 512, 4.0
+
+
+class Layers(torch.nn.Module):
+    """A field of equal layers, faster in the middle of the interval, so that some tries are rejected."""
+
+    def __init__(self, count: int):
+        super().__init__()
+        self.count = count
+        layers = [torch.nn.Linear(UNITS, UNITS, dtype=torch.float64) for _ in range(count)]
+        self.net = torch.nn.Sequential(*(part for layer in layers for part in (layer, torch.nn.Tanh())))
+
+    def forward(self, t: Tensor, y: Tensor) -> Tensor:
+        """The slope, (batch, units)."""
+        return self.net(y * (1 + 20 * torch.exp(-200 * (t - END / 2) ** 2)))
+
+
+def run(quick: bool) -> Cells:
+    """A cell for each field and solver."""
+    return {name: functools.partial(_cell, name) for name in (list(CASES)[:1] if quick else CASES)}
+
+
+def _cell(name: str) -> list[Row]:
+    layers, method = CASES[name]
+    ways = [BACKPROP, ADJOINT, ACA] + [SEARCH] * (method == "adaptive_heun")
+    return [{"case": name, "way": way, **_count(way, layers, method)} for way in ways]
+
+
+def _count(way: str, layers: int, method: str) -> Row:
+    torch.manual_seed(0)
+    field = Counted(Layers(layers))
+    y0 = torch.randn(BATCH, UNITS, dtype=torch.float64, requires_grad=True)
+    times = torch.tensor([0.0, END], dtype=torch.float64)
+    tolerance = 1e-5 if method == "dopri5" else 1e-3
+    with Account() as ahead:
+        solution = odeint(way, field, y0, times, (tolerance, tolerance), method)[-1]
+    depth = _depth(solution.grad_fn) if way in (BACKPROP, SEARCH) else None
+    with Account() as back:
+        solution.square().sum().backward()
+    state = y0.numel() * y0.element_size()
+    found = {
+        "evaluations": field.evaluations,
+        "with those pulled back": field.evaluations + field.pulled,
+        "memory": max(ahead.peak, ahead.net + back.peak) / state,
+        "depth": depth or layers * field.pulled,
+    }
+    steps = {"N_t": field.accepted, "tries": field.accepted + field.rejected, "N_r": field.accepted_back}
+    tries_back = field.accepted_back + field.rejected_back
+    paper = _paper(
+        way, layers, field.accepted, steps["tries"], field.accepted_back, tries_back, STAGES[method, way == SEARCH]
+    )
+    return {**steps, **found} | {f"{name} / paper": found[name] / value for name, value in paper.items()}
+
+
+def _paper(
+    way: str, layers: int, accepted: int, tries: int, back: int, tries_back: int, stages: int
+) -> dict[str, float]:
+    """The table's row: by what is counted, the paper's formula."""
+    if way == ADJOINT:
+        computation, memory, depth = tries + tries_back, layers, layers * back * stages
+    elif way == ACA:
+        computation, memory, depth = tries + accepted, layers * stages + accepted, layers * accepted * stages
+    else:
+        computation, memory, depth = 2 * tries, layers * tries * stages, layers * tries * stages
+    both = dict.fromkeys(("evaluations", "with those pulled back"), stages * computation)
+    return {**both, "memory": memory, "depth": depth}
+
+
+def _depth(root: Any) -> int:
+    """The most linear layers on a path of a graph."""
+    depths: dict[Any, int] = {}
+    stack = [root]
+    while stack:
+        node = stack[-1]
+        below = [after for after, _ in node.next_functions if after is not None]
+        waiting = [after for after in below if after not in depths]
+        stack.extend(waiting)
+        if not waiting:
+            depths[stack.pop()] = max((depths[after] for after in below), default=0) + ("Addmm" in node.name())
+    return depths[root]
+
+
+def claims(rows: Sequence[Row]) -> list[Claim]:
+    """A line of the table each."""
+
+    def found(name: str, way: str) -> str:
+        return ", ".join(f"{ratio:.2g}" for ratio in values(rows, f"{name} / paper", way=way))
+
+    def computation(way: str) -> str:
+        return (
+            f"{found('evaluations', way)} times (evaluations), {found('with those pulled back', way)} (pullbacks too)"
+        )
+
+    def rest(way: str) -> str:
+        return f"memory {found('memory', way)} times, depth {found('depth', way)} times"
+
+    naive = "naive: computation 2·N_f·N_t·m, memory and depth N_f·N_t·m"
+    return [
+        Claim(
+            f"{naive} (torchdiffeq's back-propagation)",
+            f"{computation(BACKPROP)}; {rest(BACKPROP)}",
+            "torchdiffeq's rejected tries and step sizes are not on the gradient's path: m is no factor of its depth, "
+            "nor of what is pulled back.",
+        ),
+        *(
+            [
+                Claim(
+                    f"{naive} (through the search)",
+                    f"{computation(SEARCH)}; {rest(SEARCH)}",
+                    "The method that the formulas describe; each try's error estimate is held as well.",
+                )
+            ]
+            if values(rows, "depth", way=SEARCH)
+            else []
+        ),
+        Claim(
+            "adjoint: computation N_f·(N_t + N_r)·m, memory N_f, depth N_f·N_r",
+            f"{computation(ADJOINT)}; {rest(ADJOINT)}",
+            "The formula leaves out that every evaluation of the reverse solve is pulled back as well, and that its "
+            "augmented state, of solution, cotangent and parameters, is held once a stage.",
+        ),
+        Claim(
+            "ACA: computation N_f·N_t·(m + 1), memory N_f + N_t, depth N_f·N_t",
+            f"{computation(ACA)}; {rest(ACA)}",
+            "The formula counts the replay's evaluations and not their pullbacks, which it does count for naive: by "
+            "that rule ACA's is N_t·(m + 2), the 3NsLM of the symplectic adjoint's paper at m = 1.",
+        ),
+    ]
+
+
+def draw(rows: Sequence[Row], figure: Any) -> None:
+    """Counted over predicted."""
+    names = ("evaluations / paper", "with those pulled back / paper", "memory / paper", "depth / paper")
+    cases = list(dict.fromkeys(row["case"] for row in rows))
+    for axis, name in zip(figure.subplots(1, len(names)), names, strict=True):
+        for way, colour in COLOURS.items():
+            mine = [row for row in rows if row["way"] == way]
+            axis.plot(
+                [cases.index(row["case"]) for row in mine], [row[name] for row in mine], "o", color=colour, label=way
+            )
+        axis.axhline(1, color="#888888", linestyle=":")
+        axis.set(title=name, yscale="log")
+        axis.set_xticks(range(len(cases)), cases, rotation=30, fontsize=7, ha="right")
+    axis.legend(fontsize=7)

@@ -1,0 +1,144 @@
+"""The ACA paper's van der Pol equation: does the reverse solve return to the start, and what becomes of the gradient?
+
+The mild form is the paper's, y1' = y2, y2' = (0.15 − y1²) y2 − y1; the stiff one the usual, y2' = μ (1 − y1²) y2 − y1
+with μ = 5. From (2, 0) over t in [0, 20], dopri5. L = |y(20)|²; errors of dL/d(y(0), μ) are relative, against
+back-propagation at 1e-12.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.papers.ways import (
+    ACA,
+    ADJOINT,
+    BACKPROP,
+    COLOURS,
+    QUADRATURE,
+    SEMINORM,
+    Cells,
+    Claim,
+    Row,
+    odeint,
+    relative_error,
+    why,
+)
+
+TOLERANCES = ((1e-3, 1e-6), (1e-5, 1e-8), (1e-7, 1e-10), (1e-9, 1e-12))
+WAYS = (BACKPROP, ADJOINT, SEMINORM, ACA, QUADRATURE)
+START, END = (2.0, 0.0), 20.0
+MILD, STIFF = "mild, μ = 0.15", "stiff, μ = 5"
+
+
+class Oscillator(torch.nn.Module):
+    """Van der Pol's equation in one of the two forms."""
+
+    def __init__(self, form: str):
+        super().__init__()
+        self.mild = form == MILD
+        self.mu = torch.nn.Parameter(torch.tensor(0.15 if self.mild else 5.0, dtype=torch.float64))
+
+    def forward(self, t: Tensor, y: Tensor) -> Tensor:
+        """The slope."""
+        damping = self.mu - y[0] ** 2 if self.mild else self.mu * (1 - y[0] ** 2)
+        return torch.stack([y[1], damping * y[1] - y[0]])
+
+
+def run(quick: bool) -> Cells:
+    """A cell for each form and pair of tolerances."""
+    pairs = TOLERANCES[:2] if quick else TOLERANCES
+    return {
+        f"{form}, rtol {pair[0]:g}": functools.partial(_cell, form, pair) for form in (MILD, STIFF) for pair in pairs
+    }
+
+
+def _cell(form: str, pair: tuple[float, float]) -> list[Row]:
+    exact = _gradient(BACKPROP, form, (1e-12, 1e-12), "dopri8")
+    rows: list[Row] = [{"form": form, "rtol": pair[0], "atol": pair[1], **_return(form, pair)}]
+    for way in WAYS:
+        row = {"form": form, "rtol": pair[0], "atol": pair[1], "way": way}
+        try:
+            row["gradient error"] = relative_error(_gradient(way, form, pair), exact)
+        except AssertionError as error:
+            row["failed"] = why(error)
+        rows.append(row)
+    return rows
+
+
+def _gradient(way: str, form: str, pair: tuple[float, float], method: str = "dopri5") -> Sequence[Tensor]:
+    field = Oscillator(form)
+    y0 = torch.tensor(START, dtype=torch.float64, requires_grad=True)
+    times = torch.tensor([0.0, END], dtype=torch.float64)
+    loss = odeint(way, field, y0, times, pair, method)[-1].square().sum()
+    return torch.autograd.grad(loss, (y0, field.mu))
+
+
+@torch.no_grad()
+def _return(form: str, pair: tuple[float, float]) -> Row:
+    field, start = Oscillator(form), torch.tensor(START, dtype=torch.float64)
+    times = torch.tensor([0.0, END], dtype=torch.float64)
+    end = odeint(BACKPROP, field, start, times, pair)[-1]
+    try:
+        back = odeint(BACKPROP, field, end, times.flip(0), pair)[-1]
+    except AssertionError as error:
+        return {"way": "reverse solve", "failed": why(error)}
+    point = f"({back[0]:.3g}, {back[1]:.3g})"
+    return {"way": "reverse solve", "comes back to": point, "distance": float((back - start).norm())}
+
+
+def claims(rows: Sequence[Row]) -> list[Claim]:
+    """Of the return to the start, and of the gradient."""
+    reverse = {(r["form"], r["rtol"]): r for r in rows if r["way"] == "reverse solve"}
+    mild, stiff = reverse.get((MILD, 1e-3)), reverse.get((STIFF, 1e-3))
+    if not mild or not stiff:
+        return []
+    last = min(r["rtol"] for r in rows)
+    tight = reverse[MILD, last]
+    return [
+        Claim(
+            "integrating back from the end does not return to (2, 0) (SciPy's RK45 at 1e-3, 1e-6: to (0.36, 1.18))",
+            f"at 1e-3, 1e-6 it {_words(mild)}; at {last:g} it {_words(tight)}",
+            "The limit cycle attracts forward, so it repels backward: the error at the end is amplified by what the "
+            "flow contracted. The point depends on the solver's own errors; that it is far off does not. A "
+            "tight tolerance does bring it back on this mild problem.",
+        ),
+        Claim(
+            "the adjoint is not reverse-accurate, ACA is",
+            "; ".join(
+                f"{form}, 1e-3: "
+                + ", ".join(
+                    f"{r['way']} {_error(r)}"
+                    for r in rows
+                    if r["form"] == form and r["rtol"] == 1e-3 and r["way"] in WAYS
+                )
+                for form in (MILD, STIFF)
+            ),
+            "ACA and the quadrature read y(t) from the forward solve, the adjoint integrates it in reverse. "
+            "What is left of ACA's error is that of the discrete solution itself.",
+        ),
+    ]
+
+
+def _words(row: Row) -> str:
+    return f"dies ({row['failed']})" if "failed" in row else f"returns to {row['comes back to']}"
+
+
+def _error(row: Row) -> str:
+    return f"fails ({row['failed']})" if "failed" in row else f"{row['gradient error']:.1e}"
+
+
+def draw(rows: Sequence[Row], figure: Any) -> None:
+    """The gradient's error over the tolerance."""
+    for axis, form in zip(figure.subplots(1, 2), (MILD, STIFF), strict=True):
+        for way in WAYS:
+            mine = [r for r in rows if (r["form"], r["way"]) == (form, way) and "gradient error" in r]
+            axis.plot(
+                [r["rtol"] for r in mine], [r["gradient error"] for r in mine], "o-", color=COLOURS[way], label=way
+            )
+        axis.set(title=form, xlabel="rtol", ylabel="relative error of the gradient", xscale="log", yscale="log")
+        axis.legend(fontsize=7)
