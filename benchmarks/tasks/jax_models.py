@@ -75,7 +75,8 @@ class Model:
         self.task, self.method = task, method
         self._evaluations = 0
         self._loss = {"cde": self._cde, "cnf": self._cnf, "symplectic": self._symplectic}[task.kind]
-        self._adjoint, self._solver = ADJOINTS[method](), diffrax.Dopri5()
+        self._adjoint = ADJOINTS[method]()
+        self._solver: diffrax.AbstractSolver = diffrax.Dopri5()
         grad = jax.value_and_grad(self._loss, has_aux=True)
         self._plain, self._counted = (jax.jit(functools.partial(grad, counted=counted)) for counted in (False, True))
 
@@ -112,7 +113,12 @@ class Model:
 
     def _field(self) -> Callable:
         noise = self.task.noise
-        return {"cde": controlled, "cnf": functools.partial(flow, noise), "symplectic": hamiltonian}[self.task.kind]
+        fields: dict[str, Callable] = {
+            "cde": controlled,
+            "cnf": functools.partial(flow, noise),
+            "symplectic": hamiltonian,
+        }
+        return fields[self.task.kind]
 
     def _solve(self, field: Callable, y0: Any, times: Any, args: Any, tolerance: Any, counted: bool) -> Any:
         def vector_field(t, y, args):
@@ -138,24 +144,26 @@ class Model:
 
     def _cde(self, weights: Any, batch: Any, tolerance: Any, counted: bool) -> Any:
         path, label = batch
-        times = jnp.asarray(self.task.times)
         # Among args, as diffrax's own adjoint refuses a closure: it integrates for the gradient of the path as well.
-        coefficients = jax.vmap(functools.partial(diffrax.backward_hermite_coefficients, times))(path)
+        coefficients = jax.vmap(functools.partial(diffrax.backward_hermite_coefficients, self._knots()))(path)
 
         def field(t, z, args):
-            slope = jax.vmap(lambda c: diffrax.CubicInterpolation(times, c).derivative(t))(args["path"])
+            slope = jax.vmap(lambda c: diffrax.CubicInterpolation(self._knots(), c).derivative(t))(args["path"])
             return (controlled(t, z, args) @ slope[..., None])[..., 0]
 
         z0, args = net(weights["initial"], path[:, 0]), {"field": weights["field"], "path": coefficients}
-        z, tries = self._solve(field, z0, times[jnp.array([0, -1])], args, tolerance, counted)
+        z, tries = self._solve(field, z0, self.task.times[[0, -1]], args, tolerance, counted)
         logit = net(weights["readout"], z[-1])[:, 0]
         loss = jnp.mean(jnp.logaddexp(0, logit) - label * logit)
         return loss, (jnp.mean((logit > 0) == (label == 1)), tries)
 
+    def _knots(self) -> Any:
+        return jnp.asarray(self.task.times)
+
     def _cnf(self, weights: Any, batch: Any, tolerance: Any, counted: bool) -> Any:
         (points,) = batch
         y0 = points, jnp.zeros(len(points))
-        times = jnp.asarray(self.task.times)
+        times = self.task.times
         (z, change), tries = self._solve(self._field(), y0, times, weights, tolerance, counted)
         z, change = z[-1], change[-1]
         log_density = -(z**2).sum(1) / 2 - z.shape[1] / 2 * math.log(2 * math.pi) - change
@@ -164,7 +172,7 @@ class Model:
 
     def _symplectic(self, weights: Any, batch: Any, tolerance: Any, counted: bool) -> Any:
         series = jnp.swapaxes(batch[0], 0, 1)
-        found, tries = self._solve(hamiltonian, series[0], jnp.asarray(self.task.times), weights, tolerance, counted)
+        found, tries = self._solve(hamiltonian, series[0], self.task.times, weights, tolerance, counted)
         loss = ((found - series[1:])[:, :, :4] ** 2).mean()
         return loss, (loss, tries)
 
