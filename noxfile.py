@@ -111,3 +111,12 @@ def tasks(session: nox.Session) -> None:
     """The seminorm paper's tasks in both frameworks, in `benchmark-report/tasks.md`; arguments go to the command."""
     install(session, "all", group="bench-tasks")
     session.run("python", "-m", "benchmarks.tasks", *session.posargs)
+
+
+@nox.session
+def papers(session: nox.Session) -> None:
+    """The ACA paper's experiments and the peers' limits, in `benchmark-report/papers.md`; arguments go to the command."""
+    install(session, "sde", "report", group="bench-tasks")
+    session.install(*nox.project.dependency_groups(PYPROJECT, "bench"))
+    session.install("--no-deps", *nox.project.dependency_groups(PYPROJECT, "bench-alone"))
+    session.run("python", "-m", "benchmarks.papers", *session.posargs)
