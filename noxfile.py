@@ -115,7 +115,7 @@ def tasks(session: nox.Session) -> None:
 
 @nox.session
 def papers(session: nox.Session) -> None:
-    """The ACA paper's experiments and the peers' limits, in `benchmark-report/papers.md`; arguments go to the command."""
+    """The ACA paper's experiments and the peers' limits, into `benchmark-report/`; arguments go to the command."""
     install(session, "sde", "report", group="bench-tasks")
     session.install(*nox.project.dependency_groups(PYPROJECT, "bench"))
     session.install("--no-deps", *nox.project.dependency_groups(PYPROJECT, "bench-alone"))
