@@ -13,17 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.tasks.data import Arrays, Task, Weights, flat
-from benchmarks.tasks.measure import Gradient
+from benchmarks.tasks.measure import MATCHED, Gradient
 from steptape.jax import AdaptiveCheckpointAdjoint, QuadratureAdjoint, SeminormAdjoint
 
 jax.config.update("jax_enable_x64", True)
 
-ADJOINTS: dict[str, Callable[[], diffrax.AbstractAdjoint]] = {
-    "default": diffrax.BacksolveAdjoint,
-    "seminorm": SeminormAdjoint,
-    "quadrature": QuadratureAdjoint,
-    "aca": AdaptiveCheckpointAdjoint,
-}
 # The dense output of the quadrature has as many rows, used or not.
 _MAX_STEPS = 512
 
@@ -75,7 +69,6 @@ class Model:
         self.task, self.method = task, method
         self._evaluations = 0
         self._loss = {"cde": self._cde, "cnf": self._cnf, "symplectic": self._symplectic}[task.kind]
-        self._adjoint = ADJOINTS[method]()
         self._solver: diffrax.AbstractSolver = diffrax.Dopri5()
         grad = jax.value_and_grad(self._loss, has_aux=True)
         self._plain, self._counted = (jax.jit(functools.partial(grad, counted=counted)) for counted in (False, True))
@@ -127,6 +120,14 @@ class Model:
             return field(t, y, args)
 
         rtol, atol = tolerance
+        looser = diffrax.PIDController(rtol=rtol, atol=atol * self.task.batch)
+        adjoints: dict[str, Callable[[], diffrax.AbstractAdjoint]] = {
+            "default": diffrax.BacksolveAdjoint,
+            "seminorm": SeminormAdjoint,
+            "quadrature": QuadratureAdjoint,
+            MATCHED: functools.partial(QuadratureAdjoint, stepsize_controller=looser),
+            "aca": AdaptiveCheckpointAdjoint,
+        }
         solution = diffrax.diffeqsolve(
             diffrax.ODETerm(vector_field),
             self._solver,
@@ -137,7 +138,7 @@ class Model:
             args,
             saveat=diffrax.SaveAt(ts=times[1:]) if len(times) > 2 else diffrax.SaveAt(t1=True),
             stepsize_controller=diffrax.PIDController(rtol=rtol, atol=atol),
-            adjoint=self._adjoint,
+            adjoint=adjoints[self.method](),
             max_steps=_MAX_STEPS,
         )
         return solution.ys, solution.stats["num_steps"]

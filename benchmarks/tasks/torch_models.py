@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import steptape.torch
 from benchmarks.tasks.data import Arrays, Task, Weights
-from benchmarks.tasks.measure import Gradient
+from benchmarks.tasks.measure import MATCHED, Gradient
 
 torch.set_num_threads(1)
 # torchcde calls torchdiffeq by name; so does what follows.
@@ -110,12 +110,6 @@ class Hamiltonian(Field):
         return slope if graph else slope.detach()
 
 
-def _options(method: str, y0: Any) -> dict[str, Any]:
-    if method == "seminorm":
-        return {"adjoint_options": {"norm": steptape.torch.seminorm(y0)}}
-    return {} if method == "default" else {"adjoint_method": method}
-
-
 class Model:
     """A task's loss and its gradient, by one of the methods."""
 
@@ -163,7 +157,13 @@ class Model:
 
     def _solve(self, y0: Any, tolerance: tuple[float, float], solver: str) -> dict[str, Any]:
         rtol, atol = tolerance
-        return {"rtol": rtol, "atol": atol, "method": solver, **_options(self.method, y0)}
+        options: dict[str, dict[str, Any]] = {
+            "default": {},
+            "seminorm": {"adjoint_options": {"norm": steptape.torch.seminorm(y0)}},
+            MATCHED: {"adjoint_method": "quadrature", "adjoint_atol": atol * self.task.batch},
+        }
+        chosen = options.get(self.method, {"adjoint_method": self.method})
+        return {"rtol": rtol, "atol": atol, "method": solver, **chosen}
 
     def _cde(self, field: Field, outer: dict[str, Net], batch: Arrays, tolerance: Any, solver: str) -> Any:
         path, label = map(torch.tensor, batch)

@@ -39,14 +39,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name in options.task:
         task = TASKS[name](options.paper)
         run = (options.backend, name, options.steps)
-        done = {(row.rtol, row.atol) for row in results(options.file) if row.run() == run}
-        missing = [pair for pair in task.tolerances[: options.tolerances] if pair not in done]
-        if not missing:
-            continue
-        able = {method: models.Model(task, method) for method in METHODS}
-        reference = _reference(able[METHODS[0]], options.file.with_name(f"{options.file.stem}-{name}.npy"))
-        for pair in missing:
-            rows = cell(options.backend, task, able, reference, pair, options.steps, options.rounds, _note)
+        done = {(row.rtol, row.atol, row.method) for row in results(options.file) if row.run() == run}
+        every = {method: models.Model(task, method) for method in METHODS}
+        for pair in task.tolerances[: options.tolerances]:
+            missing = {method: model for method, model in every.items() if (*pair, method) not in done}
+            if not missing:
+                continue
+            reference = _reference(every["aca"], options.file.with_name(f"{options.file.stem}-{name}.npy"))
+            rows = cell(options.backend, task, missing, reference, pair, options.steps, options.rounds, _note)
             with options.file.open("a", encoding="utf-8") as file:
                 file.writelines(json.dumps(dataclasses.asdict(row)) + "\n" for row in rows)
     return 0
