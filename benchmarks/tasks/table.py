@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import statistics
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from benchmarks.tasks.data import TASKS
@@ -16,7 +15,9 @@ on the first batch, on one thread, the median of interleaved rounds. Error: of t
 1e-11. Parameters: the field's, and their share of the channels (y, a, parameters) that the default norm looks at; for
 the CDE in JAX the coefficients of the path are among them besides. "quadrature, atol x n": the quadrature adjoint
 solves for a cotangent whose largest entry is 1, the hosts for that of the mean of n examples; with n times the absolute
-tolerance, n the batch, it is held to the same. The first columns of quadrature are at the same nominal tolerance."""
+tolerance, n the batch, it is held to the same."""
+
+_COMPARED = (("seminorm", "default"), ("quadrature", "seminorm"), (MATCHED, "seminorm"), ("aca", "seminorm"))
 
 Group = tuple[str, str, float, float]
 Groups = dict[Group, dict[str, Row]]
@@ -73,54 +74,33 @@ def _cells(row: Row) -> tuple[str, ...]:
 
 
 def _comparison(groups: Groups) -> Iterator[str]:
-    """How the methods compare, cell by cell, and the median and best of each framework."""
-    head = (
-        "",
-        "task",
-        "rtol",
-        "seminorm / default",
-        "quadrature / seminorm",
-        "time",
-        "error",
-        "aca / seminorm",
-        "time",
-    )
+    """How the methods compare, cell by cell, and the median, best and worst of each framework."""
+    yield "Changes in backward evaluations / in time / in the error of the gradient:"
+    yield ""
     lines: list[tuple[str, ...]] = []
     for backend in dict.fromkeys(key[0] for key in groups):
-        mine = {key: group for key, group in groups.items() if key[0] == backend}
-        ratios = [_ratios(group) for group in mine.values()]
-        for key, group in zip(mine, ratios, strict=True):
-            lines.append((backend, key[1], f"{key[2]:g}", *map(_change, group)))
-        columns = [[x for x in column if not math.isnan(x)] for column in zip(*ratios, strict=True)]
+        found = {key: _ratios(group) for key, group in groups.items() if key[0] == backend}
+        for key, ratios in found.items():
+            lines.append((backend, key[1], f"{key[2]:g}", *map(_changes, ratios)))
         for name, reduce in (("median", statistics.median), ("best", min), ("worst", max)):
-            lines.append((backend, f"**{name}**", "", *(_change(reduce(c)) if c else "" for c in columns)))
-    yield "Change in backward evaluations, in time and in the error of the gradient:"
-    yield ""
-    yield from _table((*head, "atol x n", "time", "error", "aca / seminorm", "time"), lines)
+            columns = ([ratio for ratio in column if ratio] for column in zip(*found.values(), strict=True))
+            reduced = ([reduce(what) for what in zip(*column, strict=True)] for column in columns)
+            lines.append((backend, f"**{name}**", "", *map(_changes, reduced)))
+    yield from _table(("", "task", "rtol", *(f"{one} over {other}" for one, other in _COMPARED)), lines)
 
 
-def _ratios(group: dict[str, Row]) -> tuple[float, ...]:
-    def of(one: str, other: str, what: Callable[[Row], float]) -> float:
-        rows = group.get(one), group.get(other)
-        return what(rows[0]) / what(rows[1]) if all(row and not row.failed for row in rows) else math.nan  # type: ignore
-
-    return (
-        of("seminorm", "default", lambda row: row.backward),
-        of("quadrature", "seminorm", lambda row: row.backward),
-        of("quadrature", "seminorm", lambda row: row.seconds),
-        of("quadrature", "seminorm", lambda row: row.error),
-        of(MATCHED, "seminorm", lambda row: row.backward),
-        of(MATCHED, "seminorm", lambda row: row.seconds),
-        of(MATCHED, "seminorm", lambda row: row.error),
-        of("aca", "seminorm", lambda row: row.backward),
-        of("aca", "seminorm", lambda row: row.seconds),
-    )
+def _ratios(group: dict[str, Row]) -> list[Sequence[float]]:
+    """For each comparison those of backward evaluations, seconds and errors, or nothing."""
+    able = {method: row for method, row in group.items() if not row.failed}
+    pairs = [(able.get(one), able.get(other)) for one, other in _COMPARED]
+    return [
+        (a.backward / b.backward, a.seconds / b.seconds, a.error / b.error) if a and b and b.seconds else ()
+        for a, b in pairs
+    ]
 
 
-def _change(ratio: float) -> str:
-    if math.isnan(ratio):
-        return ""
-    return f"{ratio - 1:+.0%}" if ratio < 2 else f"x{ratio:.1f}"
+def _changes(ratios: Iterable[float]) -> str:
+    return " / ".join(f"{ratio - 1:+.0%}" if ratio < 2 else f"x{ratio:.1f}" for ratio in ratios)
 
 
 def _plot(groups: Groups, file: Path) -> None:
@@ -147,7 +127,7 @@ def _plot(groups: Groups, file: Path) -> None:
         axis.set_title(f"{task}, {backend}", fontsize=9)
         axis.set_xlabel("rtol")
     axes[0][0].set_ylabel("backward evaluations a gradient")
-    axes[0][0].legend(fontsize=8)
-    figure.tight_layout()
+    figure.tight_layout(rect=(0, 0.1 / len(backends), 1, 1))
+    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="lower center", ncols=len(METHODS), fontsize=9)
     figure.savefig(file, dpi=110)
     pyplot.close(figure)
