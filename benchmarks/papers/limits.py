@@ -138,6 +138,30 @@ class Torchode(Zuko):
         return solver.to(torch.float64).solve(problem, term=term if own else None, **first).ys[0]
 
 
+class Torchdyn(Zuko):
+    """torchdyn, by autograd or by the adjoint of its ``ODEProblem``."""
+
+    package = "torchdyn"
+
+    def __init__(self, adjoint: bool):
+        self._adjoint = adjoint
+
+    def solve(self, field: Any, y0: Any, t: Tensor, method: str | None = None) -> Any:
+        """A fixed grid is that of its output times."""
+        from torchdyn.numerics import DormandPrince45, RungeKutta4, odeint
+        from torchdyn.numerics.sensitivity import _gather_odefunc_adjoint
+
+        solver = (RungeKutta4 if method else DormandPrince45)(torch.float64)
+        times = torch.linspace(0, 1, 101, dtype=torch.float64) if method else t
+        interpolator = None if method else "4th"
+        if not self._adjoint:
+            return odeint(field, y0, times, solver, TOLERANCE, TOLERANCE, interpolator=interpolator)[1]
+        params = torch.cat([p.reshape(1) for p in field.parameters()] or [torch.zeros(0, dtype=torch.float64)])
+        forward, backward = (solver, TOLERANCE, TOLERANCE, interpolator), (solver, TOLERANCE, TOLERANCE)
+        solve = _gather_odefunc_adjoint(field, params, *forward, *backward, None, "standard")
+        return solve.apply(params, y0, times, None, ())[1]
+
+
 class _Batched(torch.nn.Module):
     """A field for t (batch,) and y (batch, features), of a batch of one."""
 
@@ -149,7 +173,7 @@ class _Batched(torch.nn.Module):
         return self.field(t[0], y[0]).unsqueeze(0)
 
 
-PEERS: dict[str, Peer | str] = {
+PEERS: dict[str, Peer] = {
     "torchdiffeq odeint": Peer(torchdiffeq.odeint),
     "odeint_adjoint": Peer(torchdiffeq.odeint_adjoint),
     "odeint_adjoint, seminorm": Peer(torchdiffeq.odeint_adjoint, adjoint_options={"norm": "seminorm"}),
@@ -158,7 +182,8 @@ PEERS: dict[str, Peer | str] = {
     "zuko": Zuko(),
     "torchode, autograd": Torchode("AutoDiffAdjoint"),
     "torchode, joint backsolve": Torchode("JointBacksolveAdjoint"),
-    "torchdyn": "torchdyn",
+    "torchdyn, autograd": Torchdyn(adjoint=False),
+    "torchdyn, adjoint": Torchdyn(adjoint=True),
 }
 
 
@@ -260,11 +285,12 @@ def _sde(peer: Peer) -> float:
 
 
 class _Borrower(torch.nn.Module):
-    """A module, as ``odeint_adjoint`` asks for, that does not own its p."""
+    """dy/dt = (p + own)·y with own = 0: a module, as ``odeint_adjoint`` asks for, that does not own its p."""
 
     def __init__(self, p: Tensor):
         super().__init__()
-        self._slope = lambda y: p * y
+        self.own = torch.nn.Parameter(torch.zeros((), dtype=torch.float64))
+        self._slope = lambda y: (p + self.own) * y
 
     def forward(self, t: Tensor, y: Tensor) -> Tensor:
         return self._slope(y)
@@ -315,12 +341,10 @@ def run(quick: bool) -> Cells:
 
 def _cell(name: str) -> list[Row]:
     peer = PEERS[name]
-    package = peer if isinstance(peer, str) else peer.package
     try:
-        importlib.import_module(package)
+        importlib.import_module(peer.package)
     except ImportError:
         return [{"peer": name, "tuple state": "not installed"}]
-    assert isinstance(peer, Peer)
     tried = {case: _try(peer, case) for case in CASES}
     return [{"peer": name, **{case: verdict for case, (verdict, _) in tried.items()}, "why": dict(tried)}]
 
