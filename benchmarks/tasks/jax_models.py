@@ -63,29 +63,31 @@ def hamiltonian(t: Any, state: Any, weights: Any) -> Any:
 
 
 class Model:
-    """A task's loss and its gradient, by one of the methods; compiled once, for all tolerances."""
+    """A task's loss and its gradient, by one of the methods; compiled once, for all tolerances, counted or not."""
 
     def __init__(self, task: Task, method: str):
         self.task, self.method = task, method
         self._evaluations = 0
         self._loss = {"cde": self._cde, "cnf": self._cnf, "symplectic": self._symplectic}[task.kind]
         self._solver: diffrax.AbstractSolver = diffrax.Dopri5()
-        grad = jax.value_and_grad(self._loss, has_aux=True)
-        self._plain, self._counted = (jax.jit(functools.partial(grad, counted=counted)) for counted in (False, True))
+        self._program = jax.jit(jax.value_and_grad(self._loss, has_aux=True))
 
     def gradient(self, weights: Weights, batch: Arrays, tolerance: tuple[float, float]) -> Gradient:
         """The loss and its gradient."""
-        (loss, _), gradient = jax.block_until_ready(self._plain(weights, batch, tolerance))
+        (loss, _), gradient = jax.block_until_ready(self._program(weights, batch, tolerance, False))
         return Gradient(float(loss), _vector(gradient, weights))
 
     def count(self, weights: Weights, batch: Arrays, tolerance: tuple[float, float]) -> Gradient:
-        """The same, and the evaluations it took, by a program that calls back at each."""
+        """The same, and the evaluations it took, for which each one calls back."""
         self._evaluations = 0
-        (loss, (_, tries)), gradient = jax.block_until_ready(self._counted(weights, batch, tolerance))
+        (loss, (_, tries)), gradient = jax.block_until_ready(self._program(weights, batch, tolerance, True))
         jax.effects_barrier()
-        # Dopri5 takes 6 a try; 3 more choose the first step and start it.
+        # Dopri5 takes 6 a try; 3 more choose the first step and start. Where diffrax chooses a first step, in equinox's
+        # scan_trick, callbacks are lost: two a choice, of which its own adjoints make one for each output.
         forward = 6 * int(tries) + 3
-        return Gradient(float(loss), _vector(gradient, weights), forward, self._evaluations - forward)
+        outputs = len(self.task.times) - 1 if self.task.kind == "symplectic" else 1
+        choices = 1 + outputs * (self.method in ("default", "seminorm"))
+        return Gradient(float(loss), _vector(gradient, weights), forward, self._evaluations + 2 * choices - forward)
 
     def reference(self, weights: Weights, batch: Arrays) -> np.ndarray:
         """The gradient of a solve at 1e-11 by a method of order 8."""
@@ -95,7 +97,7 @@ class Model:
 
     def score(self, weights: Weights, batch: Arrays, tolerance: tuple[float, float]) -> float:
         """Of one batch of the test set."""
-        return float(self._plain(weights, batch, tolerance)[0][1][0])
+        return float(self._program(weights, batch, tolerance, False)[0][1][0])
 
     def slope(self, weights: Weights, t: float, state: Any) -> list[np.ndarray]:
         """The vector field itself, for a comparison."""
@@ -113,11 +115,10 @@ class Model:
         }
         return fields[self.task.kind]
 
-    def _solve(self, field: Callable, y0: Any, times: Any, args: Any, tolerance: Any, counted: bool) -> Any:
+    def _solve(self, field: Callable, y0: Any, times: Any, args: Any, tolerance: Any, counted: Any) -> Any:
         def vector_field(t, y, args):
-            if counted:
-                jax.debug.callback(self._call)
-            return field(t, y, args)
+            jax.lax.cond(args[1], lambda: jax.debug.callback(self._call), lambda: None)
+            return field(t, y, args[0])
 
         rtol, atol = tolerance
         looser = diffrax.PIDController(rtol=rtol, atol=atol * self.task.batch)
@@ -135,7 +136,7 @@ class Model:
             times[-1],
             None,
             y0,
-            args,
+            (args, counted),
             saveat=diffrax.SaveAt(ts=times[1:]) if len(times) > 2 else diffrax.SaveAt(t1=True),
             stepsize_controller=diffrax.PIDController(rtol=rtol, atol=atol),
             adjoint=adjoints[self.method](),
@@ -143,7 +144,7 @@ class Model:
         )
         return solution.ys, solution.stats["num_steps"]
 
-    def _cde(self, weights: Any, batch: Any, tolerance: Any, counted: bool) -> Any:
+    def _cde(self, weights: Any, batch: Any, tolerance: Any, counted: Any) -> Any:
         path, label = batch
         # Among args, as diffrax's own adjoint refuses a closure: it integrates for the gradient of the path as well.
         coefficients = jax.vmap(functools.partial(diffrax.backward_hermite_coefficients, self._knots()))(path)
@@ -161,7 +162,7 @@ class Model:
     def _knots(self) -> Any:
         return jnp.asarray(self.task.times)
 
-    def _cnf(self, weights: Any, batch: Any, tolerance: Any, counted: bool) -> Any:
+    def _cnf(self, weights: Any, batch: Any, tolerance: Any, counted: Any) -> Any:
         (points,) = batch
         y0 = points, jnp.zeros(len(points))
         times = self.task.times
@@ -171,7 +172,7 @@ class Model:
         loss = -log_density.mean() / z.shape[1]
         return loss, (loss, tries)
 
-    def _symplectic(self, weights: Any, batch: Any, tolerance: Any, counted: bool) -> Any:
+    def _symplectic(self, weights: Any, batch: Any, tolerance: Any, counted: Any) -> Any:
         series = jnp.swapaxes(batch[0], 0, 1)
         found, tries = self._solve(hamiltonian, series[0], self.task.times, weights, tolerance, counted)
         loss = ((found - series[1:])[:, :, :4] ** 2).mean()
