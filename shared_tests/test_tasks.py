@@ -25,7 +25,7 @@ for name in sys.argv[2:]:
     for i, slope in enumerate(Model(task, "aca").slope(task.weights(), 0.3, state)):
         found[f"{{name}} {{i}}"] = slope
 task = TASKS["cde"](False)
-gradient = Model(task, "aca").gradient(task.weights(), next(task.batches(1)), (1e-8, 1e-8))
+gradient = Model(task, "aca").gradient(task.weights(), next(task.batches(1)), (1e-5, 1e-8))
 np.savez(sys.argv[1], gradient=gradient.vector, loss=gradient.loss, **found)
 """
 
@@ -44,6 +44,6 @@ def test_the_frameworks_train_the_same_models(tmp_path):
     assert len(found["torch"].files) >= 6
     for name in found["torch"].files:
         # Each framework solves with its own steps.
-        bound = 1e-4 if name in ("gradient", "loss") else 1e-12
+        bound = 1e-3 if name in ("gradient", "loss") else 1e-12
         scale = np.abs(found["torch"][name]).max()
         np.testing.assert_allclose(found["jax"][name] / scale, found["torch"][name] / scale, rtol=0, atol=bound)
