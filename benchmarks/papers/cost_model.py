@@ -164,12 +164,16 @@ def draw(rows: Sequence[Row], figure: Any) -> None:
     names = ("evaluations / paper", "with those pulled back / paper", "memory / paper", "depth / paper")
     cases = list(dict.fromkeys(row["case"] for row in rows))
     for axis, name in zip(figure.subplots(1, len(names)), names, strict=True):
-        for way, colour in COLOURS.items():
+        for way in dict.fromkeys(row["way"] for row in rows):
             mine = [row for row in rows if row["way"] == way]
             axis.plot(
-                [cases.index(row["case"]) for row in mine], [row[name] for row in mine], "o", color=colour, label=way
+                [cases.index(row["case"]) for row in mine],
+                [row[name] for row in mine],
+                "o",
+                color=COLOURS[way],
+                label=way,
             )
         axis.axhline(1, color="#888888", linestyle=":")
-        axis.set(title=name, yscale="log")
+        axis.set(title=name, yscale="log" if name.startswith("memory") else "linear")
         axis.set_xticks(range(len(cases)), cases, rotation=30, fontsize=7, ha="right")
     axis.legend(fontsize=7)

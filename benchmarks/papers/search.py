@@ -11,10 +11,13 @@ import torch
 from torch import Tensor
 
 
-def odeint_search(func: Callable[[Tensor, Tensor], Tensor], y0: Tensor, t: Tensor, rtol: float, atol: float) -> Tensor:
+def odeint_search(
+    func: Callable[[Tensor, Tensor], Tensor], y0: Tensor, t: Tensor, rtol: float, atol: float, held: bool = False
+) -> Tensor:
     """The solution at ``t``, increasing, by Heun's method with Euler's for its error: (len(t), *y0.shape).
 
-    Where ``func`` has torchdiffeq's ``callback_accept_step`` and ``callback_reject_step``, they are called as there.
+    With ``held`` the same solution, and its steps are constants to the gradient. Where ``func`` has torchdiffeq's
+    ``callback_accept_step`` and ``callback_reject_step``, they are called as there.
     """
     time, y, h = t[0], y0, (t[-1] - t[0]) / 10
     outputs = [y0]
@@ -30,6 +33,7 @@ def odeint_search(func: Callable[[Tensor, Tensor], Tensor], y0: Tensor, t: Tenso
             if accepted:
                 time, y = (end if last else time + step), tried
             h = step * (0.9 / error.clamp_min(1e-6).sqrt()).clamp(0.2, 5)
+            h = h.detach() if held else h
         outputs.append(y)
     return torch.stack(outputs)
 

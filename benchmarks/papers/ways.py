@@ -19,9 +19,10 @@ from benchmarks.papers.search import odeint_search
 Row = dict[str, Any]
 Cells = dict[str, Callable[[], list[Row]]]
 
-BACKPROP, SEARCH, ADJOINT, SEMINORM, ACA, QUADRATURE = (
+BACKPROP, SEARCH, HELD, ADJOINT, SEMINORM, ACA, QUADRATURE = (
     "back-propagation",
     "through the search",
+    "its steps held",
     "adjoint",
     "seminorm",
     "ACA",
@@ -30,6 +31,7 @@ BACKPROP, SEARCH, ADJOINT, SEMINORM, ACA, QUADRATURE = (
 COLOURS = {
     BACKPROP: "#56B4E9",
     SEARCH: "#CC79A7",
+    HELD: "#888888",
     ADJOINT: "#E69F00",
     SEMINORM: "#000000",
     ACA: "#0072B2",
@@ -50,11 +52,11 @@ def odeint(
 ) -> Any:
     """The solution at ``t`` of ``field`` at (rtol, atol) by ``method``, to be differentiated in that way.
 
-    ``"through the search"`` has one method, Heun and Euler's, whatever ``method`` says.
+    ``"through the search"`` and its ``"its steps held"`` have one method, Heun and Euler's, whatever ``method`` says.
     """
     rtol, atol = tolerances
-    if way == SEARCH:
-        return odeint_search(field, y0, t, rtol, atol)
+    if way in (SEARCH, HELD):
+        return odeint_search(field, y0, t, rtol, atol, held=way == HELD)
     settings: dict[str, Any] = {"rtol": rtol, "atol": atol, "method": method}
     if way == BACKPROP:
         return torchdiffeq.odeint(field, y0, t, **settings)
