@@ -16,7 +16,7 @@ from pathlib import Path
 from benchmarks.tasks import table, work
 from benchmarks.tasks.data import TASKS
 
-QUICK = ("cde", "cnf-moons", "symplectic")
+QUICK = ("cde", "cnf-moons")
 ONE_THREAD = {
     "OMP_NUM_THREADS": "1",
     "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1",
