@@ -147,9 +147,9 @@ def claims(rows: Sequence[Row]) -> list[Claim]:
         Claim(
             "training takes 10.1 h with ACA, 17.4 h (1.7 times) with adjoint, 33.9 h (3.4 times) with naive",
             f"time an epoch over ACA's: {ratios}",
-            f"The search is short: {a_solve('evaluations'):.0f} evaluations a solve, {a_solve('pulled back'):.0f} of them "
-            "pulled back, so its graph costs little and fits in memory; the paper's naive repeats and keeps more tries. "
-            "The adjoint pays for its reverse solve in both.",
+            f"The search is short: {a_solve('evaluations'):.0f} evaluations a solve, {a_solve('pulled back'):.0f} of "
+            "them pulled back, so its graph costs little and fits in memory; the paper's naive keeps more tries. The "
+            "adjoint pays for its reverse solve in both.",
         ),
         Claim(
             "a network trained by ACA can be tested with another solver without retraining (no figure at hand)",
