@@ -113,8 +113,8 @@ def claims(rows: Sequence[Row]) -> list[Claim]:
             f"Heun, in z0, relative, {over('adaptive_heun', 'relative, z0', (-0.3, 0.1), SEARCH, HELD)}",
             "One solution, with the derivative of its step sizes and without. What that adds is of the tolerance's "
             "order, of either sign: several times the error where the solution decays, none where it grows. "
-            "torchdiffeq's back-propagation is not this method: it holds the sizes, all but its guess of the first, and "
-            "so agrees with ACA.",
+            "torchdiffeq's back-propagation is not this method: it holds the sizes, all but its guess of the first, "
+            "and so agrees with ACA.",
         ),
     ]
 
