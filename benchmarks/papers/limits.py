@@ -12,6 +12,7 @@ is silently taken for a constant there.
 
 from __future__ import annotations
 
+import abc
 import functools
 import importlib
 import itertools
@@ -47,8 +48,26 @@ class Field(torch.nn.Module):
         return self.slope(self.p, t, y)
 
 
-class Peer:
-    """``solve(field, y0, t, method)`` gives the solution at ``t``; ``event`` and ``sde`` what a peer has of these."""
+class Peer(abc.ABC):
+    """One way to solve and differentiate, of the package it needs."""
+
+    package: str
+
+    @abc.abstractmethod
+    def solve(self, field: Any, y0: Any, t: Tensor, method: str | None = None) -> Any:
+        """The solution at ``t``, on a grid where there is a ``method``."""
+
+    def event(self, field: Any, y0: Tensor, event: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        """The time at which ``event`` is 0."""
+        raise Absent
+
+    def sde(self, field: Any, y0: Tensor, t: Tensor, path: Any) -> Tensor:
+        """The solution of an SDE on a Brownian path."""
+        raise Absent
+
+
+class Torchdiffeq(Peer):
+    """torchdiffeq and torchsde, or steptape in front of them, by ``odeint`` or ``odeint_adjoint`` with settings."""
 
     package = "torchdiffeq"
 
@@ -56,19 +75,19 @@ class Peer:
         self._interface, self._settings = interface, settings
 
     def solve(self, field: Any, y0: Any, t: Tensor, method: str | None = None) -> Any:
-        """The solution at ``t``; ``method`` other than None is on a grid of 0.01."""
+        """A grid has steps of 0.01."""
         settings = {"rtol": TOLERANCE, "atol": TOLERANCE, "method": method or "dopri5", **self._settings}
         return self._interface(field, y0, t, **settings, options={"step_size": 0.01} if method else None)
 
     def event(self, field: Any, y0: Tensor, event: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-        """The time at which ``event`` is 0."""
+        """By ``odeint_event``."""
         start, settings = torch.zeros((), dtype=torch.float64), {"rtol": TOLERANCE, "atol": TOLERANCE, **self._settings}
         return torchdiffeq.odeint_event(
             field, y0, start, event_fn=event, odeint_interface=self._interface, method="dopri5", **settings
         )[0]
 
     def sde(self, field: Any, y0: Tensor, t: Tensor, path: Any) -> Tensor:
-        """The solution of an SDE on a Brownian path."""
+        """By Milstein's method."""
         import torchsde
 
         solves = {
@@ -86,9 +105,6 @@ class Zuko(Peer):
 
     package = "zuko"
 
-    def __init__(self) -> None:
-        pass
-
     def solve(self, field: Any, y0: Any, t: Tensor, method: str | None = None) -> Any:
         """Several outputs are several solves."""
         from zuko.utils import odeint
@@ -102,16 +118,8 @@ class Zuko(Peer):
             ys.append(odeint(func, ys[-1], start, end, params, atol=TOLERANCE, rtol=TOLERANCE))
         return torch.stack(ys) if isinstance(y0, Tensor) else tuple(map(torch.stack, zip(*ys, strict=True)))
 
-    def event(self, *_: Any) -> Tensor:
-        """None."""
-        raise Absent
 
-    def sde(self, *_: Any) -> Tensor:
-        """None."""
-        raise Absent
-
-
-class Torchode(Zuko):
+class Torchode(Peer):
     """torchode with one of its adjoints; its state is (batch, features)."""
 
     package = "torchode"
@@ -140,7 +148,7 @@ class Torchode(Zuko):
         return solver.to(torch.float64).solve(problem, term=term if own else None, **first).ys[0]
 
 
-class Torchdyn(Zuko):
+class Torchdyn(Peer):
     """torchdyn, by autograd or by the adjoint of its ``ODEProblem``."""
 
     package = "torchdyn"
@@ -158,7 +166,7 @@ class Torchdyn(Zuko):
         interpolator = None if method else "4th"
         if not self._adjoint:
             return odeint(field, y0, times, solver, TOLERANCE, TOLERANCE, interpolator=interpolator)[1]
-        params = torch.cat([p.reshape(1) for p in field.parameters()] or [torch.zeros(0, dtype=torch.float64)])
+        params = torch.cat([p.reshape(1) for p in field.parameters()])
         forward, backward = (solver, TOLERANCE, TOLERANCE, interpolator), (solver, TOLERANCE, TOLERANCE)
         solve = _gather_odefunc_adjoint(field, params, *forward, *backward, None, "standard")
         return solve.apply(params, y0, times, None, ())[1]
@@ -176,11 +184,11 @@ class _Batched(torch.nn.Module):
 
 
 PEERS: dict[str, Peer] = {
-    "torchdiffeq odeint": Peer(torchdiffeq.odeint),
-    "odeint_adjoint": Peer(torchdiffeq.odeint_adjoint),
-    "odeint_adjoint, seminorm": Peer(torchdiffeq.odeint_adjoint, adjoint_options={"norm": "seminorm"}),
-    "steptape ACA": Peer(steptape.torch.odeint_adjoint, adjoint_method="aca"),
-    "steptape quadrature": Peer(steptape.torch.odeint_adjoint, adjoint_method="quadrature"),
+    "torchdiffeq odeint": Torchdiffeq(torchdiffeq.odeint),
+    "odeint_adjoint": Torchdiffeq(torchdiffeq.odeint_adjoint),
+    "odeint_adjoint, seminorm": Torchdiffeq(torchdiffeq.odeint_adjoint, adjoint_options={"norm": "seminorm"}),
+    "steptape ACA": Torchdiffeq(steptape.torch.odeint_adjoint, adjoint_method="aca"),
+    "steptape quadrature": Torchdiffeq(steptape.torch.odeint_adjoint, adjoint_method="quadrature"),
     "zuko": Zuko(),
     "torchode, autograd": Torchode("AutoDiffAdjoint"),
     "torchode, joint backsolve": Torchode("JointBacksolveAdjoint"),
