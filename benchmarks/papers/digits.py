@@ -152,9 +152,9 @@ def claims(rows: Sequence[Row]) -> list[Claim]:
             "adjoint pays for its reverse solve in both.",
         ),
         Claim(
-            "a network trained by ACA can be tested with another solver without retraining (no figure at hand)",
+            "no figure at hand for testing with another solver than that of the training",
             f"test error with dopri5 at 1e-3: {swapped('dopri5 0.001')}; one step of Euler: {swapped('euler, 1 step')}",
-            "True of every way here, down to one step of rk4: the block is smooth enough for the solvers to agree.",
+            "Little changes by any way down to one step of rk4: the block is smooth enough for the solvers to agree.",
         ),
     ]
 
