@@ -10,7 +10,7 @@ tolerances or twice the distance of the host's own back-propagation.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from steptape.shared_tests.backends import Run
@@ -49,10 +49,18 @@ class Check:
         return self.error <= self.limit
 
 
+Judge = Callable[[Comparison, Run], Iterator[Check]]
+
+
 def check_all(comparison: Comparison) -> list[Check]:
     """Return every promise, judged on every run it speaks of."""
-    exact = (_gives_a_gradient, _equals_the_host, _keeps_the_forward, _agrees_across, _meets_the_reference)
-    continuous = (_gives_a_gradient, _keeps_the_forward, _is_beside_back_propagation, _meets_the_reference)
+    exact: list[Judge] = [_gives_a_gradient, _equals_the_host, _keeps_the_forward, _agrees_across, _meets_the_reference]
+    continuous: list[Judge] = [
+        _gives_a_gradient,
+        _keeps_the_forward,
+        _is_beside_back_propagation,
+        _meets_the_reference,
+    ]
     runs = [run for run in comparison.outcome.runs if not run.absent]
     ours = [(run, exact) for run in runs if method_of(run).oracle]
     ours += [(run, continuous) for run in runs if run.case.method == "quadrature"]

@@ -190,7 +190,7 @@ def _refuse(*, saveat: Any, terms: Any, solver: Any, event: Any) -> None:
         why = "`saveat=SaveAt(fn=...)`"
     elif event is not None:
         why = "`event=...`"
-    elif jax.tree.structure(solver.term_structure) != jax.tree.structure(0):
+    elif not jax.tree_util.all_leaves([solver.term_structure]):
         why = f"`solver={type(solver).__name__}(...)`, which takes several terms,"
     elif _holds(terms, diffrax.UnsafeBrownianPath):
         why = "an `UnsafeBrownianPath`"
