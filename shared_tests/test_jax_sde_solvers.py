@@ -170,7 +170,7 @@ def assert_as_host(run: Callable[..., Any], x: Any) -> dict[str, Any]:
     given, grad = differentiated(lambda x: run(x, OURS), x)
     expected, host_grad = differentiated(lambda x: run(x, HOST), x)
     assert identical(given, expected)
-    assert all(jnp.any(part) for part in host_grad)
+    assert all(jnp.any(part) for part in jax.tree.leaves(host_grad))
     assert worst(grad, host_grad) < 1e-12
     return given[2]
 
@@ -201,8 +201,8 @@ def test_a_control_that_is_data():
         inputs, xs = x
         control = diffrax.CubicInterpolation(ts, diffrax.backward_hermite_coefficients(ts, xs))
         term = diffrax.ControlTerm(lambda t, y, args: args.diffusion * jnp.sin(args.drift @ y)[:, None], control)
-        settings = {"stepsize_controller": diffrax.PIDController(rtol=1e-4, atol=1e-4), "adjoint": adjoint}
-        return diffrax.diffeqsolve(term, diffrax.Heun(), 0.0, 1.0, 0.5, inputs.y0, inputs, max_steps=64, **settings)
+        settings = {"stepsize_controller": diffrax.PIDController(rtol=1e-3, atol=1e-3), "adjoint": adjoint}
+        return diffrax.diffeqsolve(term, diffrax.Heun(), 0.0, 1.0, 0.5, inputs.y0, inputs, max_steps=256, **settings)
 
     stats = assert_as_host(run, (inputs()._replace(field=None), xs))
     assert stats["num_rejected_steps"] > 0
