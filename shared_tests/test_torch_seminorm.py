@@ -91,7 +91,7 @@ def test_what_the_norms_are():
     ("kwargs", "reason"),
     [
         ({"reduction": "max"}, r"reduction='max'\): must be 'mixed' or 'joint'"),
-        ({"reduction": "joint", "norm": torch.norm}, "root mean square alone. Pass reduction='mixed'"),
+        ({"reduction": "joint", "norm": max}, "root mean square alone. Pass reduction='mixed'"),
         ({"integrals": [2]}, r"integrals=\[2\]\): must be some, and not all, of the places 0 to 1"),
         ({"integrals": [0, 1]}, "not all, of the places 0 to 1"),
     ],
