@@ -163,15 +163,14 @@ def test_decreasing_times_and_single_precision():
     assert distance(found, expected) <= 1e-4
 
 
-def test_a_vector_field_that_jumps():
+@pytest.mark.parametrize("times", [[0.0, 3.0], [0.0, 1.0, 3.0]], ids=repr)
+def test_a_vector_field_that_jumps(times):
     """From rate a to rate b at 1, without a step across the jump, forward or backward."""
     rates = torch.tensor([0.5, -2.0], dtype=torch.float64, requires_grad=True)
     y0 = torch.tensor([1.5], dtype=torch.float64, requires_grad=True)
-    t = torch.tensor([0.0, 3.0], dtype=torch.float64)
-    seen = []
+    t = torch.tensor(times, dtype=torch.float64)
 
     def field(t, y):
-        seen.append(t)
         return rates[int(t >= 1)] * y
 
     options = {"jump_t": torch.tensor([1.0], dtype=torch.float64)}
@@ -223,6 +222,13 @@ def test_a_solve_of_no_length():
     y0 = torch.ones(2, requires_grad=True)
     quadrature(lambda t, y: -y, y0, torch.zeros(1), adjoint_params=()).sum().backward()
     assert torch.equal(y0.grad, torch.ones(2))
+
+
+def test_a_cotangent_that_is_not_finite():
+    func, y0 = Module(PROBLEMS["pendulum"]), torch.tensor(PROBLEMS["pendulum"].y0, dtype=torch.float64)
+    ys = quadrature(func, y0.requires_grad_(), torch.tensor([0.0, 1.0], dtype=torch.float64), rtol=1e-6, atol=1e-6)
+    gradients = torch.autograd.grad(ys[-1].sum() * float("inf"), (y0, func.params))
+    assert all(x.isnan().all() for x in gradients)
 
 
 def test_a_retained_graph():

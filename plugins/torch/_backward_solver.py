@@ -72,13 +72,13 @@ class BackwardSolver:
 
     def run(self, field: Any, a: Tensor, start: Tensor, end: Tensor, first_step: float) -> Tensor:
         """a at ``end``, from that at ``start`` before it, with a step that ends there."""
-        given = self.options.get("step_t")
-        points = end.new_zeros(0) if given is None else torch.as_tensor(given).to(end)
-        options = {
-            **self.options,
-            "first_step": first_step,
-            "step_t": torch.cat([points[(points > start) & (points < end)], end[None]]),
-        }
+        points = {}
+        for name in ("step_t", "jump_t"):
+            given = self.options.get(name)
+            given = end.new_zeros(0) if given is None else torch.as_tensor(given).to(end)
+            points[name] = given[(given > start) & (given < end)]
+        points["step_t"] = torch.cat([points["step_t"], end[None]])
+        options = {**self.options, **points, "first_step": first_step}
         func = host.with_sides(field)
         for name in _CALLBACKS:
             setattr(func, name, getattr(field, name))

@@ -14,6 +14,7 @@ Source: Hu, arXiv 2402.15141, points 1 and 3.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import NoReturn
 
@@ -71,6 +72,9 @@ class AdjointField:
         # Stage 0 stands for all that is evaluated between two steps.
         first, last = self._stage == 0, self._stage == len(self._weights) - 1
         weight = 0.0 if first else self._weights[self._stage]
+        if first:
+            # On the side of the step that begins here, where f may jump.
+            s = torch.nextafter(s, s + 1)
         in_y, in_params = self._pull(s, a, weight != 0 or ((first or last) and self._weights[0] != 0))
         _add(self._try, in_params, weight)
         self._latest = in_params
@@ -173,6 +177,8 @@ class QuadratureBack:
             if self.needed[1] and self._solve.event_fn is None:
                 in_t[i] = _dot(grad_solution[i], self._slope(times[i]))
             scale = a.abs().max().item()
+            if not math.isfinite(scale):
+                return [torch.full_like(x, math.nan) for x in self._inputs]
             if scale > 0:
                 adjoint.scale = scale
                 a = scale * self._solver.run(adjoint, a / scale, -times[i], -times[i - 1], first_step)
