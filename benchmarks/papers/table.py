@@ -12,7 +12,7 @@ import matplotlib.figure
 from benchmarks.measure import machine
 from benchmarks.papers.ways import Row
 
-EXPERIMENTS = ("toy", "van_der_pol", "three_body", "digits", "latent_ode", "cost_model", "limits")
+EXPERIMENTS = ("toy", "van_der_pol", "three_body", "digits", "latent_ode", "schemes", "cost_model", "limits")
 # By experiment: its rows, and the processor time that they took.
 Results = dict[str, tuple[list[Row], list[float]]]
 
