@@ -92,7 +92,10 @@ def draw(rows: Sequence[Row], figure: Any) -> None:
         own = [(h, max(error, 1e-17)) for h, error in _points(rows, scheme, OWN)]
         if own:
             axis.plot(*zip(*own, strict=True), "s-", color="black", label=OWN)
-        axis.set(title=f"solved by {scheme}", xlabel="step size", xscale="log", yscale="log")
+        axis.set(title=f"solved by {scheme}", yscale="log")
+        axis.set_xscale("log", base=2)
     axis.set_ylim(1e-17, 10)
-    figure.axes[0].legend(fontsize=5)
-    figure.axes[0].set_ylabel("difference from back-propagation")
+    figure.set_size_inches(11, 6.5)
+    figure.axes[0].legend(fontsize=6)
+    figure.supxlabel("step size")
+    figure.supylabel("relative difference from back-propagation")
