@@ -63,9 +63,9 @@ def test_the_further_examples_for_torch_run_after_the_first():
     assert number.sub("#", ran.stdout) in {number.sub("#", block) for block in blocks("text")}
 
 
-def test_ci_runs_the_readme_s_test_command():
+def test_ci_runs_the_readme_s_test_command_and_the_lowest_versions():
     command = next(block for block in blocks("bash") if "nox" in block).strip()
     script = (README.parent / ".ci" / "run").read_text(encoding="utf-8")
     install, run = (part.strip() for part in command.split("&&"))
     assert install.removeprefix("pip ") in script.replace(" --quiet", "")
-    assert script.rstrip().splitlines()[-1] == run
+    assert script.rstrip().splitlines()[-2:] == [run, "nox -s minimums"]
