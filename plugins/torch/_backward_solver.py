@@ -13,8 +13,6 @@ from steptape.compat import _torchdiffeq as host
 from steptape.torch._keep import Keep
 from steptape.torch._tableau import Tableau, tableau_of
 
-_CALLBACKS = ("callback_step", "callback_accept_step", "callback_reject_step")
-
 
 @dataclasses.dataclass(frozen=True)
 class BackwardSolver:
@@ -80,7 +78,7 @@ class BackwardSolver:
         points["step_t"] = torch.cat([points["step_t"], end[None]])
         options = {**self.options, **points, "first_step": first_step}
         func = host.with_sides(field)
-        for name in _CALLBACKS:
+        for name in host.CALLBACKS:
             setattr(func, name, getattr(field, name))
         solver = host.SOLVERS[self.method](func=func, y0=a, rtol=self.rtol, atol=self.atol, **options)
         host.attach(solver, func, seeks_event=False)
