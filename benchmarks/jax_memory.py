@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 import sys
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import benchmarks.jax_measure as measure  # first: it tells XLA to use one thread
@@ -108,15 +110,40 @@ def report(setup: Setup, rows: Sequence[tuple[Method, Row]]) -> Iterator[str]:
     """Both tables as Markdown."""
     host = {method.checkpoints: row for method, row in rows if not method.ours}
     ours = [row for method, row in rows if method.ours]
-    stats = {name: int(rows[0][1].result[1][name]) for name in ("num_accepted_steps", "num_rejected_steps")}
+    accepted, rejected = _steps(rows)
     yield from ("", f"## {setup.name}", "")
-    yield f"{setup.text}; {stats['num_accepted_steps']} accepted steps, {stats['num_rejected_steps']} rejected."
+    yield f"{setup.text}; {accepted} accepted steps, {rejected} rejected."
     yield ""
     head = ("adjoint", "temporary KiB", "ms", "times faster than the host's same k", "compile s", "difference")
     yield from measure.table(head, (_cells(row, host[method.checkpoints]) for method, row in rows))
     yield from ("", "The fastest of ours in no more memory than the host takes:", "")
     within = ("host", "KiB", "ms", "ours", "KiB", "ms", "times faster")
     yield from measure.table(within, (_within(row, ours) for row in host.values()))
+
+
+def _steps(rows: Sequence[tuple[Method, Row]]) -> tuple[int, int]:
+    stats = rows[0][1].result[1]
+    return int(stats["num_accepted_steps"]), int(stats["num_rejected_steps"])
+
+
+def entry(setup: Setup, rows: Sequence[tuple[Method, Row]]) -> dict[str, Any]:
+    """The same as data. ``over_host``: the host's time over the row's, at the same number of checkpoints."""
+    host = {method.checkpoints: row for method, row in rows if not method.ours}
+    methods = [
+        {
+            "method": method.name,
+            "checkpoints": method.checkpoints,
+            "ours": method.ours,
+            "seconds": row.seconds,
+            "over_host": measure.ratio(host[method.checkpoints], row),
+            "temporary": row.temporary,
+            "compiling": row.compiling,
+            "difference": measure.difference(row.result[0], host[method.checkpoints].result[0]),
+        }
+        for method, row in rows
+    ]
+    accepted, rejected = _steps(rows)
+    return {"setup": setup.name, "text": setup.text, "accepted": accepted, "rejected": rejected, "methods": methods}
 
 
 def _cells(row: Row, host: Row) -> tuple[str, ...]:
@@ -146,18 +173,25 @@ def _within(host: Row, ours: Sequence[Row]) -> tuple[str, ...]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure, and print the tables."""
+    """Measure, print the tables and write their figures to a folder."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.jax_memory", description=__doc__)
     parser.add_argument("--rounds", type=int, default=11)
     parser.add_argument("--only", choices=[setup.name for setup in SETUPS])
+    parser.add_argument("--out", type=Path, default=Path("benchmark-report"), metavar="DIR", help="folder of results")
     options = parser.parse_args(arguments)
     jax.config.update("jax_enable_x64", True)
     print("# Gradients through diffrax at equal memory", "", sep="\n")
     print(measure.machine())
     print(f"A perceptron {_DIM}-{_WIDTH}-{_WIDTH}-{_DIM}, batch {_BATCH}, float64, Tsit5; processor time, one thread.")
+    command = " ".join(["python -m benchmarks.jax_memory", *(sys.argv[1:] if arguments is None else arguments)])
+    found: dict[str, Any] = {"command": command, "machine": measure.machine(), "setups": []}
+    options.out.mkdir(parents=True, exist_ok=True)
     for setup in SETUPS:
         if options.only in (None, setup.name):
-            print(*report(setup, measured(setup, options.rounds)), sep="\n", flush=True)
+            rows = measured(setup, options.rounds)
+            print(*report(setup, rows), sep="\n", flush=True)
+            found["setups"].append(entry(setup, rows))
+            (options.out / "jax_memory.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     return 0
 
 

@@ -111,7 +111,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=Path("benchmark-report"), metavar="DIR", help="folder of results")
     options = parser.parse_args(arguments)
     jax.config.update("jax_enable_x64", True)
-    found = measured(options.rounds)
+    command = " ".join(["python -m benchmarks.jax_scaling", *(sys.argv[1:] if arguments is None else arguments)])
+    found = {"command": command, **measured(options.rounds)}
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / "jax_scaling.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     (options.out / "jax_scaling.md").write_text(report(found), encoding="utf-8")

@@ -197,6 +197,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     solvers, tolerances = (("Tsit5",), (1e-6,)) if options.quick else (tuple(SOLVERS), TOLERANCES)
     rounds, settings = (7, 1) if options.quick else (options.rounds, 3)
     options.out.mkdir(parents=True, exist_ok=True)
+    command = " ".join(["python -m benchmarks.jax_speed", *(sys.argv[1:] if arguments is None else arguments)])
     results: list[Result] = []
     cases = itertools.starmap(Case, itertools.product(SIZES, solvers, tolerances, (False, True)))
     for case in filter(lambda case: options.only in case.name, cases):
@@ -205,8 +206,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Each time, so that an interrupted run leaves what it has found.
         text = "\n".join(["# Gradients through diffrax", "", measure.machine(), "", *report(results)]) + "\n"
         (options.out / "jax_speed.md").write_text(text, encoding="utf-8")
-        rows = [dataclasses.asdict(row) for row in results]
-        (options.out / "jax_speed.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+        found = {"command": command, "machine": measure.machine(), "rows": [dataclasses.asdict(row) for row in results]}
+        (options.out / "jax_speed.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     print(text)
     return 0
 

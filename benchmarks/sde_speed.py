@@ -10,11 +10,13 @@ import argparse
 import dataclasses
 import functools
 import gc
+import json
 import statistics
 import sys
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,7 +24,7 @@ import torch
 import torchsde
 from torch import Tensor
 
-from benchmarks.measure import Account
+from benchmarks.measure import Account, machine
 from steptape.torch import sdeint_adjoint
 
 STATE, WIDTH, CHANNELS = 8, 32, 2
@@ -124,15 +126,20 @@ def _held(problem: Problem, way: str) -> float:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure and print a table."""
+    """Measure, print a table and write its figures to a folder."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.sde_speed", description=__doc__)
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--batch", type=int, default=512)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--methods", nargs="*", help="default: all")
+    parser.add_argument("--out", type=Path, default=Path("benchmark-report"), metavar="DIR", help="folder of results")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
+    command = " ".join(["python -m benchmarks.sde_speed", *(sys.argv[1:] if arguments is None else arguments)])
+    found: dict[str, Any] = {"command": command, "machine": machine() | {"torchsde": torchsde.__version__}}
+    found |= {"steps": options.steps, "batch": options.batch, "state": STATE, "rounds": options.rounds, "rows": []}
+    options.out.mkdir(parents=True, exist_ok=True)
     print(f"{options.steps} steps, batch {options.batch}, state {STATE}, median of {options.rounds}, one thread")
     print("| method | noise | dt known to bm | " + " | ".join(f"{way}: s, × bp, MiB" for way in WAYS) + " |")
     print("|---" * (3 + len(WAYS)) + "|")
@@ -143,10 +150,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _note(f"{sde_type} {method}, dt {'known' if known_dt else 'not known'} to bm")
             y0 = torch.randn(options.batch, STATE).requires_grad_()
             problem = Problem(Sde(sde_type, noise_type), y0, method, options.steps, known_dt)
-            found = measured(problem, options.rounds)
-            base = found["back-propagation"][0]
-            cells = " | ".join(f"{s:.2f}, {s / base:.2f}, {held / 2**20:.1f}" for s, held in found.values())
+            ways = measured(problem, options.rounds)
+            base = ways["back-propagation"][0]
+            cells = " | ".join(f"{s:.2f}, {s / base:.2f}, {held / 2**20:.1f}" for s, held in ways.values())
             print(f"| {sde_type} {method} | {noise_type} | {known_dt} | {cells} |", flush=True)
+            figures = {way: {"seconds": s, "held": held} for way, (s, held) in ways.items()}
+            case = {"sde_type": sde_type, "method": method, "noise": noise_type, "known_dt": known_dt}
+            found["rows"].append({**case, "ways": figures})
+            (options.out / "sde_speed.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     return 0
 
 
