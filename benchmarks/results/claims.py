@@ -1,0 +1,156 @@
+"""The table of claims: where a peer is better, what the README promises, what the papers say."""
+
+from __future__ import annotations
+
+import importlib
+import statistics
+from collections.abc import Iterator, Sequence
+
+from benchmarks.papers.table import EXPERIMENTS
+from benchmarks.results import text
+from benchmarks.results.promises import Claim, claims, task_ratios
+from benchmarks.results.ratios import Ratio, ratios
+from benchmarks.results.read import SOURCES, Results
+
+HEAD = ("claimed", "measured here", "the same, or why not", "measured by")
+# Their claims are in the sections of their own.
+_ELSEWHERE = ("cost_model", "limits")
+_NAMES = {("tasks", "default"): "adjoint", ("tasks", "seminorm"): "adjoint, seminorm"}
+_KINDS, _MARGIN = ("time", "memory", "error"), 0.01
+_NO_FIGURE = "no figure at hand"
+
+
+def section(results: Results) -> Iterator[str]:
+    """All three tables."""
+    yield from ("### Where a peer is better", "", *better(results))
+    yield "### What the README says"
+    yield from text.table(HEAD, map(_cells, claims(results)))
+    yield "### What the papers say"
+    yield from text.table(HEAD, map(_cells, _papers(results)))
+
+
+def _cells(claim: Claim) -> tuple[str, ...]:
+    return (*claim[:3], text.link(claim.script))
+
+
+def better(results: Results) -> Iterator[str]:
+    """By measurement and peer: on how many problems it takes less than the replay, and how much."""
+    groups: dict[tuple[str, str, str], list[float]] = {}
+    for source, kind, way, quotient in _quotients(ratios(results)):
+        groups.setdefault((source, kind, way), []).append(quotient)
+    rows = [(*group, [x for x in found if x < 1 - _MARGIN], len(found)) for group, found in groups.items()]
+    shown = sorted((row for row in rows if row[3]), key=lambda row: (_KINDS.index(row[1]), min(row[3])))
+    if not shown:
+        yield "Nowhere in the results at hand."
+        return
+    yield (
+        "What a peer takes, or errs, over what the replay does on the same problem (`aca`, "
+        "`AdaptiveCheckpointAdjoint()`, as they come), wherever that is less by more than "
+        f"{text.per_cent(_MARGIN)}. Errors are of the gradient, against the ODE's own; the replay's is that of the "
+        "discrete solution, which is what it is for."
+    )
+    head = ("less of", "peer", "in", "takes of ours, median (least to most) of these", "measured by")
+    yield from text.table(
+        head,
+        (
+            (
+                kind,
+                _NAMES.get((source, way), way),
+                f"{len(below)} of {count}",
+                text.spread(below),
+                text.link(SOURCES[source].script),
+            )
+            for source, kind, way, below, count in shown
+        ),
+    )
+
+
+def _quotients(found: Sequence[Ratio]) -> Iterator[tuple[str, str, str, float]]:
+    ours = {ratio.place: ratio.value for ratio in found if ratio.side == "ours"}
+    for ratio in found:
+        if ratio.side == "peer" and ratio.place in ours:
+            yield ratio.source, ratio.kind, ratio.way, ratio.value / ours[ratio.place]
+
+
+def _papers(results: Results) -> Iterator[Claim]:
+    for name in EXPERIMENTS:
+        if name not in _ELSEWHERE:
+            paper = "Hu" if name == "schemes" else "ACA"
+            for claim in experiment_claims(results, name):
+                if not claim.claimed.startswith(_NO_FIGURE):
+                    yield claim._replace(claimed=": ".join(filter(None, (f"{paper}, {name}", claim.claimed))))
+    yield from _seminorm(results)
+    yield _quadrature(results)
+    yield _reversible(results)
+
+
+def experiment_claims(results: Results, name: str) -> list[Claim]:
+    """What a paper says beside what was found, or which command finds it."""
+    script = f"benchmarks/papers/{name}.py"
+    rows = results.experiment(name)
+    if rows is None:
+        return [Claim("", f"Not measured yet: `python -m benchmarks.papers --only {name}` makes it.", "", script)]
+    found = importlib.import_module(f"benchmarks.papers.{name}").claims(rows)
+    return [Claim(claim.claimed, claim.measured, claim.why, script) for claim in found]
+
+
+def without_figures(results: Results, name: str) -> Iterator[Claim]:
+    """What was found where the paper gives no figure."""
+    return (claim for claim in experiment_claims(results, name) if claim.claimed.startswith(_NO_FIGURE))
+
+
+def _seminorm(results: Results) -> Iterator[Claim]:
+    paper = "Seminorm ([Kidger et al.](https://arxiv.org/abs/2009.09457))"
+    claimed, accuracy = f"{paper}: backward evaluations, median -40 %, best -62 %", f"{paper}: no loss of accuracy"
+    script, found = SOURCES["tasks"].script, task_ratios(results, "torch", "seminorm", "default")
+    if not found:
+        yield Claim(claimed, text.missing("tasks"), "", script)
+        yield Claim(accuracy, text.missing("tasks"), "", script)
+        return
+    evaluations = [ratio[0] for ratio in found.values()]
+    best = f"median {text.change(statistics.median(evaluations))}, best {text.change(min(evaluations))}"
+    shares = {task: [ratio[0] for (name, _), ratio in found.items() if name == task] for task, _ in found}
+    tasks = ", ".join(f"{task} {text.change(statistics.median(values))}" for task, values in shares.items())
+    why = f"By task: {tasks}. It saves the steps that the parameters' channels gate, and the task sets how many."
+    yield Claim(claimed, best, why, script)
+    errors = text.changes([ratio[2] for ratio in found.values()])
+    losses = text.changes([x for (x,) in task_ratios(results, "torch", "seminorm", "default", ("loss",)).values()])
+    why = (
+        "The errors are of the first gradient, the losses of the last batch: what it loses does not reach the training."
+    )
+    yield Claim(accuracy, f"error of the gradient {errors}; loss after the training {losses}", why, script)
+
+
+def _quadrature(results: Results) -> Claim:
+    claimed = (
+        "Hu ([2402.15141](https://arxiv.org/abs/2402.15141)): the gradient in the parameters is an integral along the "
+        "trajectory, not an ODE, and wants a quadrature"
+    )
+    script, found = SOURCES["tasks"].script, task_ratios(results, "torch", "quadrature", "seminorm")
+    if not found:
+        return Claim(claimed, text.missing("tasks"), "", script)
+    names = ("backward evaluations", "time", "gradient error")
+    columns = zip(names, zip(*found.values(), strict=True), strict=True)
+    measured = ", ".join(f"{name} {text.changes(values)}" for name, values in columns)
+    why = "The paper has no figure for it. No parameter gates a step of the backward solve, for the cotangent alone."
+    return Claim(claimed, f"over the seminorm: {measured}", why, script)
+
+
+def _reversible(results: Results) -> Claim:
+    claimed = (
+        "Reversible solvers ([2410.11648](https://arxiv.org/abs/2410.11648)): 2.0 to 3.4 times faster than diffrax's "
+        "recursive checkpointing with 31 to 44 checkpoints on about 430 to 1000 steps"
+    )
+    script, found = SOURCES["jax_memory"].script, {ratio.place[2]: ratio.value for ratio in _replays(results)}
+    if "constant, checkpoints=44" not in found:
+        return Claim(claimed, text.missing("jax_memory"), "", script)
+    ours = (
+        f"not measured here; the replay with 44 checkpoints on 1000 steps: {1 / found['constant, checkpoints=44']:.1f}"
+    )
+    return Claim(
+        claimed, ours, "They need no memory for steps, and solvers of their own; the replay takes any.", script
+    )
+
+
+def _replays(results: Results) -> Iterator[Ratio]:
+    return (r for r in ratios(results) if (r.source, r.kind, r.side) == ("jax_memory", "time", "ours"))

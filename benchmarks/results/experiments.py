@@ -1,0 +1,118 @@
+"""The sections on the papers: ACA's experiments, the seminorm's tasks, Hu's theorem, the cost model, peers' limits."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator
+
+from benchmarks.results import text
+from benchmarks.results.claims import experiment_claims, without_figures
+from benchmarks.results.promises import TASKS, task_ratios
+from benchmarks.results.read import Results
+
+_HEAD = ("claimed", "measured here", "why they differ, or agree")
+
+
+def toy(results: Results) -> Iterator[str]:
+    """In words; the plot has the figures."""
+    what = "dz/dt = αz with L = z(T)²: the error of the gradient against its closed form."
+    yield from _described(results, "toy", what)
+
+
+def van_der_pol(results: Results) -> Iterator[str]:
+    """In words; the plot has the figures."""
+    what = "Errors of the gradient against back-propagation at 1e-12, where the reverse solve has to return."
+    yield from _described(results, "van_der_pol", what)
+
+
+def _described(results: Results, name: str, what: str) -> Iterator[str]:
+    yield what if results.experiment(name) else experiment_claims(results, name)[0].measured
+
+
+def training(results: Results) -> Iterator[str]:
+    """What a step or an epoch costs, where the paper trains: over ACA's."""
+    columns = {"three_body": "seconds", "digits": "seconds an epoch", "latent_ode": "ms a step"}
+    scores = {"three_body": "worst mass error", "digits": "test error, %", "latent_ode": "test MSE"}
+    cells = []
+    for name, column in columns.items():
+        rows = results.experiment(name) or []
+        rows = [row for row in rows if row.get("times", 50) == 50]
+        ways = list(dict.fromkeys(row["way"] for row in rows))
+        times = {way: statistics.median(row[column] for row in rows if row["way"] == way) for way in ways}
+        for way in sorted(ways, key=times.__getitem__):
+            found = [row[scores[name]] for row in rows if row["way"] == way]
+            cells.append((name, way, f"{times[way] / times['ACA']:.2f}", f"{scores[name]} {text.spread(found)}"))
+    yield "Training, fastest first:"
+    yield from text.table(("experiment", "way", "time over ACA's", "outcome, median (least to most) of seeds"), cells)
+    found = [claim[:3] for name in columns for claim in without_figures(results, name)]
+    if found:
+        yield "Where the paper gives no figure that we have:"
+        yield from text.table(_HEAD, found)
+
+
+def tasks(results: Results) -> Iterator[str]:
+    """A table a framework: each comparison by task."""
+    for backend in ("torch", "jax"):
+        found = {pair: task_ratios(results, backend, *pair) for pair in TASKS.values()}
+        names = list(dict.fromkeys(task for ratios in found.values() for task, _ in ratios))
+        if not names:
+            yield f"None in {backend} yet: `python -m benchmarks.tasks --backend {backend}`."
+            continue
+        yield f"In {backend}, changes in backward evaluations / time / gradient error, medians over the tolerances:"
+        rows = []
+        for task in [*names, "all"]:
+            chosen = ([r for (name, _), r in ratios.items() if task in (name, "all")] for ratios in found.values())
+            rows.append((task, *map(_medians, chosen)))
+        yield from text.table(("task", *(f"{one} over {other}" for one, other in TASKS.values())), rows)
+
+
+def _medians(ratios: list[tuple[float, ...]]) -> str:
+    return " / ".join(text.change(statistics.median(column)) for column in zip(*ratios, strict=True))
+
+
+def theorem(results: Results) -> Iterator[str]:
+    """Each scheme's own adjoint, and the continuous ones by the same scheme and by the best of the others."""
+    rows = results.experiment("schemes")
+    if rows is None:
+        yield experiment_claims(results, "schemes")[0].measured
+        return
+    yield (
+        "An adjoint is back-propagation if and only if it has the scheme of the solve. Relative difference of the "
+        "gradient from torchdiffeq's back-propagation, largest over all step sizes for the discrete adjoint of the "
+        "same scheme, at the smallest step for continuous adjoints:"
+    )
+    smallest = min(row["step size"] for row in rows)
+    cells = []
+    for scheme in dict.fromkeys(row["solve"] for row in rows):
+        mine = [row for row in rows if row["solve"] == scheme]
+        last = {row["adjoint"]: row["difference"] for row in mine if row["step size"] == smallest}
+        own = max(row["difference"] for row in mine if not row["adjoint"].startswith("continuous"))
+        same = last[f"continuous, {scheme}"]
+        others = min(x for name, x in last.items() if name.startswith("continuous") and name != f"continuous, {scheme}")
+        cells.append((scheme, f"{own:.0e}", f"{same:.1e}", f"{others:.1e}"))
+    head = ("solved by", "its own discrete adjoint", "continuous, the same scheme", "continuous, the best other scheme")
+    yield from text.table(head, cells)
+
+
+def cost_model(results: Results) -> Iterator[str]:
+    """The paper's formulas beside the counts."""
+    if results.experiment("cost_model") is None:
+        yield experiment_claims(results, "cost_model")[0].measured
+        return
+    yield "Counted over what the ACA paper's formulas say, a figure for each field and solver; 1 is agreement."
+    yield from text.table(_HEAD, (claim[:3] for claim in experiment_claims(results, "cost_model")))
+
+
+def limits(results: Results) -> Iterator[str]:
+    """The verdicts, peer by peer."""
+    rows = results.experiment("limits")
+    if rows is None:
+        yield experiment_claims(results, "limits")[0].measured
+        return
+    yield (
+        "Each way to a gradient, tried on a tiny case with a closed form. Wrong: a number came back that is not the "
+        "gradient, or none where there is one. No: there is no argument to ask for it."
+    )
+    cases = [name for name in rows[0] if name not in ("peer", "why")]
+    yield from text.table(("", *cases), ((row["peer"], *(row.get(case, "") for case in cases)) for row in rows))
+    yield from text.table(_HEAD, (claim[:3] for claim in experiment_claims(results, "limits")))
