@@ -50,19 +50,13 @@ def better(results: Results) -> Iterator[str]:
         "discrete solution, which is what it is for."
     )
     head = ("less of", "peer", "in", "takes of ours, median (least to most) of these", "measured by")
-    yield from text.table(
-        head,
-        (
-            (
-                kind,
-                _NAMES.get((source, way), way),
-                f"{len(below)} of {count}",
-                text.spread(below),
-                text.link(SOURCES[source].script),
-            )
-            for source, kind, way, below, count in shown
-        ),
-    )
+    yield from text.table(head, map(_better, shown))
+
+
+def _better(row: tuple[str, str, str, Sequence[float], int]) -> tuple[str, ...]:
+    source, kind, way, below, count = row
+    name = _NAMES.get((source, way), way)
+    return kind, name, f"{len(below)} of {count}", text.spread(below), text.link(SOURCES[source].script)
 
 
 def _quotients(found: Sequence[Ratio]) -> Iterator[tuple[str, str, str, float]]:
@@ -107,18 +101,22 @@ def _seminorm(results: Results) -> Iterator[Claim]:
         yield Claim(claimed, text.missing("tasks"), "", script)
         yield Claim(accuracy, text.missing("tasks"), "", script)
         return
-    evaluations = [ratio[0] for ratio in found.values()]
-    best = f"median {text.change(statistics.median(evaluations))}, best {text.change(min(evaluations))}"
+    best = "; ".join(filter(None, (_saved(results, backend) for backend in ("torch", "jax"))))
     shares = {task: [ratio[0] for (name, _), ratio in found.items() if name == task] for task, _ in found}
     tasks = ", ".join(f"{task} {text.change(statistics.median(values))}" for task, values in shares.items())
-    why = f"By task: {tasks}. It saves the steps that the parameters' channels gate, and the task sets how many."
+    why = f"In torch by task: {tasks}. It saves the steps that the parameters' channels gate; the task sets how many."
     yield Claim(claimed, best, why, script)
     errors = text.changes([ratio[2] for ratio in found.values()])
     losses = text.changes([x for (x,) in task_ratios(results, "torch", "seminorm", "default", ("loss",)).values()])
-    why = (
-        "The errors are of the first gradient, the losses of the last batch: what it loses does not reach the training."
-    )
+    why = "In torch. Errors are of the first gradient, losses of the last batch of a short training."
     yield Claim(accuracy, f"error of the gradient {errors}; loss after the training {losses}", why, script)
+
+
+def _saved(results: Results, backend: str) -> str:
+    found = [x for (x,) in task_ratios(results, backend, "seminorm", "default", ("backward",)).values()]
+    if not found:
+        return ""
+    return f"{backend}: median {text.change(statistics.median(found))}, best {text.change(min(found))}"
 
 
 def _quadrature(results: Results) -> Claim:
@@ -142,13 +140,12 @@ def _reversible(results: Results) -> Claim:
         "recursive checkpointing with 31 to 44 checkpoints on about 430 to 1000 steps"
     )
     script, found = SOURCES["jax_memory"].script, {ratio.place[2]: ratio.value for ratio in _replays(results)}
-    if "constant, checkpoints=44" not in found:
+    over = found.get("constant, checkpoints=44")
+    if over is None:
         return Claim(claimed, text.missing("jax_memory"), "", script)
-    ours = (
-        f"not measured here; the replay with 44 checkpoints on 1000 steps: {1 / found['constant, checkpoints=44']:.1f}"
-    )
+    ours = f"not measured here; the replay, with 44 checkpoints on 1000 steps, {1 / over:.1f} times"
     return Claim(
-        claimed, ours, "They need no memory for steps, and solvers of their own; the replay takes any.", script
+        claimed, ours, "They hold no steps at all, and are solvers of their own; the replay takes any.", script
     )
 
 

@@ -18,9 +18,15 @@ Pairs = dict[Place, dict[str, tuple[float, float]]]
 def compared(first: Results, second: Results) -> dict[str, Any]:
     """The comparison as plain data. Errors are left out: both runs compute the same numbers."""
     pairs = _pairs(ratios(first), ratios(second))
-    machines = [sorted({machine for _, machine, _ in run.environments() if machine}) for run in (first, second)]
+    machines = [_machines(run) for run in (first, second)]
     groups = [_group(*group, pairs) for group in dict.fromkeys(place[:2] for place in pairs)]
     return {"machines": machines, "close": CLOSE, "groups": groups, "beyond": _beyond(pairs)}
+
+
+def _machines(run: Results) -> list[str]:
+    """What the files note, less what is part of another: some know the system alone."""
+    noted = sorted({machine for _, machine, _ in run.environments() if machine})
+    return [one for one in noted if not any(one in other for other in noted if other != one)]
 
 
 def _pairs(first: Sequence[Ratio], second: Sequence[Ratio]) -> Pairs:
