@@ -1,0 +1,133 @@
+"""The cells in JAX: diffrax's adjoints and steptape's, each compiled before it is timed."""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import benchmarks.jax_measure as measure  # first: it tells XLA to use one thread
+
+# isort: split
+import diffrax
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks.curves.cases import STEP, Case
+from benchmarks.curves.rounds import race
+from benchmarks.curves.store import Row
+from steptape.jax import AdaptiveCheckpointAdjoint, QuadratureAdjoint, SeminormAdjoint
+
+jax.config.update("jax_enable_x64", True)
+
+BACKPROP, ADJOINT, ACA, QUADRATURE = "RecursiveCheckpoint", "Backsolve", "steptape ACA", "steptape quadrature"
+DIRECT = "Direct"
+_MOST_STEPS = 2**14
+# What the backward solve may take costs nothing before it is taken.
+_BACKWARD = {"max_steps": _MOST_STEPS}
+_PRECISION: dict[str, diffrax.AbstractAdjoint] = {
+    BACKPROP: diffrax.RecursiveCheckpointAdjoint(),
+    ADJOINT: diffrax.BacksolveAdjoint(**_BACKWARD),
+    DIRECT: diffrax.DirectAdjoint(),
+    ACA: AdaptiveCheckpointAdjoint(),
+    f"{ACA}, 16 checkpoints": AdaptiveCheckpointAdjoint(checkpoints=16),
+    "steptape seminorm": SeminormAdjoint(**_BACKWARD),
+    QUADRATURE: QuadratureAdjoint(**_BACKWARD),
+}
+_SCALING: dict[str, diffrax.AbstractAdjoint] = {
+    BACKPROP: diffrax.RecursiveCheckpointAdjoint(),
+    ADJOINT: diffrax.BacksolveAdjoint(),
+    ACA: AdaptiveCheckpointAdjoint(),
+    f"{ACA}, 32 checkpoints": AdaptiveCheckpointAdjoint(checkpoints=32),
+    QUADRATURE: QuadratureAdjoint(),
+}
+_QUICK = (BACKPROP, ACA, QUADRATURE)
+_MORE = 5  # times as many rounds, of runs that take a thousandth of the time that compiling them took
+
+
+class Jax:
+    """diffrax's ways and ours, by Dormand and Prince's method."""
+
+    def __init__(self, quick: bool):
+        self.tolerances = (1e-3, 1e-7) if quick else (1e-3, 1e-5, 1e-7, 1e-9)
+        self.precision_ways = _QUICK if quick else tuple(_PRECISION)
+        self.scaling_ways = _QUICK if quick else tuple(_SCALING)
+
+    def machine(self) -> str:
+        """The platform and the versions that count."""
+        return measure.machine()
+
+    def precision(self, case: Case, tolerance: float, ways: Sequence[str], rounds: int) -> list[Row]:
+        """Every way at one tolerance, all with the smallest power of two that its tries fit in as ``max_steps``."""
+        how = {"stepsize_controller": diffrax.PIDController(rtol=tolerance, atol=tolerance), "dt0": None}
+        tries = int(_tries(case, how))
+        max_steps = 1 << (tries - 1).bit_length()
+        rows = _race(case, {way: _PRECISION[way] for way in ways}, rounds, {**how, "max_steps": max_steps})
+        return [{**row, "max_steps": max_steps, "tries": tries} for row in rows]
+
+    def scaling(self, case: Case, axis: str, steps: int, ways: Sequence[str], rounds: int) -> list[Row]:
+        """Every way, with so many steps of equal size and ``max_steps`` of the same number."""
+        how = {"stepsize_controller": diffrax.ConstantStepSize(), "dt0": STEP, "max_steps": steps}
+        return _race(case, {way: _SCALING[way] for way in ways}, rounds, how)
+
+
+def _inputs(case: Case) -> tuple[Any, ...]:
+    return jnp.asarray(case.y0), [jnp.asarray(value) for value in case.params]
+
+
+def _solution(case: Case, y0: Any, params: Any, how: dict[str, Any]) -> diffrax.Solution:
+    saveat = diffrax.SaveAt(ts=jnp.asarray(case.times[1:]))
+    term = diffrax.ODETerm(case.field)
+    return diffrax.diffeqsolve(
+        term, diffrax.Dopri5(), case.times[0], case.times[-1], y0=y0, args=params, saveat=saveat, **how
+    )
+
+
+def _tries(case: Case, how: dict[str, Any]) -> Any:
+    solve = jax.jit(lambda *inputs: _solution(case, *inputs, {**how, "max_steps": _MOST_STEPS}).stats["num_steps"])
+    return solve(*_inputs(case))
+
+
+def _race(case: Case, adjoints: dict[str, diffrax.AbstractAdjoint], rounds: int, how: dict[str, Any]) -> list[Row]:
+    runs = {way: _run(case, {**how, "adjoint": adjoint}) for way, adjoint in adjoints.items()}
+    rows = race(runs, _MORE * rounds)
+    jax.clear_caches()
+    return rows
+
+
+def _run(case: Case, how: dict[str, Any]) -> Callable[[], Row]:
+    """Compiled, and run for a first time, when it is first called."""
+
+    @functools.cache
+    def compiled() -> measure.Row:
+        program = measure.Program("", _gradient(case, how), _inputs(case)).compiled()
+        program.run()
+        return program
+
+    return lambda: _measured(case, compiled())
+
+
+def _gradient(case: Case, how: dict[str, Any]) -> Callable[..., Any]:
+    def loss(y0: Any, params: Any) -> tuple[Any, Any]:
+        solution = _solution(case, y0, params, how)
+        return case.loss(solution.ys), solution.stats
+
+    return jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)
+
+
+def _measured(case: Case, program: measure.Row) -> Row:
+    start = time.process_time()
+    program.run()
+    seconds = time.process_time() - start
+    (_, stats), gradient = program.result
+    flat = np.concatenate([np.ravel(part) for part in jax.tree.leaves(gradient)])
+    # Six evaluations a try; the backward ones cannot be counted in a program that is timed.
+    return {
+        "seconds": seconds,
+        "error": case.error(flat),
+        "held": program.temporary,
+        "evaluations": (6 * int(stats["num_steps"]), None),
+        "accepted": int(stats["num_accepted_steps"]),
+    }

@@ -1,0 +1,25 @@
+"""The perceptron as NumPy arrays, with its reference gradient: ``python -m benchmarks.curves.mlp FILE``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from benchmarks.fields import SMALL
+from benchmarks.measure import reference_gradient
+
+
+def main(file: Path) -> None:
+    """Write it."""
+    torch.set_num_threads(1)
+    problem = SMALL.problem()
+    params = {f"p{i}": p.detach().numpy() for i, p in enumerate(problem.field.parameters())}
+    reference = reference_gradient(SMALL).numpy()
+    np.savez(file, y0=problem.y0.detach().numpy(), t=problem.t.numpy(), reference=reference, **params)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
