@@ -15,6 +15,10 @@ from benchmarks.results.read import SOURCES, Results
 HEAD = ("claimed", "measured here", "the same, or why not", "measured by")
 # Their claims are in the sections of their own.
 _ELSEWHERE = ("cost_model", "limits")
+_ACA, _SEMINORM, _HU = (
+    f"[{name}](https://arxiv.org/abs/{paper})"
+    for name, paper in (("ACA", "2006.02493"), ("Seminorm", "2009.09457"), ("Hu", "2402.15141"))
+)
 _NAMES = {("tasks", "default"): "adjoint", ("tasks", "seminorm"): "adjoint, seminorm"}
 _KINDS, _MARGIN = ("time", "memory", "error"), 0.01
 _NO_FIGURE = "no figure at hand"
@@ -36,10 +40,11 @@ def _cells(claim: Claim) -> tuple[str, ...]:
 def better(results: Results) -> Iterator[str]:
     """By measurement and peer: on how many problems it takes less than the replay, and how much."""
     groups: dict[tuple[str, str, str], list[float]] = {}
-    for source, kind, way, quotient in _quotients(ratios(results)):
-        groups.setdefault((source, kind, way), []).append(quotient)
+    for ratio, quotient in _quotients(ratios(results)):
+        name = _NAMES.get((ratio.source, ratio.way), ratio.way)
+        groups.setdefault((ratio.kind, name, ratio.script), []).append(quotient)
     rows = [(*group, [x for x in found if x < 1 - _MARGIN], len(found)) for group, found in groups.items()]
-    shown = sorted((row for row in rows if row[3]), key=lambda row: (_KINDS.index(row[1]), min(row[3])))
+    shown = sorted((row for row in rows if row[3]), key=lambda row: (_KINDS.index(row[0]), min(row[3])))
     if not shown:
         yield "Nowhere in the results at hand."
         return
@@ -50,29 +55,26 @@ def better(results: Results) -> Iterator[str]:
         "discrete solution, which is what it is for."
     )
     head = ("less of", "peer", "in", "takes of ours, median (least to most) of these", "measured by")
-    yield from text.table(head, map(_better, shown))
+    cells = (
+        (kind, name, f"{len(below)} of {count}", text.spread(below), text.link(script))
+        for kind, name, script, below, count in shown
+    )
+    yield from text.table(head, cells)
 
 
-def _better(row: tuple[str, str, str, Sequence[float], int]) -> tuple[str, ...]:
-    source, kind, way, below, count = row
-    name = _NAMES.get((source, way), way)
-    return kind, name, f"{len(below)} of {count}", text.spread(below), text.link(SOURCES[source].script)
-
-
-def _quotients(found: Sequence[Ratio]) -> Iterator[tuple[str, str, str, float]]:
+def _quotients(found: Sequence[Ratio]) -> Iterator[tuple[Ratio, float]]:
+    """Of each peer's ratio, how much it is of the replay's."""
     ours = {ratio.place: ratio.value for ratio in found if ratio.side == "ours"}
-    for ratio in found:
-        if ratio.side == "peer" and ratio.place in ours:
-            yield ratio.source, ratio.kind, ratio.way, ratio.value / ours[ratio.place]
+    return ((r, r.value / ours[r.place]) for r in found if r.side == "peer" and r.place in ours)
 
 
 def _papers(results: Results) -> Iterator[Claim]:
     for name in EXPERIMENTS:
         if name not in _ELSEWHERE:
-            paper = "Hu" if name == "schemes" else "ACA"
+            what = f"{_HU if name == 'schemes' else _ACA}, {name.replace('_', ' ')}"
             for claim in experiment_claims(results, name):
                 if not claim.claimed.startswith(_NO_FIGURE):
-                    yield claim._replace(claimed=": ".join(filter(None, (f"{paper}, {name}", claim.claimed))))
+                    yield claim._replace(claimed=": ".join(filter(None, (what, claim.claimed))))
     yield from _seminorm(results)
     yield _quadrature(results)
     yield _reversible(results)
@@ -94,8 +96,10 @@ def without_figures(results: Results, name: str) -> Iterator[Claim]:
 
 
 def _seminorm(results: Results) -> Iterator[Claim]:
-    paper = "Seminorm ([Kidger et al.](https://arxiv.org/abs/2009.09457))"
-    claimed, accuracy = f"{paper}: backward evaluations, median -40 %, best -62 %", f"{paper}: no loss of accuracy"
+    claimed, accuracy = (
+        f"{_SEMINORM}: backward evaluations, median -40 %, best -62 %",
+        f"{_SEMINORM}: no loss of accuracy",
+    )
     script, found = SOURCES["tasks"].script, task_ratios(results, "torch", "seminorm", "default")
     if not found:
         yield Claim(claimed, text.missing("tasks"), "", script)
@@ -121,8 +125,7 @@ def _saved(results: Results, backend: str) -> str:
 
 def _quadrature(results: Results) -> Claim:
     claimed = (
-        "Hu ([2402.15141](https://arxiv.org/abs/2402.15141)): the gradient in the parameters is an integral along the "
-        "trajectory, not an ODE, and wants a quadrature"
+        f"{_HU}: the gradient in the parameters is an integral along the trajectory, not an ODE, and wants a quadrature"
     )
     script, found = SOURCES["tasks"].script, task_ratios(results, "torch", "quadrature", "seminorm")
     if not found:
@@ -136,7 +139,7 @@ def _quadrature(results: Results) -> Claim:
 
 def _reversible(results: Results) -> Claim:
     claimed = (
-        "Reversible solvers ([2410.11648](https://arxiv.org/abs/2410.11648)): 2.0 to 3.4 times faster than diffrax's "
+        "[Reversible solvers](https://arxiv.org/abs/2410.11648): 2.0 to 3.4 times faster than diffrax's "
         "recursive checkpointing with 31 to 44 checkpoints on about 430 to 1000 steps"
     )
     script, found = SOURCES["jax_memory"].script, {ratio.place[2]: ratio.value for ratio in _replays(results)}
@@ -144,9 +147,7 @@ def _reversible(results: Results) -> Claim:
     if over is None:
         return Claim(claimed, text.missing("jax_memory"), "", script)
     ours = f"not measured here; the replay, with 44 checkpoints on 1000 steps, {1 / over:.1f} times"
-    return Claim(
-        claimed, ours, "They hold no steps at all, and are solvers of their own; the replay takes any.", script
-    )
+    return Claim(claimed, ours, "They keep no steps, and are solvers of their own; the replay takes any.", script)
 
 
 def _replays(results: Results) -> Iterator[Ratio]:

@@ -23,7 +23,6 @@ _KEPT = 10
 Part = tuple[str, Callable[[Results], Iterator[str]], dict[str, str]]
 _TOY = {"papers-toy.png": "Error of the toy problem's gradient over T, by way"}
 _VAN_DER_POL = {"papers-van_der_pol.png": "Error of the van der Pol gradient over the tolerance, by way"}
-_TRAINED = {"papers-three_body.png": "Loss of the three bodies over the epochs, by way"}
 _SCHEMES = {"papers-schemes.png": "Difference from back-propagation over the step size, a panel a scheme"}
 _COSTS = {"papers-cost_model.png": "Counted over predicted cost, by way"}
 _TASKS = {"tasks.png": "Backward evaluations a gradient, by task, tolerance and adjoint"}
@@ -42,7 +41,7 @@ SECTIONS: dict[str, Sequence[Part]] = {
     "The ACA paper's experiments": [
         ("papers", experiments.toy, _TOY),
         ("papers", experiments.van_der_pol, _VAN_DER_POL),
-        ("papers", experiments.training, _TRAINED),
+        ("papers", experiments.training, {}),
     ],
     "Seminorm and quadrature": [("tasks", experiments.tasks, _TASKS)],
     "Hu's theorem": [("papers", experiments.theorem, _SCHEMES)],
@@ -65,8 +64,9 @@ def write(results: Results, docs: Path) -> Path:
 def _head(results: Results) -> Iterator[str]:
     yield from ("# Results", "")
     yield (
-        "Every figure here is read from the files that the commands below leave, by `python -m benchmarks.results`; "
-        "none is typed. Times are processor time on one thread, medians of interleaved rounds."
+        "Every measured figure here is read from the files that the commands below leave, by "
+        "`python -m benchmarks.results`; none is typed. Times are processor time on one thread, medians of interleaved "
+        "rounds."
     )
     yield from ("", _WAYS)
     cells = ((f"`{command}`", *noted) for command, *noted in results.environments())

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from benchmarks.peers import HOST, OURS
 from benchmarks.results import curves
-from benchmarks.results.read import Results
+from benchmarks.results.read import SOURCES, Results
 
 Kind = Literal["time", "memory", "error"]
 RECURSIVE, TUNED, ADAPTIVE = "RecursiveCheckpointAdjoint()", "its best setting", "AdaptiveCheckpointAdjoint()"
@@ -31,6 +31,12 @@ class Ratio:
     def place(self) -> Place:
         """The problem with all that it was compared in."""
         return self.source, self.kind, self.problem
+
+    @property
+    def script(self) -> str:
+        """The code that measured it: of the papers, the experiment's."""
+        script = SOURCES[self.source].script
+        return f"{script}/{self.problem.partition(',')[0]}.py" if self.source == "papers" else script
 
 
 def ratios(results: Results) -> list[Ratio]:
