@@ -13,12 +13,8 @@ pytest.importorskip("matplotlib")
 ROOT = Path(__file__).resolve().parents[1]
 pytestmark = pytest.mark.skipif(not (ROOT / "benchmarks" / "results").exists(), reason="runs from a checkout")
 DEFAULT, OURS = "RecursiveCheckpointAdjoint()", "AdaptiveCheckpointAdjoint()"
-MACHINE = {
-    "processor": "Abacus",
-    "system": "Linux-6.1.0-x86_64-with-glibc2.36",
-    "python": "3.11.7",
-    "zuko": "not installed",
-}
+SYSTEM = "Linux-6.1.0-x86_64-with-glibc2.36"
+MACHINE = {"processor": "Abacus", "system": SYSTEM, "python": "3.11.7", "zuko": "not installed"}
 
 
 @pytest.fixture
@@ -72,7 +68,7 @@ def page_of(results, folder, docs):
 
 def test_the_page_shows_what_is_in_the_files(results, tmp_path):
     page = page_of(results, filled(tmp_path / "run"), tmp_path / "docs")
-    assert "| `python -m benchmarks.torch_speed` | Abacus, Linux 6.1, x86_64 | Python 3.11.7 |" in page
+    assert "| `python -m benchmarks.torch_speed` | Abacus, Linux 6.1 x86_64 | Python 3.11.7 |" in page
     assert "| `odeint_adjoint` | 2.50 | 3.0e-06 |" in page
     assert re.search(r"dim 16, width 64.* \| 1\.25; `odeint_adjoint`'s over ours 2\.0 \|", page)
     assert re.search(r"a batch of 256 solves.* \| 2\.0 to 3\.0 \|", page)
@@ -94,6 +90,24 @@ def test_without_files_the_page_says_which_commands_make_them(results, tmp_path)
     for source in results("read").SOURCES.values():
         assert f"Not measured yet: `{source.command}` makes it." in page
     assert "Nowhere in the results at hand." in page
+
+
+def test_curves_are_reduced_to_time_at_equal_error_and_growth(results, tmp_path):
+    folder = filled(tmp_path / "run")
+    host, ours, step = "back-propagation", "steptape ACA", {"backend": "torch", "part": "scaling", "name": "steps"}
+    entries = [{"backend": "torch", "part": "machine", "rows": [{"machine": f"processor Abacus, system {SYSTEM}"}]}]
+    for size in (1e-3, 1e-6, 1e-9):
+        rows = [{"way": way, "seconds": factor / size, "error": size} for way, factor in ((host, 1), (ours, 2))]
+        entries.append({"backend": "torch", "part": "precision", "name": "pendulum", "size": size, "rows": rows})
+    for size in (10, 100, 1000):
+        rows = [{"way": ours, "seconds": size**1.5, "held": size}, {"way": host, "without": "not run"}]
+        entries.append({**step, "size": size, "rows": rows})
+    text = "\n".join(json.dumps({"name": "", "size": 0, **entry}) for entry in entries)
+    (folder / "curves.jsonl").write_text(text, encoding="utf-8")
+    page = page_of(results, folder, tmp_path / "docs")
+    assert "| `python -m benchmarks.curves` | Abacus, Linux 6.1 x86_64 |" in page
+    assert f"| {ours} | 2.00 |" in page
+    assert f"| {ours} | 1.50 / 1.00 (1000) |" in page
 
 
 @pytest.mark.parametrize("missing", ["torch_speed.json", "jax_scaling.json", "tasks.jsonl"])
@@ -119,15 +133,17 @@ def test_an_experiment_is_shown_once_it_is_complete(results, tmp_path):
         assert ("1.5, 1.5, 1.5 times (evaluations)" in page) == whole
 
 
-def test_plots_are_copied_below_the_limit(results, tmp_path):
+def test_plots_are_copied_below_the_limit(results, tmp_path, monkeypatch):
     import numpy as np
     from PIL import Image
 
+    monkeypatch.setattr(results("plots"), "LIMIT", 5_000)
     folder, docs = filled(tmp_path / "run"), tmp_path / "docs"
-    noise = np.random.default_rng(0).integers(0, 255, (700, 900, 3), dtype=np.uint8)
+    noise = np.random.default_rng(0).integers(0, 255, (90, 120, 3), dtype=np.uint8)
     Image.fromarray(noise).save(folder / "tasks.png")
     assert "](tasks.png)" in page_of(results, folder, docs)
-    assert 0 < (docs / "tasks.png").stat().st_size < results("plots").LIMIT < (folder / "tasks.png").stat().st_size
+    assert 0 < (docs / "tasks.png").stat().st_size < 5_000 < (folder / "tasks.png").stat().st_size
+    assert Image.open(docs / "tasks.png").width > 60
 
 
 def test_two_runs_are_compared_by_their_ratios(results, tmp_path):

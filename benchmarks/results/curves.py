@@ -12,6 +12,7 @@ from benchmarks.results.read import Results
 
 BASE = {"torch": "back-propagation", "jax": "RecursiveCheckpoint"}
 OURS, PLOTS = "steptape ACA", "curves-*.png"
+_BYTES = {"torch": "those allocated between the passes", "jax": "XLA's temporary memory over both passes"}
 _ERRORS = (1e-5, 1e-7)
 Cells = dict[str, dict[float, dict[str, dict[str, Any]]]]
 
@@ -80,7 +81,7 @@ def scaling(results: Results) -> Iterator[str]:
             continue
         yield (
             f"In {backend}: exponents of time / bytes held over the last {fits.UPPER} sizes, up to the size in "
-            "brackets, the largest that time and memory allowed."
+            f"brackets, the largest that time and memory allowed. Bytes are {_BYTES[backend]}."
         )
         rows = ((way, *(_growth(sizes, way) for sizes in axes.values())) for way in _ways(axes))
         yield from text.table(("", *axes), rows)

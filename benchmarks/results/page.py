@@ -26,8 +26,8 @@ _VAN_DER_POL = {"papers-van_der_pol.png": "Error of the van der Pol gradient ove
 _SCHEMES = {"papers-schemes.png": "Difference from back-propagation over the step size, a panel a scheme"}
 _COSTS = {"papers-cost_model.png": "Counted over predicted cost, by way"}
 _TASKS = {"tasks.png": "Backward evaluations a gradient, by task, tolerance and adjoint"}
-_PRECISION = {"curves-*precision*.png": "Error of the gradient over time, and over memory, a panel a problem"}
-_GROWTH = {"curves-*scaling*.png": "Time and memory over the number of steps, of states and of parameters"}
+_PRECISION = {"curves-precision-*.png": "Error of the gradient over time, and over memory, a panel a problem"}
+_GROWTH = {"curves-scaling-*.png": "Time and memory over the number of steps, of states and of parameters"}
 _SCALING = {"jax_scaling.png": "Time of a batch over the steps of its longest solve"}
 SECTIONS: dict[str, Sequence[Part]] = {
     "Time and memory: torch": [("torch_speed", speed.torch, {})],

@@ -31,6 +31,7 @@ SOURCES = {
     "tasks": Source("tasks.jsonl", "python -m benchmarks.tasks", "benchmarks/tasks"),
     "parity": Source("parity.json", "steptape parity --out benchmark-report", "shared_tests/promises.py"),
 }
+_PLACES = ("processor ", "system ", "Linux-", "macOS-", "Windows-")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,24 +64,23 @@ class Results:
 
     def environment(self, name: str) -> tuple[str, str]:
         """Processor and system, and versions, of the machine that a file was made on, as far as it is noted."""
+        noted = [part.strip() for part in ", ".join(self._noted(name)).split(", ")]
+        places = [part for part in noted if part.startswith(_PLACES)]
+        versions = [part for part in noted if part not in places and not part.endswith("not installed")]
+        return ", ".join(dict.fromkeys(map(_place, places))), ", ".join(dict.fromkeys(map(_version, versions)))
+
+    def _noted(self, name: str) -> list[str]:
         if name == "curves":
-            machines = (entry["rows"][0]["machine"] for entry in self.lines(name) if entry["part"] == "machine")
-            return "", "; ".join(dict.fromkeys(machines))
+            return [entry["rows"][0]["machine"] for entry in self.lines(name) if entry["part"] == "machine"]
         if name in ("papers", "tasks"):
             head = self._text(f"{name}.md").partition("\n## ")[0]
-            noted: Any = dict(re.findall(r"^- (\w+): (.+)$", head, re.MULTILINE))
-        elif name == "parity":
-            data = self.data(name)
-            noted = {"system": data["machine"]["platform"], "steptape": data["steptape"]}
-            noted |= {key: version for versions in data["versions"].values() for key, version in versions.items()}
-        else:
-            noted = self.data(name)["machine"]
-        if isinstance(noted, str):
-            system, *versions = noted.split(", ")
-            return _system(system), ", ".join(versions)
-        places = [noted.pop("processor", ""), _system(noted.pop("system", ""))]
-        found = (f"{key} {version}" for key, version in noted.items() if version != "not installed")
-        return ", ".join(filter(None, places)), ", ".join(found).replace("python ", "Python ", 1)
+            return [f"{key} {value}" for key, value in re.findall(r"^- (\w+): (.+)$", head, re.MULTILINE)]
+        data = self.data(name)
+        if name == "parity":
+            versions = (f"{key} {value}" for found in data["versions"].values() for key, value in found.items())
+            return [data["machine"]["platform"], f"steptape {data['steptape']}", *versions]
+        machine = data["machine"]
+        return [machine] if isinstance(machine, str) else [f"{key} {value}" for key, value in machine.items()]
 
     def command(self, name: str) -> str:
         """The command as it was given, without the folder of its results. Files that grow have several: the whole."""
@@ -94,7 +94,12 @@ class Results:
                 yield (self.command(name), *self.environment(name))
 
 
-def _system(platform: str) -> str:
-    """A platform's name without what only tells one build of it from the next."""
-    found = re.match(r"Linux-(\d+\.\d+).*-(x86_64|aarch64)", platform)
-    return f"Linux {found[1]}, {found[2]}" if found else platform
+def _place(noted: str) -> str:
+    """A processor or system, of the latter's name not what only tells one build of it from the next."""
+    name = re.sub(r"^(processor|system) ", "", noted)
+    found = re.match(r"Linux-(\d+\.\d+).*-(x86_64|aarch64)", name)
+    return f"Linux {found[1]} {found[2]}" if found else name
+
+
+def _version(noted: str) -> str:
+    return re.sub("^python ", "Python ", noted)
