@@ -180,7 +180,7 @@ def test_figures_of_the_readme_are_judged_outside_their_ranges(results):
         results("readme").sentence("What the README has never said")
 
 
-def test_the_committed_page_s_links_lead_somewhere():
+def test_the_committed_page_s_links_lead_somewhere(results):
     page = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
     links = re.findall(r"\]\(([^)#]+)", page)
     assert len(links) > 20
@@ -189,4 +189,5 @@ def test_the_committed_page_s_links_lead_somewhere():
     titles = re.findall(r"^#+ (.+)$", page, re.MULTILINE)
     anchors = {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
     assert set(re.findall(r"\]\(#([^)]+)\)", page)) <= anchors
+    assert all(image.stat().st_size < results("plots").LIMIT for image in (ROOT / "docs").glob("*.png"))
     assert "docs/results.md" in (ROOT / "README.md").read_text(encoding="utf-8")

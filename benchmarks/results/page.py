@@ -69,7 +69,7 @@ def _head(results: Results) -> Iterator[str]:
         "rounds."
     )
     yield from ("", _WAYS)
-    cells = ((f"`{command}`", *noted) for command, *noted in results.environments())
+    cells = ((f"`{command}`", *(part or "not noted" for part in noted)) for command, *noted in results.environments())
     yield from text.table(("command", "machine", "versions"), cells)
     for name in SOURCES:
         if not results.has(name):
@@ -79,15 +79,16 @@ def _head(results: Results) -> Iterator[str]:
 
 def _section(results: Results, parts: Sequence[Part], docs: Path) -> Iterator[str]:
     for name, part, images in parts:
+        if results.has(name):
+            yield from (*part(results), "")
+            for pattern, what in images.items():
+                for image in sorted(results.folder.glob(pattern)):
+                    yield from plots.shown(image, docs, what)
+    sources = list(dict.fromkeys(name for name, _, _ in parts))
+    for name in sources:
         if not results.has(name):
             yield from (text.missing(name), "")
-            continue
-        yield from (*part(results), "")
-        for pattern, what in images.items():
-            for image in sorted(results.folder.glob(pattern)):
-                yield from plots.shown(image, docs, what)
-    scripts = dict.fromkeys(SOURCES[name].script for name, _, _ in parts)
-    yield from (f"The code: {', '.join(map(text.link, scripts))}.", "")
+    yield from (f"The code: {', '.join(text.link(SOURCES[name].script) for name in sources)}.", "")
 
 
 def _repeatability(file: Path) -> Iterator[str]:
