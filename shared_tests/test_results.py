@@ -51,7 +51,11 @@ def filled(folder, ours=1.25, adjoint=2.5):
     scaling = {"machine": "Linux-6.1.0-x86_64, jax 1.2.3", "counts": [[3, 40], [4, 80]]}
     scaling |= {"seconds": {DEFAULT: [0.2, 0.6], OURS: [0.1, 0.2]}, "exponents": {DEFAULT: 1.5, OURS: 1.0}}
     tasks = [task("cde", "default", 1000, 4.0), task("cde", "seminorm", 600, 3.0), task("cde", "aca", 500, 1.5)]
+    checks = [{"promise": "equals the host's back-propagation", "error": 3e-14, "limit": 1e-12, "holds": True}]
+    checks += [{**checks[0], "error": None, "holds": False}]
+    parity = {"machine": {"platform": SYSTEM}, "steptape": "0.1.0", "versions": {}, "promises": checks}
     files = {
+        "parity.json": json.dumps(parity),
         "torch_speed.json": json.dumps({**torch, "speeds": speeds, "memories": []}),
         "jax_scaling.json": json.dumps(scaling),
         "tasks.jsonl": "\n".join(map(json.dumps, tasks)),
@@ -73,6 +77,7 @@ def test_the_page_shows_what_is_in_the_files(results, tmp_path):
     assert re.search(r"dim 16, width 64.* \| 1\.25; `odeint_adjoint`'s over ours 2\.0 \|", page)
     assert re.search(r"a batch of 256 solves.* \| 2\.0 to 3\.0 \|", page)
     assert "torch: median -40 %, best -40 %" in page
+    assert "| 1 of 2 checks hold, to limits of 1e-12; largest difference inf | **does not hold** |" in page
     assert "torchdyn, adjoint" not in page
 
 

@@ -183,7 +183,9 @@ def _checks(results: Results, promise: str) -> tuple[str, str] | None:
         return None
     held = sum(check["holds"] for check in judged)
     worst = max(math.inf if check["error"] is None else check["error"] for check in judged)
-    return f"{held} of {len(judged)} checks hold; the largest difference is {worst:.1e}", _judged(held == len(judged))
+    limits = dict.fromkeys(f"{end(check['limit'] for check in judged):.0e}" for end in (min, max))
+    found = f"{held} of {len(judged)} checks hold, to limits of {' to '.join(limits)}; largest difference {worst:.1e}"
+    return found, _judged(held == len(judged))
 
 
 def _judged(holds: bool) -> str:
