@@ -112,7 +112,7 @@ def test_curves_are_reduced_to_time_at_equal_error_and_growth(results, tmp_path)
     page = page_of(results, folder, tmp_path / "docs")
     assert "| `python -m benchmarks.curves` | Abacus, Linux 6.1 x86_64 |" in page
     assert f"| {ours} | 2.00 |" in page
-    assert f"| {ours} | 1.50 / 1.00 (1000) |" in page
+    assert f"| {ours} | 1.50 / 1.00 (1,000) |" in page
 
 
 @pytest.mark.parametrize("missing", ["torch_speed.json", "jax_scaling.json", "tasks.jsonl"])

@@ -92,4 +92,5 @@ def _growth(sizes: dict[float, dict[str, dict[str, Any]]], way: str) -> str:
     if not measured:
         return ""
     fitted = (fits.exponent(list(measured), [row[c] for row in measured.values()]) for c in ("seconds", "held"))
-    return f"{' / '.join('' if fit is None else f'{fit[0]:.2f}' for fit in fitted)} ({max(measured):g})"
+    exponents = " / ".join("" if fit is None else f"{fit[0]:.2f}".replace("-0.00", "0.00") for fit in fitted)
+    return f"{exponents} ({max(measured):,.0f})"

@@ -183,8 +183,8 @@ def _checks(results: Results, promise: str) -> tuple[str, str] | None:
         return None
     held = sum(check["holds"] for check in judged)
     worst = max(math.inf if check["error"] is None else check["error"] for check in judged)
-    limits = dict.fromkeys(f"{end(check['limit'] for check in judged):.0e}" for end in (min, max))
-    found = f"{held} of {len(judged)} checks hold, to limits of {' to '.join(limits)}; largest difference {worst:.1e}"
+    limits = dict.fromkeys(f"{end(check['limit'] for check in judged):.1g}" for end in (min, max))
+    found = f"{held} of {len(judged)} checks hold, to limits of {' to '.join(limits)}; largest difference {worst:.2g}"
     return found, _judged(held == len(judged))
 
 
