@@ -61,7 +61,7 @@ def _times(found: dict[float, dict[str, dict[str, Any]]], way: str, base: str) -
 def _ratio(mine: float | str, theirs: float | str) -> float | str:
     if isinstance(mine, str):
         return mine
-    return f"{mine * 1e3:.3g} ms, the other {theirs}" if isinstance(theirs, str) else mine / theirs
+    return f"{mine * 1e3:.3g} ms (the host: {theirs})" if isinstance(theirs, str) else mine / theirs
 
 
 def _median(ratios: Sequence[Sequence[float | str]]) -> float:
@@ -80,7 +80,7 @@ def scaling(results: Results) -> Iterator[str]:
             yield f"None in {backend} yet: `python -m benchmarks.curves --only scaling --backend {backend}`."
             continue
         yield (
-            f"In {backend}: exponents of time / bytes held over the last {fits.UPPER} sizes, up to the size in "
+            f"In {backend}: exponents of time / bytes held over the last {fits.UPPER} sizes at most, up to the size in "
             f"brackets, the largest that time and memory allowed. Bytes are {_BYTES[backend]}."
         )
         rows = ((way, *(_growth(sizes, way) for sizes in axes.values())) for way in _ways(axes))
