@@ -120,3 +120,11 @@ def papers(session: nox.Session) -> None:
     session.install(*nox.project.dependency_groups(PYPROJECT, "bench"))
     session.install("--no-deps", *nox.project.dependency_groups(PYPROJECT, "bench-alone"))
     session.run("python", "-m", "benchmarks.papers", *session.posargs)
+
+
+@nox.session
+def curves(session: nox.Session) -> None:
+    """Work-precision and scaling in both frameworks, into `benchmark-report/`; arguments go to the command."""
+    install(session, "all", group="bench-tasks")
+    session.install(*nox.project.dependency_groups(PYPROJECT, "bench"))
+    session.run("python", "-m", "benchmarks.curves", *session.posargs)

@@ -30,7 +30,7 @@ _AXES = {axis.name: axis.text for axis in cases.AXES}
 
 def draw(part: str, panels: dict[str, Any], file: Path) -> None:
     """Draw all panels of a part."""
-    figure = matplotlib.figure.Figure(figsize=(max(7, 3 * len(panels)), 7), layout="constrained")
+    figure = matplotlib.figure.Figure(figsize=(max(8, 3.2 * len(panels)), 7), layout="constrained")
     axes = figure.subplots(2, len(panels), squeeze=False, sharey="col" if part == "precision" else "row")
     for column, (name, panel) in enumerate(panels.items()):
         for axis, (what, text) in zip(
@@ -46,7 +46,9 @@ def draw(part: str, panels: dict[str, Any], file: Path) -> None:
             axis.grid(alpha=0.3)
         axes[0, column].set_title(name)
     handles = {line.get_label(): line for axis in axes.flat for line in axis.get_lines()}
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4)
+    figure.legend(
+        handles.values(), handles.keys(), loc="outside lower center", ncols=4 if len(panels) > 2 else 3, fontsize=9
+    )
     figure.savefig(file, dpi=110)
 
 

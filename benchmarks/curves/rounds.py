@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 
 from benchmarks.curves.store import Row
 
-_AFFORDABLE = 3.0
+_AFFORDABLE = 1.5
 
 
 def race(runs: Mapping[str, Callable[[], Row]], rounds: int) -> list[Row]:

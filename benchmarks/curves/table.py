@@ -10,6 +10,7 @@ from benchmarks.curves import cases, fits, plot
 from benchmarks.curves.store import Entry, Row
 
 ERRORS = (1e-5, 1e-7)
+OURS = "steptape"
 _NOTES = """Times are processor time on one thread, of a forward and a backward pass together, medians of interleaved
 rounds. Bytes held: in PyTorch those that malloc has given out and not got back between the two passes, with the nodes
 of the graph, which outweigh its tensors where the state is small; in JAX the temporary memory of the compiled value and
@@ -61,6 +62,8 @@ def curves(entries: Sequence[Entry]) -> dict[str, Curves]:
 
 def _precision(panels: dict[str, Curves]) -> Iterator[str]:
     yield from ("### Work and precision", "", *_PRECISION.splitlines(), "")
+    yield "Faster at equal error than every way of steptape's:"
+    yield from ("", *(_faster(panels) or ["- none"]), "")
     ways = list(dict.fromkeys(way for panel in panels.values() for way in panel))
     for error in ERRORS:
         yield from (f"Time at error {error:g}, relative to {ways[0]}:", "")
@@ -68,6 +71,20 @@ def _precision(panels: dict[str, Curves]) -> Iterator[str]:
         yield from (*_table(("", *panels), rows), "")
     for name, panel in panels.items():
         yield from (f"#### {name}", "", *_points(panel), "")
+
+
+def _faster(panels: dict[str, Curves]) -> list[str]:
+    """Where a way that is not ours is the fastest, a line for each problem and error."""
+    lines = []
+    for name, panel in panels.items():
+        for error in ERRORS:
+            found = {way: fits.at_error(_errors(points), error) for way, points in panel.items()}
+            seconds = sorted((value, way) for way, value in found.items() if not isinstance(value, str))
+            ours = next((value for value, way in seconds if way.startswith(OURS)), None)
+            others = [f"{way} ({value / ours:.2f})" for value, way in seconds if ours and value < ours]
+            if others:
+                lines.append(f"- {name}, {error:g}: {', '.join(others)}, of the time of the fastest of ours")
+    return lines
 
 
 def _relative(panel: Curves, way: str, host: str, error: float) -> str:
