@@ -1,12 +1,14 @@
 """QuadratureAdjoint against closed forms, stored references and tight tolerances; its cost; what it refuses."""
 
 import functools
+from typing import Any
 
 import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optimistix
 import pytest
 
 from steptape import OptionError, UnsupportedError
@@ -180,7 +182,9 @@ def test_constant_steps_stay_as_they_are_across_outputs(solver):
     assert error(2000) < error(500) / 8 < 1e-3
 
 
-def test_the_field_may_jump_where_the_controller_knows_of_it():
+@pytest.mark.parametrize("checkpoints", [None, 1, 2])
+def test_the_field_may_jump_where_the_controller_knows_of_it(checkpoints):
+    # With blocks of one step, one of them begins at the jump.
     def final(y0, rate, adjoint):
         def field(t, y, rate):
             return jnp.where(t < 1, -rate, 2 * rate) * y
@@ -191,8 +195,118 @@ def test_the_field_may_jump_where_the_controller_knows_of_it():
         ).ys[0]
 
     y0, rate = 1.3, 0.7
-    got = jax.grad(final, argnums=(0, 1))(y0, rate, OURS)
+    adjoint = QuadratureAdjoint(checkpoints=checkpoints)
+    got = jax.jit(jax.grad(functools.partial(final, adjoint=adjoint), argnums=(0, 1)))(y0, rate)
     np.testing.assert_allclose(got, (np.exp(rate), y0 * np.exp(rate)), rtol=1e-8)
+
+
+@pytest.mark.parametrize(
+    ("solver", "tolerance"),
+    [(diffrax.Dopri5(), 1e-9), (diffrax.HalfSolver(diffrax.Bosh3()), 1e-7)],
+    ids=["Dopri5", "HalfSolver"],
+)
+def test_steps_taken_again_make_the_same_trajectory(solver, tolerance):
+    kwargs = {
+        "stepsize_controller": diffrax.PIDController(rtol=tolerance, atol=tolerance),
+        "saveat": diffrax.SaveAt(ts=[1.0, 2.9]),
+        "max_steps": 2048,
+    }
+    # One block, in which nothing is taken again; several; more than the states before them.
+    gradients = []
+    for checkpoints in (2048, 30, 5):
+        adjoint = QuadratureAdjoint(checkpoints=checkpoints)
+        solution, _, grad = value_and_grad(lambda x, a=adjoint: solve(x, a, solver, **kwargs), inputs())
+        gradients.append(grad._replace(times=grad.times[:2]))
+    assert int(solution.stats["num_accepted_steps"]) > 5**2
+    host = value_and_grad(lambda x: solve(x, HOST, solver, **kwargs), inputs())[0]
+    assert identical((solution.ys, solution.stats), (host.ys, host.stats))
+    reference = _tight_reference()._replace(times=_tight_reference().times[:2])
+    for grad in gradients:
+        assert worst(grad, reference) < 200 * tolerance
+
+
+def _held(adjoint, max_steps, size=5000):
+    """The states' worth of memory that XLA sets aside for a gradient."""
+
+    def final(y0):
+        controller = diffrax.PIDController(rtol=1e-5, atol=1e-5)
+        term = diffrax.ODETerm(lambda t, y, args: -y)
+        solution = diffrax.diffeqsolve(
+            term, diffrax.Dopri5(), 0, 1, 0.1, y0, stepsize_controller=controller, max_steps=max_steps, adjoint=adjoint
+        )
+        return jnp.sum(solution.ys**2)
+
+    memory = jax.jit(jax.grad(final)).lower(jnp.ones(size)).compile().memory_analysis()
+    return memory.temp_size_in_bytes / 8 / size
+
+
+def test_what_is_held_is_as_documented():
+    few, usual, many = _held(QuadratureAdjoint(checkpoints=8), 4096), _held(OURS, 4096), _held(OURS, 16384)
+    at_hand = 60
+    assert few < 8 * (7 + 2) + 8 + at_hand
+    assert usual < 128 * (7 + 2) + 128 + at_hand
+    assert many < 256 * (7 + 2) + 256 + at_hand
+    # And what is freed by fewer checkpoints is what they hold.
+    assert usual - few > 120 * 9
+
+
+def _root_found(level):
+    newton: Any = optimistix.Newton(1e-12, 1e-12)
+    conditions = {
+        "never": lambda t, y, args, **kwargs: y[0] - 99,
+        "level": lambda t, y, args, **kwargs: y[0] - level * args * jnp.cos(t / 9),
+        "late": lambda t, y, args, **kwargs: t > 2.5,
+    }
+    return diffrax.Event(conditions, newton)
+
+
+def _slow(level):
+    newton: Any = optimistix.Newton(1e-12, 1e-12)
+    return diffrax.Event(lambda t, y, args, terms, **kwargs: terms.vf(t, y, args)[0] - 5 * level, newton)
+
+
+def _never(level):
+    newton: Any = optimistix.Newton(1e-12, 1e-12)
+    return diffrax.Event(lambda t, y, args, **kwargs: y[0] - 99 * level, newton)
+
+
+@pytest.mark.parametrize("event", [_root_found, _slow, _never])
+@pytest.mark.parametrize("ts", [None, [0.1, 0.5, 1.7, 2.2, 2.8]], ids=["t1", "ts and t1"])
+def test_the_time_of_a_root_moves_with_all_it_depends_on(event, ts):
+    def run(inputs, adjoint):
+        x, level = inputs
+        saveat = diffrax.SaveAt(ts=ts, t1=True)
+        return solve(x, adjoint, event=event(level), saveat=saveat, stepsize_controller=TIGHT, max_steps=1024)
+
+    given = (inputs(), jnp.array(0.2))
+    (ours, _, got), (host, _, want) = (value_and_grad(lambda i, a=a: run(i, a), given) for a in (OURS, HOST))
+    assert identical((ours.ts, ours.ys, ours.event_mask), (host.ts, host.ys, host.event_mask))
+    assert (host.result == diffrax.RESULTS.event_occurred) == (event is not _never)
+    got, want = ((x._replace(times=x.times[:2]), level) for x, level in (got, want))
+    # diffrax solves for the root with the slope of the interpolant, of lower order than the solution.
+    assert worst(got[0], want[0]) < 1e-5
+    assert worst(got[1], want[1]) < 1e-5 if event is not _never else got[1] == want[1] == 0
+
+
+def test_an_event_at_the_end_of_a_step_ends_the_solve_there():
+    def final(y0, level, adjoint):
+        def field(t, y, args):
+            return -y
+
+        event = diffrax.Event(lambda t, y, args, **kwargs: y < level)
+        term, options = diffrax.ODETerm(field), {"stepsize_controller": TIGHT, "event": event, "adjoint": adjoint}
+        solution = diffrax.diffeqsolve(term, diffrax.Dopri5(), 0, 9, 0.1, y0, **options)
+        return solution.ys[0], solution.ts[0]
+
+    def run(adjoint):
+        final_and_grad = jax.value_and_grad(functools.partial(final, adjoint=adjoint), argnums=(0, 1), has_aux=True)
+        return jax.jit(final_and_grad)(2.0, 0.5)
+
+    ((y, t), (g_y0, g_level)), ((host_y, host_t), _) = run(OURS), run(HOST)
+    assert (y, t) == (host_y, host_t)
+    assert t < 9
+    np.testing.assert_allclose(g_y0, jnp.exp(-t), rtol=1e-9)
+    assert g_level == 0
 
 
 def test_the_scale_of_the_loss_does_not_matter():
@@ -202,12 +316,14 @@ def test_the_scale_of_the_loss_does_not_matter():
     assert identical(gradient(2.0**-60) * 2.0**60, gradient(1.0))
 
 
-def test_a_batch_of_unequal_solves_is_its_elements():
+@pytest.mark.parametrize("checkpoints", [None, 5])
+def test_a_batch_of_unequal_solves_is_its_elements(checkpoints):
     x = inputs()
     rates = jnp.array([0.1, 4.0])
+    adjoint = QuadratureAdjoint(checkpoints=checkpoints)
 
     def final(y0, args):
-        return jnp.sum(solve(x._replace(y0=y0, args=args), OURS, max_steps=256).ys ** 2)
+        return jnp.sum(solve(x._replace(y0=y0, args=args), adjoint, max_steps=256).ys ** 2)
 
     run = jax.jit(jax.grad(final, argnums=(0, 1)))
     batched = jax.vmap(run, in_axes=(None, 0))(x.y0, rates)
@@ -313,7 +429,6 @@ def test_a_backward_solve_that_fails_returns_no_number():
         ({"saveat": diffrax.SaveAt(t1=True, fn=lambda t, y, args: y)}, r"SaveAt\(fn=\.\.\.\)"),
         ({"saveat": diffrax.SaveAt(subs=[diffrax.SubSaveAt(t1=True)])}, r"SaveAt\(subs=\.\.\.\)"),
         ({"saveat": diffrax.SaveAt(t1=True, solver_state=True)}, r"SaveAt\(solver_state=True\)"),
-        ({"event": diffrax.Event(lambda t, y, args, **kwargs: y[0] - 9)}, r"`event=\.\.\.`"),
     ],
 )
 def test_what_it_cannot_differentiate_it_still_solves(kwargs, match):
@@ -379,7 +494,11 @@ def test_controllers_and_second_derivatives_are_refused():
     [
         ({"nodes": 0}, r"nodes=0\): must be a positive number"),
         ({"nodes": True}, r"nodes=True\)"),
-        ({"rtol": 1e-3}, r"rtol=\.\.\.\): must be one of nodes, solver, stepsize_controller, dt0, max_steps"),
+        ({"checkpoints": 0}, r"checkpoints=0\): must be a positive number of steps"),
+        (
+            {"rtol": 1e-3},
+            r"rtol=\.\.\.\): must be one of nodes, checkpoints, solver, stepsize_controller, dt0, max_steps",
+        ),
         ({"solver": diffrax.Kvaerno3()}, r"solver=Kvaerno3\(\.\.\.\)\): the tolerances of an implicit solver's root"),
     ],
 )

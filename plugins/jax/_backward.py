@@ -2,10 +2,11 @@
 
 The state y(t) is read from the forward solve's dense output, so the equation is linear in a, and no parameter is in it.
 It is solved in s = -t, from -t1 up to -t0, in one go: the cotangent of an output is added to a where a step ends at its
-time, and a step cut short to end there does not shorten the one after it.
+time, and a step cut short to end there does not shorten the one after it. Nor does one that ends with a block of the
+dense output.
 """
 
-from collections.abc import Callable
+import dataclasses
 from typing import Any
 
 import diffrax
@@ -17,6 +18,7 @@ from jax import lax
 
 from steptape.jax._field import rate
 from steptape.jax._rows import get
+from steptape.jax._trajectory import Blocks, Trajectory
 
 
 def _axpy(weights: Any, trees: list, start: Any) -> Any:
@@ -33,26 +35,6 @@ def _where(pred: Any, x: Any, y: Any) -> Any:
 
 def _zeros(tree: Any) -> Any:
     return jax.tree.map(jnp.zeros_like, tree)
-
-
-class Trajectory(eqx.Module):
-    """The dense output of the forward solve: ``count`` steps between the times ``ts``, shape (max_steps + 1,)."""
-
-    ts: Any
-    infos: Any
-    count: Any
-    interpolation_cls: Callable = eqx.field(static=True)
-
-    def __call__(self, t: Any) -> Any:
-        """The state at ``t``, a scalar."""
-        row = jnp.searchsorted(self.ts, t, side="left", method="scan_unrolled") - 1
-        row = jnp.clip(row, 0, jnp.maximum(self.count - 1, 0))
-        return self.interpolation_cls(t0=self.ts[row], t1=self.ts[row + 1], **get(self.infos, row)).evaluate(t)
-
-    def last_step(self) -> Any:
-        """The larger of the last two steps: the last one may have been cut off at the end."""
-        before = [self.ts[jnp.maximum(self.count - i, 0)] for i in range(3)]
-        return jnp.maximum(before[0] - before[1], before[1] - before[2])
 
 
 class Pullback(eqx.Module):
@@ -89,14 +71,22 @@ class Pullback(eqx.Module):
         return jax.vjp(evaluate, self.moving)[1](cotangent)[0]
 
 
-class StageSteps(eqx.Module):
+class _Steps(eqx.Module):
+    """Backward steps on a trajectory."""
+
+    pull: Pullback
+    solver: Any
+
+    def on(self, trajectory: Trajectory) -> Any:
+        """The same on another trajectory."""
+        return dataclasses.replace(self, pull=dataclasses.replace(self.pull, trajectory=trajectory))
+
+
+class StageSteps(_Steps):
     """Steps of an explicit Runge-Kutta method, whose weights are the quadrature as well.
 
     What is carried from a step to the next is aᵀ ∂f/∂y and aᵀ ∂f/∂θ where the one ends and the next begins.
     """
-
-    pull: Pullback
-    solver: Any
 
     def start(self, s: Any, a: Any) -> Any:
         """What the first step from ``s`` finds carried to it."""
@@ -120,11 +110,9 @@ class StageSteps(eqx.Module):
         return a1, error, gain, (slopes[-1], integrands[-1]) if tableau.fsal else self.start(s1, a1)
 
 
-class HostSteps(eqx.Module):
+class HostSteps(_Steps):
     """Steps of any solver of diffrax; the quadrature is Gauss-Legendre with ``nodes`` nodes on its dense output."""
 
-    pull: Pullback
-    solver: Any
     nodes: int = eqx.field(static=True)
 
     def start(self, s: Any, a: Any) -> Any:
@@ -170,7 +158,6 @@ class Outputs(eqx.Module):
 
 class _Loop(eqx.Module):
     s: Any
-    s_next: Any
     size: Any  # of the next step, before it is cut short
     a: Any
     integral: Any
@@ -181,41 +168,63 @@ class _Loop(eqx.Module):
     ok: Any
 
 
+class _Solve(eqx.Module):
+    """The solve on one trajectory, which ``steps`` are on, up to ``end``."""
+
+    steps: Any
+    controller: Any
+    outputs: Outputs
+    end: Any
+    max_steps: int = eqx.field(static=True)
+
+    def run(self, loop: _Loop) -> _Loop:
+        """``loop`` at the end."""
+        return lax.while_loop(
+            lambda x: (x.s < self.end) & (x.count < self.max_steps) & x.ok, lambda x: self._step(x), loop
+        )
+
+    def _step(self, loop: _Loop) -> _Loop:
+        s1 = self.outputs.cut(loop.s, loop.size, self.end, loop.ahead)
+        a, error, gain, carried = self.steps.step(loop.s, s1, loop.a, loop.carried)
+        error = jax.tree.map(lambda x: jnp.where(jnp.isnan(x), jnp.inf, x), error)
+        order = self.steps.solver.error_order(diffrax.ODETerm(self.steps.pull.slope))
+        keep, s, s_next, jump, state, result = self.controller.adapt_step_size(
+            loop.s, s1, loop.a, a, None, error, order, loop.controller_state
+        )
+        was_cut = keep & (s1 - loop.s < 0.999 * loop.size)
+        constant = isinstance(self.controller, diffrax.ConstantStepSize)
+        size = loop.size if constant else jnp.maximum(s_next - s, jnp.where(was_cut, loop.size, 0))
+        a, carried = _where(keep, (a, carried), (loop.a, loop.carried))
+        integral = jax.tree.map(lambda x, g: jnp.where(keep, x + g, x), loop.integral, gain)
+        a, ahead = self.outputs.absorb(jnp.where(keep, s, -jnp.inf), a, loop.ahead)
+        carried = lax.cond((ahead < loop.ahead) | (keep & jump), lambda: self.steps.start(s, a), lambda: carried)
+        ok = result == diffrax.RESULTS.successful
+        return _Loop(s, size, a, integral, carried, state, ahead, loop.count + 1, ok)
+
+
 def solve_backward(
-    steps: Any, controller: Any, span: tuple, outputs: Outputs, dt0: Any, max_steps: int, ok: Any
+    steps: Any, blocks: Blocks, controller: Any, span: tuple, outputs: Outputs, dt0: Any, max_steps: int, ok: Any
 ) -> tuple[Any, Any, Any]:
     """Return a(t0), the integral of aᵀ ∂f/∂θ, and whether the solve got there; it is not begun unless ``ok``.
 
     ``span`` is (t0, t1), and ``controller`` that of a solve in s.
     """
-    t0, t1 = span
-    end = -t0
+    s, end = -span[1], -span[0]
     term = diffrax.ODETerm(steps.pull.slope)
-    order = steps.solver.error_order(term)
-    constant = isinstance(controller, diffrax.ConstantStepSize)
-
-    def body(loop):
-        a, error, gain, carried = steps.step(loop.s, loop.s_next, loop.a, loop.carried)
-        error = jax.tree.map(lambda x: jnp.where(jnp.isnan(x), jnp.inf, x), error)
-        keep, s, s_next, jump, state, result = controller.adapt_step_size(
-            loop.s, loop.s_next, loop.a, a, None, error, order, loop.controller_state
-        )
-        was_cut = keep & (loop.s_next - loop.s < 0.999 * loop.size)
-        size = loop.size if constant else jnp.maximum(s_next - s, jnp.where(was_cut, loop.size, 0))
-        s = jnp.minimum(s, end)
-        a, carried = _where(keep, (a, carried), (loop.a, loop.carried))
-        integral = jax.tree.map(lambda x, g: jnp.where(keep, x + g, x), loop.integral, gain)
-        a, ahead = outputs.absorb(jnp.where(keep, s, -jnp.inf), a, loop.ahead)
-        carried = lax.cond((ahead < loop.ahead) | (keep & jump), lambda: steps.start(s, a), lambda: carried)
-        ok = result == diffrax.RESULTS.successful
-        return _Loop(s, outputs.cut(s, size, end, ahead), size, a, integral, carried, state, ahead, loop.count + 1, ok)
-
-    s = -t1
     a, ahead = outputs.absorb(s, _zeros(get(outputs.cotangents, 0)), jnp.array(len(outputs.ts)))
+    order = steps.solver.error_order(term)
     s_next, state = controller.init(term, s, end, a, dt0, None, steps.solver.func, order)
-    size = s_next - s
     integral, count = _zeros(steps.pull.moving), jnp.array(0)
-    loop = _Loop(s, outputs.cut(s, size, end, ahead), size, a, integral, steps.start(s, a), state, ahead, count, ok)
-    loop = jax.tree.map(jnp.asarray, loop)
-    loop = lax.while_loop(lambda x: (x.s < end) & (x.count < max_steps) & x.ok, body, loop)
+    loop = _Loop(s, s_next - s, a, integral, steps.start(s, a), state, ahead, count, ok)
+
+    def sweep(carry):
+        block, held, loop = carry
+        block = block - 1
+        trajectory, held = blocks.open(block, held)
+        stop = jnp.where(block == 0, end, -trajectory.begins[0])
+        stop = jnp.where(block < blocks.record.blocks, stop, -jnp.inf)
+        return block, held, _Solve(steps.on(trajectory), controller, outputs, stop, max_steps).run(loop)
+
+    carry = jax.tree.map(jnp.asarray, (blocks.trips(), blocks.closed(), loop))
+    *_, loop = lax.while_loop(lambda carry: carry[0] > 0, sweep, carry)
     return loop.a, loop.integral, loop.ok & (loop.s >= end)

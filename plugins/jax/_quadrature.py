@@ -1,8 +1,5 @@
 """The continuous adjoint as Hu has it: an ODE for a(t) alone, and an integral for the parameters' gradient."""
 
-import dataclasses
-import functools
-import operator
 from typing import Any, final
 
 import diffrax
@@ -11,15 +8,15 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from steptape._errors import OptionError, UnsupportedError
-from steptape.compat._diffrax import loop as host_loop
-from steptape.compat._equinox import while_loop
-from steptape.jax._backward import HostSteps, Outputs, Pullback, StageSteps, Trajectory, solve_backward
-from steptape.jax._erk import is_explicit
-from steptape.jax._field import closed_ode, rate, undifferentiated
+from steptape._errors import OptionError
+from steptape.jax._continuous import Call, solve_continuously
+from steptape.jax._event import closed_conditions
+from steptape.jax._field import closed_ode, undifferentiated
 
 _CALL = "`diffeqsolve(..., adjoint=QuadratureAdjoint(...))`"
 _WAY_OUT = "Pass `adjoint=steptape.jax.AdaptiveCheckpointAdjoint()`, which is exact."
+# What diffrax tells an event's functions of the call, besides terms, t0 and t1.
+_TOLD = ("solver", "stepsize_controller", "dt0", "saveat", "max_steps")
 _OVERRIDES = ("solver", "stepsize_controller", "dt0", "max_steps")
 
 
@@ -39,6 +36,9 @@ class QuadratureAdjoint(diffrax.AbstractAdjoint):
             evaluates nothing again and has the order of the solver; n: Gauss-Legendre with n nodes on the dense output
             of each backward step, one more evaluation of the field at n times together. For solvers other than
             explicit Runge-Kutta methods ``None`` is as many nodes as half their order.
+        checkpoints: hold the dense output of at most so many steps at any moment, and the states before at most so many
+            blocks of as many steps; take the steps of a block again, once, for its dense output, and once more for each
+            time that its own first state is missing. ``None``: ``2 sqrt(max_steps)``, or 64 if that is more.
         overrides: what the backward solve is not to inherit: ``solver``, ``stepsize_controller``, ``dt0`` (unit of
             ``t``) or ``max_steps``.
 
@@ -49,15 +49,17 @@ class QuadratureAdjoint(diffrax.AbstractAdjoint):
         not depend on ``dt0`` or on a ``solver_state`` passed on: their gradient is zero.
 
     Memory:
-        ``max_steps`` rows of the solver's dense output while differentiated, for a Runge-Kutta method of s stages s + 2
-        states each, whether they are used or not: choose ``max_steps`` with care. The backward solve holds s copies of
-        a and three of the parameters' gradient.
+        ``checkpoints`` rows of the solver's dense output while differentiated, for a Runge-Kutta method of s stages
+        s + 2 states each, at most ``checkpoints`` states of the solver, and a few numbers per step of ``max_steps``. A
+        solve of no more accepted steps than ``checkpoints`` takes none again, and one of up to their square each at
+        most once. The backward solve holds s copies of a and three of the parameters' gradient.
 
     Supports:
         - Problems: ODEs given by one ``ODETerm``; pytree states of real numbers; time running either way.
         - Solvers: those that take one term and whose dense output is as good as their steps.
         - Controllers: any but ``StepTo``, also ``ConstantStepSize``.
-        - Output: ``SaveAt`` with ``t0``, ``t1`` and ``ts``. No events.
+        - Output: ``SaveAt`` with ``t0``, ``t1`` and ``ts``. Events, also with a root finder: the time of the root has a
+          gradient, the end of a step has none.
         - Transforms: ``jit``, ``vmap``, and reverse mode, once. Forward mode raises JAX's ``TypeError``.
 
     Raises:
@@ -70,17 +72,25 @@ class QuadratureAdjoint(diffrax.AbstractAdjoint):
     """
 
     nodes: int | None = eqx.field(static=True)
+    checkpoints: int | None = eqx.field(static=True)
     overrides: dict[str, Any]
 
-    def __init__(self, nodes: int | None = None, **overrides: Any) -> None:
-        if nodes is not None and (isinstance(nodes, bool) or not isinstance(nodes, int) or nodes < 1):
+    def __init__(self, nodes: int | None = None, checkpoints: int | None = None, **overrides: Any) -> None:
+        if not _is_count(nodes):
             raise OptionError(
                 f"QuadratureAdjoint(nodes={nodes!r}): must be a positive number of Gauss-Legendre nodes, or None for "
                 "the solver's own stages."
             )
+        if not _is_count(checkpoints):
+            raise OptionError(
+                f"QuadratureAdjoint(checkpoints={checkpoints!r}): must be a positive number of steps, or None for "
+                "2 sqrt(max_steps)."
+            )
         unknown = sorted(set(overrides) - set(_OVERRIDES))
         if unknown:
-            raise OptionError(f"QuadratureAdjoint({unknown[0]}=...): must be one of nodes, {', '.join(_OVERRIDES)}.")
+            raise OptionError(
+                f"QuadratureAdjoint({unknown[0]}=...): must be one of nodes, checkpoints, {', '.join(_OVERRIDES)}."
+            )
         solver = overrides.get("solver")
         if isinstance(solver, diffrax.AbstractImplicitSolver):
             raise OptionError(
@@ -88,6 +98,7 @@ class QuadratureAdjoint(diffrax.AbstractAdjoint):
                 "finder are known for the forward solve's alone. Use it there, or pass an explicit one."
             )
         self.nodes = nodes
+        self.checkpoints = checkpoints
         self.overrides = overrides
 
     def loop(self, *, terms: Any, args: Any, t0: Any, t1: Any, **solve: Any) -> Any:
@@ -108,13 +119,14 @@ class QuadratureAdjoint(diffrax.AbstractAdjoint):
             why=f"{_CALL} has no gradient for a solver or a step size controller. Pass "
             "`adjoint=steptape.jax.AdaptiveCheckpointAdjoint()`.",
         )
-        final, stats = _solve((state.y, args, terms, times), _Call(solve, overrides, self.nodes, refusal))
-        moving, fixed = eqx.partition(final, eqx.is_inexact_array)
-        return eqx.combine(moving, _still(fixed)), stats
+        told = {name: solve[name] for name in _TOLD}
+        conditions = closed_conditions(solve["event"], state.tprev, state.y, args, terms=terms, t0=t0, t1=t1, **told)
+        if conditions is not None:
+            solve["event"] = eqx.tree_at(lambda e: e.cond_fn, solve["event"], None)
+        call = Call(solve, overrides, self.nodes, self.checkpoints, refusal)
+        return solve_continuously((state.y, args, terms, times, conditions), call)
 
-    def _refusal(
-        self, terms: Any, *, solver, stepsize_controller, max_steps, saveat, event, init_state, **_
-    ) -> str | None:
+    def _refusal(self, terms: Any, *, solver, stepsize_controller, max_steps, saveat, init_state, **_) -> str | None:
         """Why this solve cannot be differentiated, if so; the solve itself is diffrax's in any case."""
         sub = saveat.subs
         why = None
@@ -130,8 +142,6 @@ class QuadratureAdjoint(diffrax.AbstractAdjoint):
             why = "`saveat=SaveAt(fn=...)`"
         elif saveat.solver_state or saveat.controller_state:
             why = "`saveat=SaveAt(solver_state=True)` or `SaveAt(controller_state=True)`"
-        elif event is not None:
-            why = "`event=...`"
         elif terms is None:
             why = "terms other than one `ODETerm`"
         elif any(jnp.iscomplexobj(x) for x in jax.tree.leaves(init_state.y)):
@@ -143,151 +153,14 @@ class QuadratureAdjoint(diffrax.AbstractAdjoint):
         return why and f"{_CALL} with {why} has no continuous adjoint here. {_WAY_OUT}"
 
 
+def _is_count(value: Any) -> bool:
+    return value is None or (isinstance(value, int) and not isinstance(value, bool) and value > 0)
+
+
 def _interpolates_badly(solver: Any, terms: Any) -> bool:
     linear = solver.interpolation_cls is diffrax.LocalLinearInterpolation
     return linear and (solver.order(terms) or 0) > 2
 
 
-@eqx.filter_custom_jvp
-def _still(counts: Any) -> Any:
-    """``counts``, without the tangent that a custom VJP gives even to an integer."""
-    return counts
-
-
-@_still.def_jvp
-def _still_jvp(primals, tangents):
-    return primals[0], jax.tree.map(lambda _: None, primals[0])
-
-
 def _stopped(tree: Any) -> Any:
     return jax.tree.map(lambda x: lax.stop_gradient(x) if eqx.is_inexact_array(x) else x, tree)
-
-
-class _Call(eqx.Module):
-    """What is not differentiated."""
-
-    solve: dict[str, Any]
-    overrides: dict[str, Any]
-    nodes: int | None = eqx.field(static=True)
-    refusal: str | None = eqx.field(static=True)
-
-    def forward(self, y0: Any, args: Any, terms: Any, times: tuple, dense: bool) -> tuple[Any, Any]:
-        """diffrax's loop, with its dense output if so told."""
-        solve = {name: value for name, value in self.solve.items() if name != "throw"}
-        t0, t1, ts = times
-        state, saveat = dataclasses.replace(solve.pop("init_state"), y=y0), solve.pop("saveat")
-        if ts is not None:
-            saveat = eqx.tree_at(lambda s: s.subs.ts, saveat, ts)
-        if dense:
-            saveat = eqx.tree_at(lambda s: s.dense, saveat, True)
-            state = _with_dense_output(state, solve["solver"], terms, args, solve["max_steps"])
-        loops = {f"{which}_while_loop": functools.partial(while_loop, kind="lax") for which in ("inner", "outer")}
-        return host_loop(terms=terms, args=args, t0=t0, t1=t1, init_state=state, saveat=saveat, **loops, **solve)
-
-    def steps(self, pull: Pullback) -> StageSteps | HostSteps:
-        """How the backward solve takes its steps."""
-        solver = self.overrides.get("solver", self.solve["solver"])
-        if self.nodes is None and is_explicit(solver):
-            return StageSteps(pull, solver)
-        order = solver.order(diffrax.ODETerm(pull.slope))
-        return HostSteps(pull, solver, self.nodes or max(1, (order + 1) // 2))
-
-    def controller(self, direction: Any) -> Any:
-        """The controller of the backward solve, in its own direction of time."""
-        if "stepsize_controller" in self.overrides:
-            return self.overrides["stepsize_controller"].wrap(direction).wrap(-1)
-        return self.solve["stepsize_controller"].wrap(-1)
-
-
-def _with_dense_output(state: Any, solver: Any, terms: Any, args: Any, max_steps: int) -> Any:
-    """The loop's first state, with room for the dense output."""
-    _, _, info, _, _ = eqx.filter_eval_shape(
-        solver.step, terms, state.tprev, state.tnext, state.y, args, state.solver_state, state.made_jump
-    )
-    infos = jax.tree.map(lambda x: jnp.full((max_steps, *x.shape), jnp.inf, x.dtype), info)
-    ts = jnp.full(max_steps + 1, jnp.inf, state.tprev.dtype)
-    return dataclasses.replace(state, dense_ts=ts, dense_infos=infos, dense_save_index=0)
-
-
-@eqx.filter_custom_vjp
-def _solve(moving, call):
-    return call.forward(*moving, dense=False)
-
-
-@_solve.def_fwd
-def _solve_fwd(perturbed, moving, call):
-    if call.refusal is not None:
-        return call.forward(*moving, dense=False), None
-    final, stats = call.forward(*moving, dense=True)
-    trajectory = Trajectory(
-        final.dense_ts, final.dense_infos, final.dense_save_index, call.solve["solver"].interpolation_cls
-    )
-    arrived = final.tprev >= moving[-1][1]
-    final = dataclasses.replace(final, dense_ts=None, dense_infos=None, dense_save_index=None)
-    return (final, stats), (trajectory, final.save_state.ys, arrived)
-
-
-@_solve.def_bwd
-def _solve_bwd(residuals, cotangents, perturbed, moving, call):
-    if call.refusal is not None:
-        raise UnsupportedError(call.refusal)
-    trajectory, ys, arrived = residuals
-    y0, args, terms, times = moving
-    saved, sub = cotangents[0].save_state, call.solve["saveat"].subs
-    g_ys = jax.tree.map(lambda y, g: jnp.zeros_like(y) if g is None else g, ys, saved.ys)
-    start = int(sub.t0)  # What is saved at t0 is y0 itself.
-    later, g_later = jax.tree.map(lambda x: x[start:], (ys, g_ys))
-
-    theta, fixed = eqx.partition((terms, args), (perturbed[2], perturbed[1]))
-    a, (g_terms, g_args) = _backward(call, Pullback(trajectory, theta, fixed), terms.direction, times, g_later, arrived)
-    g_y0 = jax.tree.map(lambda a, g: a + g[0], a, g_ys) if start else a
-
-    rates = jax.vmap(lambda t, y: rate(terms, t, y, args))(_output_times(sub, times), later)
-    g_ts = _product(g_later, rates, axis=0) + (0 if saved.ts is None else saved.ts[start:])
-    g_t0 = -_product(a, rate(terms, times[0], y0, args)) + (saved.ts[0] if start and saved.ts is not None else 0)
-    g_t1 = g_ts[-1] if sub.t1 else jnp.zeros_like(times[1])
-    g_times = (g_t0, g_t1, None if times[2] is None else g_ts[: len(times[2])])
-    grads = eqx.filter((g_y0, g_args, g_terms, g_times), perturbed)
-    return undifferentiated(
-        grads,
-        why=f"Second derivatives of {_CALL}: the backward pass is an adaptive solve of its own. Use "
-        "`adjoint=diffrax.DirectAdjoint()`.",
-    )
-
-
-def _output_times(sub: Any, times: tuple) -> Any:
-    """The times of the outputs after t0 itself, shape (outputs,)."""
-    _, t1, ts = times
-    parts = ([] if ts is None else [ts]) + ([t1[None]] if sub.t1 else [])
-    return jnp.concatenate([*parts, jnp.zeros(0, t1.dtype)])
-
-
-def _product(a: Any, b: Any, axis: int | None = None) -> Any:
-    """The inner product of two states, or of each of their rows."""
-    sums = jax.tree.map(lambda x, y: jnp.sum(x * y, axis=None if axis is None else tuple(range(1, x.ndim))), a, b)
-    return functools.reduce(operator.add, jax.tree.leaves(sums))
-
-
-def _backward(
-    call: _Call, pull: Pullback, direction: Any, times: tuple, cotangents: Any, arrived: Any
-) -> tuple[Any, Any]:
-    """a(t0) and the gradients of (terms, args), given the cotangents of the outputs after t0, a row for each."""
-    t0, t1, _ = times
-    ts = _output_times(call.solve["saveat"].subs, times)
-    if not len(ts):
-        ts, cotangents = t1[None], jax.tree.map(lambda g: jnp.zeros((1, *g.shape[1:]), g.dtype), cotangents)
-    # The solve is linear: at this scale its absolute tolerance means the same whatever the loss.
-    scale = functools.reduce(jnp.maximum, [jnp.max(jnp.abs(g)) for g in jax.tree.leaves(cotangents)])
-    scale = jnp.where(scale == 0, 1, scale)
-    outputs = Outputs(ts, jax.tree.map(lambda g: g / scale.astype(g.dtype), cotangents))
-    dt0 = call.overrides.get("dt0", pull.trajectory.last_step())
-    max_steps = call.overrides.get("max_steps", call.solve["max_steps"])
-    tried = arrived & jnp.isfinite(scale)
-    a, integral, ok = solve_backward(
-        call.steps(pull), call.controller(direction), (t0, t1), outputs, jnp.abs(dt0), max_steps, tried
-    )
-    found = jax.tree.map(lambda g: jnp.where(ok, g * scale.astype(g.dtype), jnp.nan), (a, integral))
-    if call.solve["throw"]:
-        words = f"The backward solve of {_CALL} did not reach t0: raise `max_steps` or loosen the tolerances."
-        found = eqx.error_if(found, tried & ~ok, words)
-    return found

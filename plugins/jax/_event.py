@@ -1,0 +1,65 @@
+"""The time at which an event ends a solve, and its part in the gradient.
+
+At the root t* of g(t, y(t)) the solution ends with y(t*), so a cotangent c of t* is one of what g depends on:
+dt* = -dg / (∂g/∂t + ∂g/∂y f), with dg the change of g at a fixed time (the implicit function theorem).
+"""
+
+import functools
+from typing import Any
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+
+class _Condition(eqx.Module):
+    """An event's function, with the traced arrays that it reads as leaves."""
+
+    converted: Any
+
+    def __call__(self, t: Any, y: Any, args: Any, **_: Any) -> Any:
+        return self.converted(t, y, args)
+
+
+def closed_conditions(event: diffrax.Event | None, t: Any, y: Any, args: Any, **call: Any) -> Any:
+    """The functions of ``event``, which close over no traced array; they are told of ``call``.
+
+    Without a root finder the event ends the solve with a step, and has no derivative.
+    """
+    if event is None:
+        return None
+
+    def closed(cond_fn):
+        # A partial: see closed_ode.
+        told = functools.partial(lambda cond_fn, call, t, y, args: cond_fn(t, y, args, **call), cond_fn, call)
+        return _Condition(eqx.filter_closure_convert(told, t, y, args))
+
+    conditions = jax.tree.map(closed, event.cond_fn, is_leaf=callable)
+    if event.root_finder is None:
+        conditions = jax.tree.map(lambda x: lax.stop_gradient(x) if eqx.is_inexact_array(x) else x, conditions)
+    return conditions
+
+
+def pull_root(occurred: Any, g_t: Any, t: Any, y: Any, slope: Any, moving: Any, fixed: Any) -> tuple[Any, Any]:
+    """Cotangents of ``y`` and of what is ``moving``, of the time ``t`` of the root of the condition that ``occurred``.
+
+    ``moving`` and ``fixed`` are parts of (args, conditions); ``slope`` is dy/dt.
+    """
+
+    def met(t, y, moving):
+        args, conditions = eqx.combine(moving, fixed)
+        total, hit = jnp.zeros_like(t), jnp.array(False)
+        for condition, here in zip(
+            jax.tree.leaves(conditions, is_leaf=callable), jax.tree.leaves(occurred), strict=True
+        ):
+            value = condition(t, y, args)
+            # One that is true or false ends the solve with a step, whose time stands still.
+            if jnp.issubdtype(value.dtype, jnp.floating):
+                total, hit = total + jnp.where(here, value, 0), hit | here
+        return total, hit
+
+    _, along, hit = jax.jvp(lambda t, y: met(t, y, moving), (t, y), (jnp.ones_like(t), slope), has_aux=True)
+    _, pull, _ = jax.vjp(lambda y, moving: met(t, y, moving), y, moving, has_aux=True)
+    return pull(jnp.where(hit, -g_t / jnp.where(hit, along, 1), 0).astype(along.dtype))

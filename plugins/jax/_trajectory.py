@@ -1,0 +1,175 @@
+"""Where the backward solve reads y(t): the dense output of the forward solve, one block of its steps at a time.
+
+The forward solve leaves the times of every step, the state before every block, or before some of them, and the dense
+output of its last block. Any other block is opened by taking its steps again, with the times that are known.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from steptape.compat._equinox import common_rewrite, nonbatchable, select_if_vmap, unvmap_max
+from steptape.jax._rows import allocate, get, put
+from steptape.jax._shelf import Shelf
+from steptape.jax._slots import Slots
+from steptape.jax._tape import Tape, split
+
+
+class Step(NamedTuple):
+    """What a step that was accepted needs besides the state to be taken again."""
+
+    begin: Any
+    end: Any
+    made_jump: Any  # just before it
+
+
+class Trajectory(eqx.Module):
+    """y(t) over a block of steps: that from ``begins[i]`` to ``ends[i]`` has its dense output in row ``i``."""
+
+    begins: Any
+    ends: Any  # infinite where there is no step
+    infos: Any
+    interpolation_cls: Callable = eqx.field(static=True)
+
+    def __call__(self, t: Any) -> Any:
+        """The state at ``t``, a scalar."""
+        row = jnp.searchsorted(self.ends, t, side="left", method="scan_unrolled")
+        row = jnp.clip(row, 0, jnp.maximum(jnp.sum(jnp.isfinite(self.ends)) - 1, 0))
+        return self.interpolation_cls(t0=self.begins[row], t1=self.ends[row], **get(self.infos, row)).evaluate(t)
+
+
+class Record(eqx.Module):
+    """What the forward solve leaves: its ``steps``, the tape of the states before each block, the last block."""
+
+    steps: Step  # a row each
+    tape: Tape
+    infos: Any  # step n is in row n % size
+    count: Any
+    size: int = eqx.field(static=True)  # of a block, in steps
+
+    @classmethod
+    def blank(cls, state: Any, steps: int, checkpoints: int | None) -> "Record":
+        """Room for ``steps`` steps, given the loop's first state, whose dense output has room for a block."""
+        size = state.dense_ts.shape[0] - 1
+        # One more of each: what is put down of a step or a block that does not come.
+        slots = Slots.for_steps(-(-steps // size) + 1, checkpoints)
+        tape = Tape.blank(slots, _before(state), proposals=False)
+        return cls(allocate(steps + 1, _step(state)), tape, None, None, size)
+
+    def write(self, state: Any) -> "Record":
+        """Put down the step that begins at ``state``, over an earlier try of it.
+
+        Each step puts its state down for the block to come, over those before it, so the block's own first is left.
+        """
+        n = state.num_accepted_steps
+        tape = self.tape.write((n + self.size - 1) // self.size, _before(state))
+        return dataclasses.replace(self, steps=put(self.steps, n, _step(state)), tape=tape)
+
+    def close(self, state: Any) -> "Record":
+        """The record of a solve that came to ``state``."""
+        return dataclasses.replace(self, infos=state.dense_infos, count=state.num_accepted_steps)
+
+    @property
+    def blocks(self) -> Any:
+        """How many there are."""
+        return (self.count + self.size - 1) // self.size
+
+    def last_step(self) -> Any:
+        """The larger of the last two steps: the last one may have been cut off at the end."""
+        sizes = self.steps.end - self.steps.begin
+        return jnp.maximum(sizes[jnp.maximum(self.count - 1, 0)], sizes[jnp.maximum(self.count - 2, 0)])
+
+
+@dataclasses.dataclass(frozen=True)
+class Blocks:
+    """The blocks of a record, opened from the last to the first."""
+
+    record: Record
+    take: Callable  # (step, y, solver_state) -> y, solver_state, dense output
+    interpolation_cls: Callable
+
+    def last(self) -> Trajectory:
+        """The last block, as the forward solve left it."""
+        return self._trajectory(jnp.maximum(self.record.blocks - 1, 0), self.record.infos)
+
+    def trips(self) -> Any:
+        """How many blocks to open, in a batch for the element that has most of them."""
+        return nonbatchable(unvmap_max(self.record.blocks.astype(jnp.int32)))
+
+    def closed(self) -> tuple[Any, Shelf | None]:
+        """What ``open`` works on."""
+        return self.record.infos, self.record.tape.shelf(self.trips())
+
+    def open(self, block: Any, held: tuple[Any, Shelf | None]) -> tuple[Trajectory, tuple[Any, Shelf | None]]:
+        """``block``, and what is held to open the one before it. For an element without it, any trajectory."""
+        infos, shelf = held
+        record = self.record
+        first, shelf = record.tape.recall(block, shelf, lambda n, states: split(self._walk(n, states)[0])[1])
+        past = block < record.blocks - 1
+        trips = nonbatchable(unvmap_max(jnp.where(past, record.size, 0)))
+        _, again = self._walk(block, first, trips, infos)
+        infos = jax.tree.map(lambda x, y: select_if_vmap(past, x, y), again, infos)
+        return self._trajectory(block, infos), (infos, shelf)
+
+    def _walk(self, block: Any, states: Any, trips: Any = None, infos: Any = None) -> tuple[Any, Any]:
+        """What is before the block after ``block``, and its dense output in ``infos``, if there is room for it."""
+        record = self.record
+        start = eqx.combine(get(record.tape.scalars, block), states)
+
+        def step(i, walked):
+            before, infos = walked
+            y, solver_state, info = self.take(get(record.steps, block * record.size + i), before.y, before.solver_state)
+            before = dataclasses.replace(before, y=y, solver_state=solver_state)
+            return before, None if infos is None else put(infos, i, info)
+
+        return lax.fori_loop(0, record.size if trips is None else trips, step, (start, infos))
+
+    def _trajectory(self, block: Any, infos: Any) -> Trajectory:
+        record = self.record
+        n = block * record.size + jnp.arange(record.size)
+        begins, ends, _ = (times[jnp.minimum(n, record.count)] for times in record.steps)
+        return Trajectory(begins, jnp.where(n < record.count, ends, jnp.inf), infos, self.interpolation_cls)
+
+
+def _step(state: Any) -> Step:
+    return Step(state.tprev, state.tnext, state.made_jump)
+
+
+def _before(state: Any) -> Any:
+    """What is kept of the loop's state before a block."""
+    nothing = jax.tree.map(lambda _: False, state)
+    return eqx.filter(
+        state,
+        dataclasses.replace(
+            nothing,
+            y=jax.tree.map(lambda _: True, state.y),
+            solver_state=jax.tree.map(lambda _: True, state.solver_state),
+            tnext=True,
+        ),
+    )
+
+
+def recorded_while_loop(
+    cond_fun: Callable, body_fun: Callable, init_val: Any, *, max_steps: int, buffers: Callable, checkpoints: int | None
+) -> tuple[Any, Record]:
+    """diffrax's outer loop over ``State``, whose dense output begins anew with each block; and the record of it."""
+    init_val = jax.tree.map(jnp.array, init_val)
+    record = Record.blank(init_val, max_steps, checkpoints)
+
+    def body_of_block(state):
+        after = body_fun(state)
+        return dataclasses.replace(after, dense_save_index=after.dense_save_index % record.size)
+
+    cond, body, carry, _ = common_rewrite(cond_fun, body_of_block, init_val, max_steps, buffers, False)
+
+    def advance(recorded):
+        carry, record = recorded
+        return body(carry), record.write(carry[-1])
+
+    carry, record = lax.while_loop(lambda recorded: cond(recorded[0]), advance, (carry, record))
+    return carry[-1], record.close(carry[-1])
