@@ -131,13 +131,13 @@ AXES = (
     Axis(
         "state",
         f"numbers in the state, for {STEPS} steps and 4 parameters",
-        tuple(10**i for i in range(1, 7)),
+        (10, *(10**i for i in range(3, 7))),
         lambda size: (_oscillators(size, STEPS), STEPS),
     ),
     Axis(
         "parameters",
         f"parameters, for {STEPS} steps and a state of 2 numbers",
-        tuple(10**i for i in range(2, 8)),
+        (100, *(10**i for i in range(4, 8))),
         lambda size: (_networks(size), STEPS),
     ),
 )

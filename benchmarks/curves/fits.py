@@ -16,7 +16,8 @@ def exponent(sizes: Sequence[float], values: Sequence[float | None]) -> tuple[fl
     points = points[-UPPER:]
     if len(points) < 2:
         return None
-    return float(np.polyfit(*zip(*points, strict=True), 1)[0]), len(points)
+    x, y = np.array(points).T
+    return float(np.polyfit(x, y, 1)[0]), len(points)
 
 
 def at_error(points: Sequence[tuple[float, float]], error: float) -> float | str:

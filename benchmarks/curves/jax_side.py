@@ -51,9 +51,9 @@ class Jax:
     """diffrax's ways and ours, by Dormand and Prince's method."""
 
     def __init__(self, quick: bool):
-        self.tolerances = (1e-3, 1e-7) if quick else (1e-3, 1e-5, 1e-7, 1e-9)
-        self.precision_ways = _QUICK if quick else tuple(_PRECISION)
-        self.scaling_ways = _QUICK if quick else tuple(_SCALING)
+        self.tolerances: Sequence[float] = (1e-3, 1e-7) if quick else (1e-3, 1e-5, 1e-7, 1e-9)
+        self.precision_ways: Sequence[str] = _QUICK if quick else tuple(_PRECISION)
+        self.scaling_ways: Sequence[str] = _QUICK if quick else tuple(_SCALING)
 
     def machine(self) -> str:
         """The platform and the versions that count."""
@@ -86,8 +86,8 @@ def _solution(case: Case, y0: Any, params: Any, how: dict[str, Any]) -> diffrax.
 
 
 def _tries(case: Case, how: dict[str, Any]) -> Any:
-    solve = jax.jit(lambda *inputs: _solution(case, *inputs, {**how, "max_steps": _MOST_STEPS}).stats["num_steps"])
-    return solve(*_inputs(case))
+    how = {**how, "max_steps": _MOST_STEPS}
+    return jax.jit(lambda y0, params: _solution(case, y0, params, how).stats["num_steps"])(*_inputs(case))
 
 
 def _race(case: Case, adjoints: dict[str, diffrax.AbstractAdjoint], rounds: int, how: dict[str, Any]) -> list[Row]:
@@ -98,13 +98,11 @@ def _race(case: Case, adjoints: dict[str, diffrax.AbstractAdjoint], rounds: int,
 
 
 def _run(case: Case, how: dict[str, Any]) -> Callable[[], Row]:
-    """Compiled, and run for a first time, when it is first called."""
+    """Compiled when it is first called."""
 
     @functools.cache
     def compiled() -> measure.Row:
-        program = measure.Program("", _gradient(case, how), _inputs(case)).compiled()
-        program.run()
-        return program
+        return measure.Program("", _gradient(case, how), _inputs(case)).compiled()
 
     return lambda: _measured(case, compiled())
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,9 +17,9 @@ def main(file: Path) -> None:
     """Write it."""
     torch.set_num_threads(1)
     problem = SMALL.problem()
-    params = {f"p{i}": p.detach().numpy() for i, p in enumerate(problem.field.parameters())}
-    reference = reference_gradient(SMALL).numpy()
-    np.savez(file, y0=problem.y0.detach().numpy(), t=problem.t.numpy(), reference=reference, **params)
+    arrays: dict[str, Any] = {f"p{i}": p.detach().numpy() for i, p in enumerate(problem.field.parameters())}
+    arrays.update(y0=problem.y0.detach().numpy(), t=problem.t.numpy(), reference=reference_gradient(SMALL).numpy())
+    np.savez(file, **arrays)
 
 
 if __name__ == "__main__":

@@ -45,10 +45,9 @@ def draw(part: str, panels: dict[str, Any], file: Path) -> None:
             axis.set(xscale="log", yscale="log")
             axis.grid(alpha=0.3)
         axes[0, column].set_title(name)
-    handles = {line.get_label(): line for axis in axes.flat for line in axis.get_lines()}
-    figure.legend(
-        handles.values(), handles.keys(), loc="outside lower center", ncols=4 if len(panels) > 2 else 3, fontsize=9
-    )
+    handles = {str(line.get_label()): line for axis in axes.flat for line in axis.get_lines()}
+    columns = min(4, len(panels) + 1)
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=columns, fontsize=9)
     figure.savefig(file, dpi=110)
 
 

@@ -25,6 +25,9 @@ of the last points, as many as the brackets say: of the time and of the bytes. I
 rk4 along the axis of steps, but for quadrature, which needs an adaptive solver: Dormand and Prince's with its steps
 limited to that size, as along the other axes. In JAX they are Dormand and Prince's, fixed."""
 
+_TIMES = ((1.0, "s"), (1e-3, "ms"))
+_BYTES = ((2.0**30, "GiB"), (2.0**20, "MiB"), (2.0**10, "KiB"))
+
 Curves = dict[str, list[tuple[float, Row]]]
 
 
@@ -122,6 +125,14 @@ def _kib(held: Any) -> str:
     return "?" if held is None else f"{held / 1024:.3g}"
 
 
+def _scaled(value: float | None, units: Sequence[tuple[float, str]]) -> str:
+    """To three digits, in the largest unit that is not larger."""
+    if value is None:
+        return "?"
+    unit, name = next((unit for unit in units if value >= unit[0]), units[-1])
+    return f"{value / unit:.3g} {name}"
+
+
 def _scaling(panels: dict[str, Curves]) -> Iterator[str]:
     yield from ("### Growth with size", "", *_SCALING.splitlines(), "")
     for axis in cases.AXES:
@@ -146,7 +157,7 @@ def _growth(points: Sequence[tuple[float, Row]], what: str) -> str:
 def _size(row: Row | None) -> str:
     if row is None:
         return ""
-    return row["without"] if "without" in row else f"{row['seconds'] * 1e3:.3g} ms, {_kib(row['held'])} KiB"
+    return row["without"] if "without" in row else f"{_scaled(row['seconds'], _TIMES)}, {_scaled(row['held'], _BYTES)}"
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:

@@ -62,8 +62,9 @@ class Torch:
         torch.set_num_threads(1)
         # What is there already need not be searched for garbage before each measurement.
         gc.freeze()
-        self.tolerances = (1e-3, 1e-7) if quick else tuple(10.0**-i for i in range(3, 10))
-        self.precision_ways, self.scaling_ways = tuple(_PRECISION), tuple(_SCALING)
+        self.tolerances: Sequence[float] = (1e-3, 1e-7) if quick else tuple(10.0**-i for i in range(3, 10))
+        self.precision_ways: Sequence[str] = tuple(_PRECISION)
+        self.scaling_ways: Sequence[str] = tuple(_SCALING)
 
     def machine(self) -> str:
         """The processor and the versions that count."""
