@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import logging
+import re
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -21,6 +23,8 @@ from benchmarks.curves.store import Row
 from steptape.jax import AdaptiveCheckpointAdjoint, QuadratureAdjoint, SeminormAdjoint
 
 jax.config.update("jax_enable_x64", True)
+# A solve that fails is a row of the table, which says why; here it would be a page.
+logging.getLogger("jax._src.callback").disabled = True
 
 BACKPROP, ADJOINT, ACA, QUADRATURE = "RecursiveCheckpoint", "Backsolve", "steptape ACA", "steptape quadrature"
 DIRECT = "Direct"
@@ -117,7 +121,12 @@ def _gradient(case: Case, how: dict[str, Any]) -> Callable[..., Any]:
 
 def _measured(case: Case, program: measure.Row) -> Row:
     start = time.process_time()
-    program.run()
+    try:
+        program.run()
+    except jax.errors.JaxRuntimeError as error:
+        # Equinox's words are deep in a traceback that JAX quotes.
+        words = re.search(r"EquinoxRuntimeError: (.+)", str(error))
+        raise RuntimeError(words[1] if words else str(error)) from None
     seconds = time.process_time() - start
     (_, stats), gradient = program.result
     flat = np.concatenate([np.ravel(part) for part in jax.tree.leaves(gradient)])

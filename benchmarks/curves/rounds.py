@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 
 from benchmarks.curves.store import Row
 
-_AFFORDABLE = 1.5
+_AFFORDABLE = 1.0
 
 
 def race(runs: Mapping[str, Callable[[], Row]], rounds: int) -> list[Row]:
