@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib.figure
+import matplotlib.ticker
 
 from benchmarks.curves import cases
 
@@ -44,6 +45,7 @@ def draw(part: str, panels: dict[str, Any], file: Path) -> None:
                 axis.set(xlabel=_AXES[name].replace(", for", "\nfor"), ylabel=text if column == 0 else "")
             axis.set(xscale="log", yscale="log")
             axis.grid(alpha=0.3)
+            axis.xaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
         axes[0, column].set_title(name)
     handles = {str(line.get_label()): line for axis in axes.flat for line in axis.get_lines()}
     columns = min(4, len(panels) + 1)

@@ -151,7 +151,7 @@ def _gradient(case: Case, problem: Problem, solve: Solve) -> Row:
     return {
         "seconds": forward + backward,
         "error": case.error(gradient.astype(np.float64)),
-        "held": None if held is None or base is None else max(0, held - base),
+        "held": None if held is None or base is None or held < base else held - base,
         "evaluations": (evaluations, counts["evaluations"] - evaluations),
         "accepted": accepted,
     }
