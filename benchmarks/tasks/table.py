@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+from benchmarks.measure import machine
 from benchmarks.tasks.data import TASKS
 from benchmarks.tasks.measure import MATCHED, METHODS, Row
 
@@ -27,6 +28,7 @@ def write(rows: Sequence[Row], command: str, folder: Path) -> Path:
     """Write both into a folder, and return the Markdown."""
     groups = _groups(rows)
     lines = ["# The seminorm paper's tasks at small scale", "", f"`{command}`", "", *_NOTES.splitlines(), ""]
+    lines += [*(f"- {name}: {value}" for name, value in machine().items()), ""]
     lines += [*_comparison(groups), ""]
     for backend, task in dict.fromkeys(key[:2] for key in groups):
         lines += ["", *_task(backend, task, [group for key, group in groups.items() if key[:2] == (backend, task)])]
