@@ -90,41 +90,8 @@ def parity(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Time and memory against torchdiffeq, torchsde and peers; arguments go to `python -m benchmarks.torch_speed`."""
-    install(session, "sde", group="bench")
+    """All measurements beside the peers, into `benchmark-report/`; arguments go to `python -m benchmarks`."""
+    install(session, "all", group="bench")
     # Its declared requirements bring a whole training stack, of which the solvers need two small packages.
     session.install("--no-deps", *nox.project.dependency_groups(PYPROJECT, "bench-alone"))
-    session.run("python", "-m", "benchmarks.torch_speed", *session.posargs)
-    session.run("python", "-m", "benchmarks.sde_speed")
-
-
-@nox.session
-def bench_jax(session: nox.Session) -> None:
-    """Time, memory and scaling against diffrax's own adjoint, in `benchmark-report/`."""
-    session.install(".[jax,report]")
-    for benchmark in ("jax_speed", "jax_memory", "jax_scaling"):
-        session.run("python", "-m", f"benchmarks.{benchmark}", *session.posargs)
-
-
-@nox.session
-def tasks(session: nox.Session) -> None:
-    """The seminorm paper's tasks in both frameworks, in `benchmark-report/tasks.md`; arguments go to the command."""
-    install(session, "all", group="bench-tasks")
-    session.run("python", "-m", "benchmarks.tasks", *session.posargs)
-
-
-@nox.session
-def papers(session: nox.Session) -> None:
-    """The ACA paper's experiments and the peers' limits, into `benchmark-report/`; arguments go to the command."""
-    install(session, "sde", "report", group="bench-tasks")
-    session.install(*nox.project.dependency_groups(PYPROJECT, "bench"))
-    session.install("--no-deps", *nox.project.dependency_groups(PYPROJECT, "bench-alone"))
-    session.run("python", "-m", "benchmarks.papers", *session.posargs)
-
-
-@nox.session
-def curves(session: nox.Session) -> None:
-    """Work-precision and scaling in both frameworks, into `benchmark-report/`; arguments go to the command."""
-    install(session, "all", group="bench-tasks")
-    session.install(*nox.project.dependency_groups(PYPROJECT, "bench"))
-    session.run("python", "-m", "benchmarks.curves", *session.posargs)
+    session.run("python", "-m", "benchmarks", *session.posargs)

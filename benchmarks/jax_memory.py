@@ -175,10 +175,13 @@ def _within(host: Row, ours: Sequence[Row]) -> tuple[str, ...]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print the tables and write their figures to a folder."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.jax_memory", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="one set-up in 3 rounds")
     parser.add_argument("--rounds", type=int, default=11)
     parser.add_argument("--only", choices=[setup.name for setup in SETUPS])
     parser.add_argument("--out", type=Path, default=Path("benchmark-report"), metavar="DIR", help="folder of results")
     options = parser.parse_args(arguments)
+    if options.quick:
+        options.rounds, options.only = 3, SETUPS[0].name
     jax.config.update("jax_enable_x64", True)
     print("# Gradients through diffrax at equal memory", "", sep="\n")
     print(measure.machine())

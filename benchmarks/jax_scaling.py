@@ -107,12 +107,13 @@ def plot(found: dict[str, Any], file: Path) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print the table, and write it and the plot to a folder."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.jax_scaling", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="one round")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--out", type=Path, default=Path("benchmark-report"), metavar="DIR", help="folder of results")
     options = parser.parse_args(arguments)
     jax.config.update("jax_enable_x64", True)
     command = " ".join(["python -m benchmarks.jax_scaling", *(sys.argv[1:] if arguments is None else arguments)])
-    found = {"command": command, **measured(options.rounds)}
+    found = {"command": command, **measured(1 if options.quick else options.rounds)}
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / "jax_scaling.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     (options.out / "jax_scaling.md").write_text(report(found), encoding="utf-8")

@@ -128,12 +128,15 @@ def _held(problem: Problem, way: str) -> float:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print a table and write its figures to a folder."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.sde_speed", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="100 steps, one round")
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--batch", type=int, default=512)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--methods", nargs="*", help="default: all")
     parser.add_argument("--out", type=Path, default=Path("benchmark-report"), metavar="DIR", help="folder of results")
     options = parser.parse_args(arguments)
+    if options.quick:
+        options.steps, options.rounds = 100, 1
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
     command = " ".join(["python -m benchmarks.sde_speed", *(sys.argv[1:] if arguments is None else arguments)])

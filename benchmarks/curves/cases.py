@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,8 @@ from typing import Any
 import numpy as np
 from array_api_compat import array_namespace
 
-from steptape.shared_tests import problems
+from steptape.shared_tests.make_references import load_references
+from steptape.shared_tests.problems import PROBLEMS as SHARED
 
 PROBLEMS = {
     "lotka_volterra": "lotka_volterra",
@@ -59,9 +59,8 @@ def precision(name: str, mlp: Path) -> Case:
 
 
 def _shared(name: str) -> Case:
-    problem = problems.PROBLEMS[PROBLEMS[name]]
-    stored = json.loads(Path(problems.__file__).with_name("references.json").read_text(encoding="utf-8"))
-    gradient = stored[problem.name]["gradient"]
+    problem = SHARED[PROBLEMS[name]]
+    gradient = load_references()[problem.name]["gradient"]
     return Case(
         name,
         lambda t, y, params: problem.field(t, y[0, :], params[0])[None, :],

@@ -30,15 +30,14 @@ BACKPROP, ADJOINT, ACA, QUADRATURE = "RecursiveCheckpoint", "Backsolve", "stepta
 DIRECT = "Direct"
 _MOST_STEPS = 2**14
 # What the backward solve may take costs nothing before it is taken.
-_BACKWARD = {"max_steps": _MOST_STEPS}
 _PRECISION: dict[str, diffrax.AbstractAdjoint] = {
     BACKPROP: diffrax.RecursiveCheckpointAdjoint(),
-    ADJOINT: diffrax.BacksolveAdjoint(**_BACKWARD),
+    ADJOINT: diffrax.BacksolveAdjoint(max_steps=_MOST_STEPS),
     DIRECT: diffrax.DirectAdjoint(),
     ACA: AdaptiveCheckpointAdjoint(),
     f"{ACA}, 16 checkpoints": AdaptiveCheckpointAdjoint(checkpoints=16),
-    "steptape seminorm": SeminormAdjoint(**_BACKWARD),
-    QUADRATURE: QuadratureAdjoint(**_BACKWARD),
+    "steptape seminorm": SeminormAdjoint(max_steps=_MOST_STEPS),
+    QUADRATURE: QuadratureAdjoint(max_steps=_MOST_STEPS),
 }
 _SCALING: dict[str, diffrax.AbstractAdjoint] = {
     BACKPROP: diffrax.RecursiveCheckpointAdjoint(),

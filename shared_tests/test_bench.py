@@ -1,0 +1,71 @@
+"""The command that runs all measurements: what it runs, what it skips, what it says."""
+
+import importlib
+import subprocess
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+pytest.importorskip("matplotlib")
+
+ROOT = Path(__file__).resolve().parents[1]
+pytestmark = pytest.mark.skipif(not (ROOT / "benchmarks").exists(), reason="runs from a checkout")
+
+
+@pytest.fixture
+def bench(monkeypatch):
+    """The command, and the modules that it starts, of which ``fails`` may name one that fails."""
+    started, fails = [], set()
+
+    def run(command, check):
+        name = command[2].removeprefix("benchmarks.")
+        started.append(" ".join([name, *(flag for flag in command if flag == "--quick")]))
+        return SimpleNamespace(returncode=int(name in fails))
+
+    monkeypatch.syspath_prepend(ROOT)
+    main = importlib.import_module("benchmarks.__main__")
+    monkeypatch.setattr(subprocess, "run", run)
+    return SimpleNamespace(main=main.main, all=list(main.MEASUREMENTS), started=started, fails=fails)
+
+
+def test_every_measurement_is_a_command_and_a_source_of_the_page(bench):
+    sources = importlib.import_module("benchmarks.results.read").SOURCES
+    assert set(bench.all) == set(sources) - {"parity"}
+    for name in bench.all:
+        assert (ROOT / "benchmarks" / f"{name}.py").exists() or (ROOT / "benchmarks" / name / "__main__.py").exists()
+
+
+def test_all_run_once_and_the_page_each_time(bench, tmp_path, capsys):
+    assert bench.main(["--out", str(tmp_path)]) == 0
+    assert bench.started == [*bench.all, "results"]
+    bench.started.clear()
+    assert bench.main(["--out", str(tmp_path), "tasks", "papers"]) == 0
+    assert bench.started == ["results"]
+    assert "tasks: finished before" in capsys.readouterr().err
+
+
+def test_what_failed_is_run_again_and_quick_ones_do_not_count_as_whole(bench, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    bench.fails.add("tasks")
+    assert bench.main(["tasks", "papers", "--quick"]) == 1
+    assert "failed: tasks" in capsys.readouterr().err
+    bench.fails.clear()
+    assert bench.main(["tasks", "papers", "--quick"]) == 0
+    assert bench.main(["papers"]) == 0
+    assert bench.started == [
+        "tasks --quick",
+        "papers --quick",
+        "results",
+        "tasks --quick",
+        "results",
+        "papers",
+        "results",
+    ]
+    assert (tmp_path / "benchmark-report" / "quick" / "finished.txt").exists()
+
+
+def test_an_unknown_measurement_is_named(bench, capsys):
+    with pytest.raises(SystemExit):
+        bench.main(["speed"])
+    assert "speed: must be one of torch_speed, sde_speed" in capsys.readouterr().err
