@@ -270,8 +270,11 @@ def _never(level):
     return diffrax.Event(lambda t, y, args, **kwargs: y[0] - 99 * level, newton)
 
 
-@pytest.mark.parametrize("event", [_root_found, _slow, _never])
-@pytest.mark.parametrize("ts", [None, [0.1, 0.5, 1.7, 2.2, 2.8]], ids=["t1", "ts and t1"])
+@pytest.mark.parametrize(
+    ("event", "ts"),
+    [(_root_found, None), *((event, [0.1, 0.5, 1.7, 2.2, 2.8]) for event in (_root_found, _slow, _never))],
+    ids=["t1", "ts and t1", "of the field", "never"],
+)
 def test_the_time_of_a_root_moves_with_all_it_depends_on(event, ts):
     def run(inputs, adjoint):
         x, level = inputs
