@@ -9,7 +9,7 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 # One thread, whose processor time is what a computation costs. XLA reads this once, when it starts.
@@ -88,9 +88,3 @@ def machine() -> str:
     """The platform and the versions that count."""
     versions = [f"{name} {importlib.metadata.version(name)}" for name in ("jax", "equinox", "diffrax")]
     return ", ".join([platform.platform(), f"Python {platform.python_version()}", *versions])
-
-
-def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
-    """A Markdown table."""
-    for cells in (head, ["---"] * len(head), *rows):
-        yield "| " + " | ".join(cells) + " |"

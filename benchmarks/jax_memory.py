@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks.jax_measure import Program, Row
+from benchmarks.markdown import table
 from steptape.jax import AdaptiveCheckpointAdjoint
 
 HOST, OURS = "RecursiveCheckpointAdjoint", "AdaptiveCheckpointAdjoint"
@@ -115,10 +116,10 @@ def report(setup: Setup, rows: Sequence[tuple[Method, Row]]) -> Iterator[str]:
     yield f"{setup.text}; {accepted} accepted steps, {rejected} rejected."
     yield ""
     head = ("adjoint", "temporary KiB", "ms", "times faster than the host's same k", "compile s", "difference")
-    yield from measure.table(head, (_cells(row, host[method.checkpoints]) for method, row in rows))
+    yield from table(head, (_cells(row, host[method.checkpoints]) for method, row in rows))
     yield from ("", "The fastest of ours in no more memory than the host takes:", "")
     within = ("host", "KiB", "ms", "ours", "KiB", "ms", "times faster")
-    yield from measure.table(within, (_within(row, ours) for row in host.values()))
+    yield from table(within, (_within(row, ours) for row in host.values()))
 
 
 def _steps(rows: Sequence[tuple[Method, Row]]) -> tuple[int, int]:

@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks.markdown import table
 from steptape.jax import AdaptiveCheckpointAdjoint
 
 ELEMENTS = 256
@@ -81,7 +82,7 @@ def report(found: dict[str, Any]) -> str:
         (str(least), str(most), *(f"{times[i] * 1e3:.1f}" for times in found["seconds"].values()))
         for i, (least, most) in enumerate(found["counts"])
     ]
-    lines = ["# Time of a batch against its longest solve", "", found["machine"], "", *measure.table(head, rows), ""]
+    lines = ["# Time of a batch against its longest solve", "", found["machine"], "", *table(head, rows), ""]
     lines += [f"{name}: time grows as steps^{p:.2f}" for name, p in found["exponents"].items()]
     ours = found["exponents"]["AdaptiveCheckpointAdjoint()"]
     return "\n".join([*lines, "", f"Aim: exponent of ours <= 1.1: {'met' if ours <= 1.1 else 'not met'}."]) + "\n"

@@ -23,6 +23,7 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks.jax_measure import Program
+from benchmarks.markdown import table
 from steptape.jax import AdaptiveCheckpointAdjoint
 
 SOLVERS = {"Tsit5": diffrax.Tsit5, "Dopri5": diffrax.Dopri5, "Dopri8": diffrax.Dopri8}
@@ -146,9 +147,9 @@ def measured(case: Case, rounds: int, settings: int) -> Result:
 def report(results: Sequence[Result]) -> Iterator[str]:
     """The table, the geometric means and the aims, as Markdown."""
     head = ("case", "accepted + rejected", "ms", "times faster than default", "than best", "best", "compile", "KiB")
-    yield from measure.table((*head, "default's KiB", "difference"), map(_cells, results))
+    yield from table((*head, "default's KiB", "difference"), map(_cells, results))
     yield ""
-    yield from measure.table(("aim", "measured", "bound", ""), _aims(results))
+    yield from table(("aim", "measured", "bound", ""), _aims(results))
 
 
 def _cells(row: Result) -> tuple[str, ...]:

@@ -126,8 +126,8 @@ def test_a_way_that_would_take_too_long_is_not_run(run):
 
 def test_the_report_says_how_long_a_way_takes_to_equal_error(curves, run, tmp_path):
     file = run(Fake())
-    table, store = curves("table"), curves("store")
-    text = table.write(store.entries(file), "command", tmp_path / "curves.md").read_text(encoding="utf-8")
+    table, jsonl = curves("table"), importlib.import_module("benchmarks.jsonl")
+    text = table.write(jsonl.read(file), "command", tmp_path / "curves.md").read_text(encoding="utf-8")
     assert "| steptape ACA | 0.50 |" in text
     assert "| steptape ACA | not reached |" in text
     assert {"curves-precision-torch.png", "curves-scaling-torch.png"} <= {path.name for path in tmp_path.iterdir()}

@@ -12,8 +12,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks import jsonl
 from benchmarks.curves import table
-from benchmarks.curves.store import entries
 from benchmarks.curves.work import BACKENDS, PARTS
 
 
@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         failed |= subprocess.run([*worker, *["--quick"] * options.quick], check=False).returncode
     if not file.exists():
         return failed or 1
-    report = table.write(entries(file), " ".join(["python -m benchmarks.curves", *given]), file.with_suffix(".md"))
+    report = table.write(jsonl.read(file), " ".join(["python -m benchmarks.curves", *given]), file.with_suffix(".md"))
     print(report)
     return failed
 

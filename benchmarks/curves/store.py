@@ -9,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from benchmarks import jsonl
+
 Row = dict[str, Any]
 Entry = dict[str, Any]
 
@@ -18,7 +20,7 @@ class Store:
 
     def __init__(self, file: Path, backend: str):
         self._file, self._backend = file, backend
-        self._rows = {_key(entry): entry["rows"] for entry in entries(file) if entry["backend"] == backend}
+        self._rows = {_key(entry): entry["rows"] for entry in jsonl.read(file) if entry["backend"] == backend}
 
     def cell(self, part: str, name: str, size: float, measure: Callable[[], list[Row]]) -> list[Row]:
         """Its rows, one for each way: from the file, or measured and written there."""
@@ -32,13 +34,6 @@ class Store:
                 lines.write(json.dumps({**entry, "rows": rows}) + "\n")
             print(f"{self._backend} {part}: {name} {size:g}, {seconds:.1f} s", file=sys.stderr, flush=True)
         return self._rows[key]
-
-
-def entries(file: Path) -> list[Entry]:
-    """All cells of a file."""
-    if not file.exists():
-        return []
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
 
 
 def _key(entry: Entry) -> tuple[str, str, float]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks.curves import cases, fits, plot
 from benchmarks.curves.store import Entry, Row
+from benchmarks.markdown import table
 
 ERRORS = (1e-5, 1e-7)
 OURS = "steptape"
@@ -71,7 +72,7 @@ def _precision(panels: dict[str, Curves]) -> Iterator[str]:
     for error in ERRORS:
         yield from (f"Time at error {error:g}, relative to {ways[0]}:", "")
         rows = [(way, *(_relative(panel, way, ways[0], error) for panel in panels.values())) for way in ways]
-        yield from (*_table(("", *panels), rows), "")
+        yield from (*table(("", *panels), rows), "")
     for name, panel in panels.items():
         yield from (f"#### {name}", "", *_points(panel), "")
 
@@ -108,7 +109,7 @@ def _points(panel: Curves) -> Iterator[str]:
     yield "Error, ms, evaluations forward + backward, KiB held:"
     yield ""
     cells = [(way, *(_point(dict(points).get(size)) for size in sizes)) for way, points in panel.items()]
-    yield from _table(("tolerance", *(f"{size:g}" for size in sizes)), cells)
+    yield from table(("tolerance", *(f"{size:g}" for size in sizes)), cells)
 
 
 def _point(row: Row | None) -> str:
@@ -146,7 +147,7 @@ def _sizes(panel: Curves) -> Iterator[str]:
     for way, points in panel.items():
         growth = [_growth(points, what) for what in ("seconds", "held")]
         cells.append((way, *(_size(dict(points).get(size)) for size in sizes), *growth))
-    yield from _table(("", *(f"{size:,g}" for size in sizes), "growth, time", "growth, bytes"), cells)
+    yield from table(("", *(f"{size:,g}" for size in sizes), "growth, time", "growth, bytes"), cells)
 
 
 def _growth(points: Sequence[tuple[float, Row]], what: str) -> str:
@@ -158,8 +159,3 @@ def _size(row: Row | None) -> str:
     if row is None:
         return ""
     return row["without"] if "without" in row else f"{_scaled(row['seconds'], _TIMES)}, {_scaled(row['held'], _BYTES)}"
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
-    for cells in (head, ["---"] * len(head), *rows):
-        yield "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"

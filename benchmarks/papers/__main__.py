@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 
+from benchmarks import jsonl
 from benchmarks.papers import table
 from benchmarks.papers.table import EXPERIMENTS, Results
 
@@ -41,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _measure(name: str, quick: bool, file: Path) -> None:
     cells = importlib.import_module(f"benchmarks.papers.{name}").run(quick)
-    done = {entry["cell"] for entry in _entries(file) if entry["experiment"] == name}
+    done = {entry["cell"] for entry in jsonl.read(file) if entry["experiment"] == name}
     for cell, measure in cells.items():
         if cell in done:
             continue
@@ -53,15 +54,9 @@ def _measure(name: str, quick: bool, file: Path) -> None:
             lines.write(json.dumps(entry) + "\n")
 
 
-def _entries(file: Path) -> list[dict]:
-    if not file.exists():
-        return []
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-
-
 def _results(file: Path) -> Results:
     results: Results = {}
-    for entry in _entries(file):
+    for entry in jsonl.read(file):
         rows, seconds = results.setdefault(entry["experiment"], ([], [0.0]))
         rows.extend(entry["rows"])
         seconds[0] += entry["seconds"]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import matplotlib.figure
 
+from benchmarks.markdown import table
 from benchmarks.measure import machine
 from benchmarks.papers.ways import Row
 
@@ -33,8 +34,8 @@ def _experiment(name: str, rows: Sequence[Row], seconds: float, file: Path) -> I
     yield from (f"## {name}", "", *(module.__doc__ or "").strip().splitlines(), "", f"Processor time: {seconds:.0f} s.")
     claims = module.claims(rows)
     if claims:
-        yield from ("", *_table(("claimed", "measured here", "why they differ, or agree"), claims))
-    yield from ("", *_table(*_cells(getattr(module, "shown", list)(rows))), "")
+        yield from ("", *table(("claimed", "measured here", "why they differ, or agree"), claims))
+    yield from ("", *table(*_cells(getattr(module, "shown", list)(rows))), "")
     plot = file.with_name(f"{file.stem}-{name}.png")
     figure = matplotlib.figure.Figure(figsize=getattr(module, "SIZE", (11, 4)), layout="constrained")
     module.draw(rows, figure)
@@ -51,8 +52,3 @@ def _text(value: Any) -> str:
     if value is None:
         return ""
     return f"{value:.3g}" if isinstance(value, float) else str(value)
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
-    for cells in (head, ["---"] * len(head), *rows):
-        yield "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"

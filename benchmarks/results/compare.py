@@ -11,7 +11,6 @@ from benchmarks.results import text
 from benchmarks.results.ratios import Place, Ratio, ratios
 from benchmarks.results.read import Results
 
-CLOSE = 1.15
 Pairs = dict[Place, dict[str, tuple[float, float]]]
 
 
@@ -20,7 +19,7 @@ def compared(first: Results, second: Results) -> dict[str, Any]:
     pairs = _pairs(ratios(first), ratios(second))
     machines = [_machines(run) for run in (first, second)]
     groups = [_group(*group, pairs) for group in dict.fromkeys(place[:2] for place in pairs)]
-    return {"machines": machines, "close": CLOSE, "groups": groups, "beyond": _beyond(pairs)}
+    return {"machines": machines, "close": text.CLOSE, "groups": groups, "beyond": _beyond(pairs)}
 
 
 def _machines(run: Results) -> list[str]:
@@ -52,14 +51,14 @@ def _group(source: str, kind: str, pairs: Pairs) -> dict[str, Any]:
     found = [_apart(*pair) for ways in problems for pair in ways.values() if not _is_base(pair)] or [1.0]
     orders = [order for ways in problems for order in itertools.combinations(ways.values(), 2)]
     swapped = [(a, b) for a, b in orders if (a[0] - b[0]) * (a[1] - b[1]) < 0]
-    clear = [(a, b) for a, b in swapped if max(_apart(a[0], b[0]), _apart(a[1], b[1])) > CLOSE]
+    clear = [(a, b) for a, b in swapped if max(_apart(a[0], b[0]), _apart(a[1], b[1])) > text.CLOSE]
     return {
         "source": source,
         "kind": kind,
         "ratios": len(found),
         "median": statistics.median(found) - 1,
         "most": max(found) - 1,
-        "close": sum(x <= CLOSE for x in found) / len(found),
+        "close": sum(x <= text.CLOSE for x in found) / len(found),
         "orders": len(orders),
         "swapped": len(swapped),
         "clearly swapped": len(clear),
@@ -71,7 +70,7 @@ def _beyond(pairs: Pairs) -> list[dict[str, Any]]:
         dict(zip(("source", "kind", "problem", "way", "first", "second"), (*place, way, *pair), strict=True))
         for place, ways in pairs.items()
         for way, pair in ways.items()
-        if _apart(*pair) > CLOSE
+        if _apart(*pair) > text.CLOSE
     ]
     return sorted(rows, key=lambda row: -_apart(row["first"], row["second"]))
 

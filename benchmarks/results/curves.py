@@ -7,13 +7,13 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from benchmarks.curves import fits
+from benchmarks.curves.table import ERRORS
 from benchmarks.results import text
 from benchmarks.results.read import Results
 
 BASE = {"torch": "back-propagation", "jax": "RecursiveCheckpoint"}
 OURS, PLOTS = "steptape ACA", "curves-*.png"
 _BYTES = {"torch": "those allocated between the passes", "jax": "XLA's temporary memory over both passes"}
-_ERRORS = (1e-5, 1e-7)
 Cells = dict[str, dict[float, dict[str, dict[str, Any]]]]
 
 
@@ -34,7 +34,7 @@ def precision(results: Results) -> Iterator[str]:
         if not problems:
             yield f"None in {backend} yet: `python -m benchmarks.curves --only precision --backend {backend}`."
             continue
-        errors = " / ".join(f"{error:g}" for error in _ERRORS)
+        errors = " / ".join(f"{error:g}" for error in ERRORS)
         yield (
             f"In {backend}: time of forward and backward pass at which the gradient's error falls to {errors}, over "
             f"that of {base}, interpolated between tolerances; least median first."
@@ -55,7 +55,7 @@ def _times(found: dict[float, dict[str, dict[str, Any]]], way: str, base: str) -
         rows = [found[size].get(name, {}) for size in sorted(found, reverse=True)]
         return [(row["error"], row["seconds"]) for row in rows if row.get("error") is not None]
 
-    return [_ratio(fits.at_error(curve(way), error), fits.at_error(curve(base), error)) for error in _ERRORS]
+    return [_ratio(fits.at_error(curve(way), error), fits.at_error(curve(base), error)) for error in ERRORS]
 
 
 def _ratio(mine: float | str, theirs: float | str) -> float | str:

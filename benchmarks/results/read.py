@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from benchmarks import jsonl
+
 
 @dataclasses.dataclass(frozen=True)
 class Source:
@@ -50,7 +52,7 @@ class Results:
 
     def lines(self, name: str) -> list[dict[str, Any]]:
         """A file of JSON lines, empty if it is missing."""
-        return [json.loads(line) for line in self._text(SOURCES[name].file).splitlines()]
+        return jsonl.read(self.folder / SOURCES[name].file)
 
     def _text(self, file: str) -> str:
         path = self.folder / file

@@ -6,8 +6,9 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks.results.text import CLOSE, per_cent
+
 _README = Path(__file__).resolve().parents[2] / "README.md"
-_CLOSE = 1.15
 
 
 def sentence(start: str) -> str:
@@ -33,9 +34,9 @@ def verdict(claimed: str, measured: str) -> str:
     if not pairs or len(_figures(claimed)) != len(_figures(measured)):
         return ""
     apart = max(max(one, other) / min(one, other) for one, other in pairs)
-    if apart <= _CLOSE:
-        return f"the same, within {_CLOSE - 1:.0%}".replace("%", " %")
-    return f"differs by {apart - 1:.0%}".replace("%", " %") + ": another run, see [Repeatability](#repeatability)"
+    if apart <= CLOSE:
+        return f"the same, within {per_cent(CLOSE - 1)}"
+    return f"differs by {per_cent(apart - 1)}: another run, see [Repeatability](#repeatability)"
 
 
 def _figures(text: str) -> Sequence[float]:

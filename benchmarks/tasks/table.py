@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+from benchmarks.markdown import table
 from benchmarks.measure import machine
 from benchmarks.tasks.data import TASKS
 from benchmarks.tasks.measure import MATCHED, METHODS, Row
@@ -47,11 +48,6 @@ def _groups(rows: Iterable[Row]) -> Groups:
     return {key: dict(sorted(groups[key].items(), key=lambda item: order(item[0]))) for key in places}
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
-    for cells in (head, ["---"] * len(head), *rows):
-        yield "| " + " | ".join(cells) + " |"
-
-
 def _task(backend: str, task: str, groups: Sequence[dict[str, Row]]) -> Iterator[str]:
     first = next(iter(groups[0].values()))
     share = first.parameters / (first.parameters + 2 * first.channels)
@@ -63,7 +59,7 @@ def _task(backend: str, task: str, groups: Sequence[dict[str, Row]]) -> Iterator
     )
     yield ""
     head = ("rtol, atol", "method", "forward", "backward", "ms", "error", "last loss", f"test {first.measure}")
-    yield from _table(head, (_cells(row) for group in groups for row in group.values()))
+    yield from table(head, (_cells(row) for group in groups for row in group.values()))
 
 
 def _cells(row: Row) -> tuple[str, ...]:
@@ -88,7 +84,7 @@ def _comparison(groups: Groups) -> Iterator[str]:
             columns = ([ratio for ratio in column if ratio] for column in zip(*found.values(), strict=True))
             reduced = ([reduce(what) for what in zip(*column, strict=True)] for column in columns)
             lines.append((backend, f"**{name}**", "", *map(_changes, reduced)))
-    yield from _table(("", "task", "rtol", *(f"{one} over {other}" for one, other in _COMPARED)), lines)
+    yield from table(("", "task", "rtol", *(f"{one} over {other}" for one, other in _COMPARED)), lines)
 
 
 def _ratios(group: dict[str, Row]) -> list[Sequence[float]]:

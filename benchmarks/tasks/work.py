@@ -13,15 +13,14 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks import jsonl
 from benchmarks.tasks.data import TASKS
 from benchmarks.tasks.measure import METHODS, Row, cell
 
 
 def results(file: Path) -> list[Row]:
     """The rows of a file of results, one in a line."""
-    if not file.exists():
-        return []
-    return [Row(**json.loads(line)) for line in file.read_text(encoding="utf-8").splitlines()]
+    return [Row(**row) for row in jsonl.read(file)]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -21,6 +21,8 @@ from steptape.jax._rows import get
 from steptape.jax._slots import Slots
 from steptape.jax._trajectory import Blocks, Record, recorded_while_loop
 
+CALL = "`diffeqsolve(..., adjoint=QuadratureAdjoint(...))`"
+
 
 def solve_continuously(moving: tuple, call: "Call") -> tuple[Any, Any]:
     """diffrax's final state and statistics; ``moving``: y0, args, terms, (t0, t1, ts), the functions of the event."""
@@ -176,8 +178,8 @@ def _solve_bwd(residuals, cotangents, perturbed, moving, call):
     grads = (*eqx.filter((g_y0, g_args, g_terms, g_times), perturbed[:4]), g_conditions)
     return undifferentiated(
         grads,
-        why="Second derivatives of `diffeqsolve(..., adjoint=QuadratureAdjoint(...))`: the backward pass is an "
-        "adaptive solve of its own. Use `adjoint=diffrax.DirectAdjoint()`.",
+        why=f"Second derivatives of {CALL}: the backward pass is an adaptive solve of its own. Use "
+        "`adjoint=diffrax.DirectAdjoint()`.",
     )
 
 
@@ -221,9 +223,6 @@ def _backward(
     )
     found = jax.tree.map(lambda g: jnp.where(ok, g * scale.astype(g.dtype), jnp.nan), (a, integral))
     if call.solve["throw"]:
-        words = (
-            "The backward solve of `diffeqsolve(..., adjoint=QuadratureAdjoint(...))` did not reach t0: raise "
-            "`max_steps` or loosen the tolerances."
-        )
+        words = f"The backward solve of {CALL} did not reach t0: raise `max_steps` or loosen the tolerances."
         found = eqx.error_if(found, tried & ~ok, words)
     return found

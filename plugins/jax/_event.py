@@ -11,7 +11,8 @@ import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jax import lax
+
+from steptape.jax._field import stopped
 
 
 class _Condition(eqx.Module):
@@ -38,7 +39,7 @@ def closed_conditions(event: diffrax.Event | None, t: Any, y: Any, args: Any, **
 
     conditions = jax.tree.map(closed, event.cond_fn, is_leaf=callable)
     if event.root_finder is None:
-        conditions = jax.tree.map(lambda x: lax.stop_gradient(x) if eqx.is_inexact_array(x) else x, conditions)
+        return stopped(conditions)
     return conditions
 
 

@@ -6,6 +6,7 @@ from typing import Any
 import diffrax
 import equinox as eqx
 import jax
+from jax import lax
 
 from steptape._errors import UnsupportedError
 from steptape.compat._diffrax import WrapTerm
@@ -41,6 +42,11 @@ def closes_over_tracers(closed: Any) -> bool:
 def rate(terms: Any, t: Any, y: Any, args: Any) -> Any:
     """dy/dt in the solve's own direction of time, which diffrax keeps in the control."""
     return jax.tree.map(lambda x: terms.direction.astype(x.dtype) * x, terms.vf(t, y, args))
+
+
+def stopped(tree: Any) -> Any:
+    """``tree``, which nothing depends on to be differentiated."""
+    return jax.tree.map(lambda x: lax.stop_gradient(x) if eqx.is_inexact_array(x) else x, tree)
 
 
 def undifferentiated(tree: Any, *, why: str) -> Any:

@@ -24,6 +24,7 @@ from jax import lax
 
 from steptape._errors import UnsupportedError
 from steptape.compat._equinox import common_rewrite, nonbatchable, select_if_vmap, unvmap_max
+from steptape.jax._field import stopped
 from steptape.jax._modes import forward_mode_only, reverse_mode_only
 from steptape.jax._perturbed import perturbed_carry
 from steptape.jax._slots import Slots
@@ -115,7 +116,7 @@ def replayed_while_loop(
     if known is not None:
         step, again, known = known.step, known.again, dataclasses.replace(known, step=None, again=None)
     settings = _Settings(max_steps, checkpoints, written, known, refusal, only_reverse)
-    cond = jax.tree.map(lambda x: lax.stop_gradient(x) if eqx.is_array(x) else x, cond)
+    cond = stopped(cond)
     moving = reverse_mode_only((carry, body, step, again), _FORWARD)
     final = _run(moving, cond, settings)[-1]
     return final if refusal else _still(moving, final, settings=settings)

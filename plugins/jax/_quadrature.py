@@ -6,14 +6,12 @@ import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from steptape._errors import OptionError
-from steptape.jax._continuous import Call, solve_continuously
+from steptape.jax._continuous import CALL, Call, solve_continuously
 from steptape.jax._event import closed_conditions
-from steptape.jax._field import closed_ode, undifferentiated
+from steptape.jax._field import closed_ode, stopped, undifferentiated
 
-_CALL = "`diffeqsolve(..., adjoint=QuadratureAdjoint(...))`"
 _WAY_OUT = "Pass `adjoint=steptape.jax.AdaptiveCheckpointAdjoint()`, which is exact."
 # What diffrax tells an event's functions of the call, besides terms, t0 and t1.
 _TOLD = ("solver", "stepsize_controller", "dt0", "saveat", "max_steps")
@@ -112,11 +110,11 @@ class QuadratureAdjoint(diffrax.AbstractAdjoint):
         if refusal is not None:
             solve["saveat"] = undifferentiated(saveat, why=refusal)
         for name in ("init_state", "saveat", "dt0"):
-            solve[name] = _stopped(solve[name])
+            solve[name] = stopped(solve[name])
         gradientless = (solve["solver"], solve["stepsize_controller"], self.overrides)
         solve["solver"], solve["stepsize_controller"], overrides = undifferentiated(
             gradientless,
-            why=f"{_CALL} has no gradient for a solver or a step size controller. Pass "
+            why=f"{CALL} has no gradient for a solver or a step size controller. Pass "
             "`adjoint=steptape.jax.AdaptiveCheckpointAdjoint()`.",
         )
         told = {name: solve[name] for name in _TOLD}
@@ -131,9 +129,7 @@ class QuadratureAdjoint(diffrax.AbstractAdjoint):
         sub = saveat.subs
         why = None
         if max_steps is None:
-            return (
-                f"{_CALL} with `max_steps=None`: JAX must know how many steps the dense output is to hold. {_WAY_OUT}"
-            )
+            return f"{CALL} with `max_steps=None`: JAX must know how many steps the dense output is to hold. {_WAY_OUT}"
         if saveat.dense or not isinstance(sub, diffrax.SubSaveAt):
             why = f"`saveat=SaveAt({'dense=True' if saveat.dense else 'subs=...'})`"
         elif sub.steps:
@@ -150,7 +146,7 @@ class QuadratureAdjoint(diffrax.AbstractAdjoint):
             why = f"`solver={type(solver).__name__}(...)`, whose dense output is of lower order than its steps,"
         elif isinstance(self.overrides.get("stepsize_controller", stepsize_controller), diffrax.StepTo):
             why = "`stepsize_controller=StepTo(...)`, and no other one as `QuadratureAdjoint(stepsize_controller=...)`,"
-        return why and f"{_CALL} with {why} has no continuous adjoint here. {_WAY_OUT}"
+        return why and f"{CALL} with {why} has no continuous adjoint here. {_WAY_OUT}"
 
 
 def _is_count(value: Any) -> bool:
@@ -160,7 +156,3 @@ def _is_count(value: Any) -> bool:
 def _interpolates_badly(solver: Any, terms: Any) -> bool:
     linear = solver.interpolation_cls is diffrax.LocalLinearInterpolation
     return linear and (solver.order(terms) or 0) > 2
-
-
-def _stopped(tree: Any) -> Any:
-    return jax.tree.map(lambda x: lax.stop_gradient(x) if eqx.is_inexact_array(x) else x, tree)

@@ -142,16 +142,8 @@ def _step(state: Any) -> Step:
 
 def _before(state: Any) -> Any:
     """What is kept of the loop's state before a block."""
-    nothing = jax.tree.map(lambda _: False, state)
-    return eqx.filter(
-        state,
-        dataclasses.replace(
-            nothing,
-            y=jax.tree.map(lambda _: True, state.y),
-            solver_state=jax.tree.map(lambda _: True, state.solver_state),
-            tnext=True,
-        ),
-    )
+    nothing = eqx.filter(state, False)
+    return dataclasses.replace(nothing, y=state.y, solver_state=state.solver_state, tnext=state.tnext)
 
 
 def recorded_while_loop(
