@@ -492,6 +492,22 @@ def test_controllers_and_second_derivatives_are_refused():
         jax.grad(lambda y0: jnp.sum(jax.grad(final)(y0, 1e-4) ** 2))(x.y0)
 
 
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("adjoint", [OURS, SeminormAdjoint()], ids=["quadrature", "seminorm"])
+def test_forward_mode_and_hessians_are_refused_in_our_words(adjoint, compiled):
+    x = inputs()
+
+    def final(y0):
+        return jnp.sum(solve(x._replace(y0=y0), adjoint).ys ** 2)
+
+    wrapped = jax.jit if compiled else lambda function: function
+    for forward in (jax.jacfwd(final), lambda y0: jax.jvp(final, (y0,), (y0,))):
+        with pytest.raises(UnsupportedError, match=r"Forward mode .*diffrax\.ForwardMode\(\)"):
+            wrapped(forward)(x.y0)
+    with pytest.raises(UnsupportedError, match=r"econd derivatives"):
+        wrapped(jax.hessian(final))(x.y0)
+
+
 @pytest.mark.parametrize(
     ("kwargs", "match"),
     [

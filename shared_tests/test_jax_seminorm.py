@@ -153,6 +153,11 @@ def test_what_the_continuous_adjoint_cannot_do_is_refused(kwargs, match):
         solve(inputs(), SeminormAdjoint(), **kwargs)
 
 
+def test_a_complex_state_is_refused():
+    with pytest.raises(UnsupportedError, match=r"a complex state has no continuous adjoint in diffrax"):
+        solve(inputs()._replace(y0=inputs().y0 + 0j), SeminormAdjoint())
+
+
 def test_solvers_of_several_terms_and_noise_are_refused():
     def run(terms, solver, y0):
         diffrax.diffeqsolve(

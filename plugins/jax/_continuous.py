@@ -16,16 +16,26 @@ from steptape.compat._equinox import while_loop
 from steptape.jax._backward import HostSteps, Outputs, Pullback, StageSteps, solve_backward
 from steptape.jax._erk import is_explicit
 from steptape.jax._event import pull_root
-from steptape.jax._field import rate, undifferentiated
+from steptape.jax._field import differentiated_once, rate, undifferentiated
+from steptape.jax._modes import reverse_mode_only
 from steptape.jax._rows import get
 from steptape.jax._slots import Slots
 from steptape.jax._trajectory import Blocks, Record, recorded_while_loop
 
 CALL = "`diffeqsolve(..., adjoint=QuadratureAdjoint(...))`"
+_SECOND = (
+    f"Second derivatives of {CALL}: the backward pass is an adaptive solve of its own. Use "
+    "`adjoint=diffrax.DirectAdjoint()`."
+)
+_FORWARD = (
+    f"Forward mode (`jvp`, `jacfwd`, `linearize`) through {CALL}: the adjoint goes back on the solution, there is none "
+    "to go forward with. Use `adjoint=diffrax.ForwardMode()`, or `adjoint=diffrax.DirectAdjoint()` for both modes."
+)
 
 
 def solve_continuously(moving: tuple, call: "Call") -> tuple[Any, Any]:
     """diffrax's final state and statistics; ``moving``: y0, args, terms, (t0, t1, ts), the functions of the event."""
+    moving = reverse_mode_only(differentiated_once(moving, why=_SECOND), _FORWARD)
     final, stats = _solve(moving, call)
     inexact, fixed = eqx.partition(final, eqx.is_inexact_array)
     return eqx.combine(inexact, _still(fixed)), stats
@@ -176,11 +186,7 @@ def _solve_bwd(residuals, cotangents, perturbed, moving, call):
     g_in = None if times[2] is None else jnp.where(is_last, 0, g_ts)[: len(times[2])]
     g_times = (g_t0, jnp.where(ended, 0, g_end), g_in)
     grads = (*eqx.filter((g_y0, g_args, g_terms, g_times), perturbed[:4]), g_conditions)
-    return undifferentiated(
-        grads,
-        why=f"Second derivatives of {CALL}: the backward pass is an adaptive solve of its own. Use "
-        "`adjoint=diffrax.DirectAdjoint()`.",
-    )
+    return undifferentiated(grads, why=_SECOND)
 
 
 def _filled(saved: Any, g_saved: Any, y0: Any) -> tuple[Any, Any, Any, Any]:

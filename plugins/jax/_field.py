@@ -55,6 +55,22 @@ def undifferentiated(tree: Any, *, why: str) -> Any:
     return eqx.combine(_undifferentiated(arrays, why=why), rest)
 
 
+def differentiated_once(tree: Any, *, why: str) -> Any:
+    """``tree``; differentiating its derivative raises ``UnsupportedError(why)``."""
+    arrays, rest = eqx.partition(tree, eqx.is_inexact_array)
+    return eqx.combine(_differentiated_once(arrays, why=why), rest)
+
+
+@eqx.filter_custom_jvp
+def _differentiated_once(arrays: Any, *, why: str) -> Any:
+    return arrays
+
+
+@_differentiated_once.def_jvp
+def _differentiated_once_jvp(primals, tangents, *, why):
+    return _undifferentiated(primals[0], why=why), tangents[0]
+
+
 @eqx.filter_custom_jvp
 def _undifferentiated(arrays: Any, *, why: str) -> Any:
     return arrays

@@ -58,7 +58,7 @@ class QuadratureAdjoint(diffrax.AbstractAdjoint):
         - Controllers: any but ``StepTo``, also ``ConstantStepSize``.
         - Output: ``SaveAt`` with ``t0``, ``t1`` and ``ts``. Events, also with a root finder: the time of the root has a
           gradient, the end of a step has none.
-        - Transforms: ``jit``, ``vmap``, and reverse mode, once. Forward mode raises JAX's ``TypeError``.
+        - Transforms: ``jit``, ``vmap``, and reverse mode, once.
 
     Raises:
         steptape.OptionError: for arguments other than these.

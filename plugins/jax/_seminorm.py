@@ -16,8 +16,18 @@ import jax.numpy as jnp
 import optimistix as optx
 
 from steptape._errors import OptionError, UnsupportedError
-from steptape.jax._field import closed_ode, closes_over_tracers, undifferentiated
+from steptape.jax._field import closed_ode, closes_over_tracers, differentiated_once, undifferentiated
+from steptape.jax._modes import reverse_mode_only
 
+_CALL = "`diffeqsolve(..., adjoint=SeminormAdjoint(...))`"
+_KNOWN_GRADIENTS = (
+    f"{_CALL} has gradients for y0, args and terms, and first ones: not for times, the solver or the controller. Pass "
+    "`adjoint=steptape.jax.AdaptiveCheckpointAdjoint()`, or `adjoint=diffrax.DirectAdjoint()` for second derivatives."
+)
+_FORWARD = (
+    f"Forward mode (`jvp`, `jacfwd`, `linearize`) through {_CALL}: it solves the adjoint backward, there is none to go "
+    "forward with. Use `adjoint=diffrax.ForwardMode()`, or `adjoint=diffrax.DirectAdjoint()` for both modes."
+)
 _BACKSOLVE = {"solver", "stepsize_controller", "dt0", "max_steps", "throw", "adjoint"}
 
 
@@ -50,12 +60,12 @@ class SeminormAdjoint(diffrax.AbstractAdjoint):
           ``ClipStepSizeController``.
         - Output: ``SaveAt`` with ``t0``, ``t1`` and ``ts``. No events.
         - Gradients for ``y0``, ``args``, ``terms`` and what an ODE's field closes over; not for times.
-        - Transforms: ``jit``, ``vmap``, and reverse mode, once. Forward mode raises JAX's ``TypeError``.
+        - Transforms: ``jit``, ``vmap``, and reverse mode, once.
 
     Raises:
         steptape.OptionError: for arguments other than these, and where there is no norm to choose.
-        steptape.UnsupportedError: for a call that ``BacksolveAdjoint`` refuses, already when it is solved; when
-            differentiated, for times and for second derivatives.
+        steptape.UnsupportedError: for a call that ``BacksolveAdjoint`` refuses, or a complex state, already when it is
+            solved; when differentiated, for times, in forward mode and for second derivatives.
 
     Source:
         Kidger, Chen, Lyons, "'Hey, that's not an ODE': Faster ODE Adjoints via Seminorms", ICML 2021, arXiv 2009.09457.
@@ -81,10 +91,9 @@ class SeminormAdjoint(diffrax.AbstractAdjoint):
         """Run diffrax's ``BacksolveAdjoint`` with the seminorm; called by ``diffeqsolve``."""
         backward = {name: value for name, value in self.settings.items() if name in _BACKSOLVE}
         changed = {name: value for name, value in self.settings.items() if name not in _BACKSOLVE}
-        _refuse(saveat=solve["saveat"], terms=solve["terms"], solver=solve["solver"], event=solve["event"])
-        controller = self._with_seminorm(
-            backward.get("stepsize_controller", stepsize_controller), changed, solve["init_state"].y
-        )
+        y = solve["init_state"].y
+        _refuse(saveat=solve["saveat"], terms=solve["terms"], solver=solve["solver"], event=solve["event"], y=y)
+        controller = self._with_seminorm(backward.get("stepsize_controller", stepsize_controller), changed, y)
         backward = {"adjoint": self, **backward, "stepsize_controller": controller}
         solve = _only_known_gradients({**solve, "stepsize_controller": stepsize_controller})
         return diffrax.BacksolveAdjoint(**backward).loop(**solve)
@@ -147,12 +156,12 @@ def _only_known_gradients(solve: dict[str, Any]) -> dict[str, Any]:
     terms = closed if closes_over_tracers(closed) else solve["terms"]
     names = ("t0", "t1", "dt0", "saveat", "solver", "stepsize_controller")
     fixed, tprev, tnext = undifferentiated(
-        ({name: solve[name] for name in names}, state.tprev, state.tnext),
-        why="`diffeqsolve(..., adjoint=SeminormAdjoint(...))` has gradients for y0, args and terms, and first ones: "
-        "not for times, the solver or the controller. Pass `adjoint=steptape.jax.AdaptiveCheckpointAdjoint()`, or "
-        "`adjoint=diffrax.DirectAdjoint()` for second derivatives.",
+        ({name: solve[name] for name in names}, state.tprev, state.tnext), why=_KNOWN_GRADIENTS
     )
-    return {**solve, **fixed, "terms": terms, "init_state": dataclasses.replace(state, tprev=tprev, tnext=tnext)}
+    moving = differentiated_once((state.y, solve["args"], terms), why=_KNOWN_GRADIENTS)
+    y, args, terms = reverse_mode_only(moving, _FORWARD)
+    state = dataclasses.replace(state, y=y, tprev=tprev, tnext=tnext)
+    return {**solve, **fixed, "args": args, "terms": terms, "init_state": state}
 
 
 def _kept(integrals: Any, y: Any) -> Any:
@@ -177,7 +186,7 @@ def _kept(integrals: Any, y: Any) -> Any:
     return jax.tree.unflatten(structure, [not flag for flag in left_out])
 
 
-def _refuse(*, saveat: Any, terms: Any, solver: Any, event: Any) -> None:
+def _refuse(*, saveat: Any, terms: Any, solver: Any, event: Any, y: Any) -> None:
     """Raise for what diffrax's ``BacksolveAdjoint`` refuses."""
     why = None
     if saveat.dense:
@@ -196,9 +205,11 @@ def _refuse(*, saveat: Any, terms: Any, solver: Any, event: Any) -> None:
         why = "an `UnsafeBrownianPath`"
     elif _holds(terms, diffrax.AbstractBrownianPath) and isinstance(solver, diffrax.AbstractItoSolver):
         why = f"`solver={type(solver).__name__}(...)`, which converges to the Itô solution,"
+    elif any(jnp.iscomplexobj(x) for x in jax.tree.leaves(y)):
+        why = "a complex state"
     if why is not None:
         raise UnsupportedError(
-            f"`diffeqsolve(..., adjoint=SeminormAdjoint(...))` with {why} has no continuous adjoint in diffrax. Pass "
+            f"{_CALL} with {why} has no continuous adjoint in diffrax. Pass "
             "`adjoint=steptape.jax.AdaptiveCheckpointAdjoint()`, which is exact."
         )
 
