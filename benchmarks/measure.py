@@ -180,11 +180,12 @@ def machine() -> dict[str, str]:
         "processor": model or platform.processor() or platform.machine(),
         "system": platform.platform(),
         "python": platform.python_version(),
-        **{name: _version(name) for name in packages},
+        **{name: version(name) for name in packages},
     }
 
 
-def _version(package: str) -> str:
+def version(package: str) -> str:
+    """Of what is installed, or that it is not."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

@@ -26,14 +26,12 @@ import torchdiffeq
 from torch import Tensor
 
 import steptape.torch
+from benchmarks.papers import verdicts
+from benchmarks.papers.verdicts import TOLERANCE, Y0, Absent, P, Verdict, row, verdict
 from benchmarks.papers.ways import Cells, Claim, Row
 
-P, Y0, TOLERANCE = 0.3, 1.5, 1e-7
 SIZE = (11, 4.5)
-
-
-class Absent(Exception):
-    """There is no argument to ask for it."""
+shown, draw = verdicts.shown, verdicts.draw
 
 
 class Field(torch.nn.Module):
@@ -355,27 +353,14 @@ def _cell(name: str) -> list[Row]:
         importlib.import_module(peer.package)
     except ImportError:
         return [{"peer": name, "tuple state": "not installed"}]
-    tried = {case: _try(peer, case) for case in CASES}
-    return [{"peer": name, **{case: verdict for case, (verdict, _) in tried.items()}, "why": dict(tried)}]
+    return [row(name, {case: _try(peer, case) for case in CASES})]
 
 
-def _try(peer: Peer, case: str) -> tuple[str, str]:
+def _try(peer: Peer, case: str) -> Verdict:
     torch.manual_seed(0)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            error = CASES[case](peer)
-    except Absent:
-        return "no", ""
-    except Exception as raised:
-        return "refused", f"{type(raised).__name__}: {raised}".splitlines()[0]
-    lost = "no gradient" if error == math.inf else f"off by {error:.2g}"
-    return ("yes", "") if error < BOUNDS.get(case, 1e-3) else (f"wrong: {lost}", lost)
-
-
-def shown(rows: Sequence[Row]) -> list[Row]:
-    """Without the errors' words."""
-    return [{name: value for name, value in row.items() if name != "why"} for row in rows]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return verdict(lambda: CASES[case](peer), BOUNDS.get(case, 1e-3))
 
 
 def claims(rows: Sequence[Row]) -> list[Claim]:
@@ -392,17 +377,3 @@ def claims(rows: Sequence[Row]) -> list[Claim]:
         ),
         Claim("zuko's gradient in t0 has the wrong sign", f"zuko, gradient in t: {sign}", "Relative to |dL/dt|."),
     ]
-
-
-def draw(rows: Sequence[Row], figure: Any) -> None:
-    """The table in colours."""
-    colours = {"yes": "#009E73", "wrong": "#D55E00", "refused": "#E69F00", "no": "#BBBBBB"}
-    axis = figure.subplots()
-    for y, row in enumerate(rows):
-        for x, case in enumerate(CASES):
-            word = row.get(case, "no").split(":")[0]
-            axis.scatter(x, y, s=500, marker="s", color=colours.get(word, "#BBBBBB"))
-            axis.text(x, y, word if word in colours else "", ha="center", va="center", fontsize=7)
-    axis.set_xticks(range(len(CASES)), list(CASES), rotation=25, ha="right")
-    axis.set_yticks(range(len(rows)), [row["peer"] for row in rows])
-    axis.invert_yaxis()

@@ -10,10 +10,20 @@ from typing import Any
 import matplotlib.figure
 
 from benchmarks.markdown import table
-from benchmarks.measure import machine
+from benchmarks.measure import machine, version
 from benchmarks.papers.ways import Row
 
-EXPERIMENTS = ("toy", "van_der_pol", "three_body", "digits", "latent_ode", "schemes", "cost_model", "limits")
+EXPERIMENTS = (
+    "toy",
+    "van_der_pol",
+    "three_body",
+    "digits",
+    "latent_ode",
+    "schemes",
+    "cost_model",
+    "limits",
+    "jax_limits",
+)
 # By experiment: its rows, and the processor time that they took.
 Results = dict[str, tuple[list[Row], list[float]]]
 
@@ -21,7 +31,8 @@ Results = dict[str, tuple[list[Row], list[float]]]
 def write(results: Results, command: str, file: Path) -> Path:
     """Write the Markdown, and the plots beside it."""
     lines = ["# The papers' experiments, repeated small", "", f"`{command}`", ""]
-    lines += [f"- {name}: {value}" for name, value in machine().items()]
+    packages = {name: version(name) for name in ("jax", "diffrax")}
+    lines += [f"- {name}: {value}" for name, value in {**machine(), **packages}.items()]
     lines += ["", "Times are processor time on one thread.", ""]
     for name, (rows, seconds) in results.items():
         lines += [*_experiment(name, rows, seconds[0], file), ""]

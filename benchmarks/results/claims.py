@@ -14,7 +14,7 @@ from benchmarks.results.read import SOURCES, Results
 
 HEAD = ("claimed", "measured here", "the same, or why not", "measured by")
 # Their claims are in the sections of their own.
-_ELSEWHERE = ("cost_model", "limits")
+_ELSEWHERE = ("cost_model", "limits", "jax_limits")
 _ACA, _SEMINORM, _HU = (
     f"[{name}](https://arxiv.org/abs/{paper})"
     for name, paper in (("ACA", "2006.02493"), ("Seminorm", "2009.09457"), ("Hu", "2402.15141"))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import statistics
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from benchmarks.results import text
 from benchmarks.results.claims import experiment_claims, without_figures
@@ -11,25 +13,36 @@ from benchmarks.results.promises import TASKS, task_ratios
 from benchmarks.results.read import Results
 
 _HEAD = ("claimed", "measured here", "why they differ, or agree")
+Rows = list[dict[str, Any]]
 
 
-def toy(results: Results) -> Iterator[str]:
+def _on(name: str) -> Callable[[Callable[[Results, Rows], Iterator[str]]], Callable[[Results], Iterator[str]]]:
+    """A section on one of the papers' experiments, from its rows; without them, which command makes them."""
+
+    def decorated(section: Callable[[Results, Rows], Iterator[str]]) -> Callable[[Results], Iterator[str]]:
+        @functools.wraps(section)
+        def write(results: Results) -> Iterator[str]:
+            rows = results.experiment(name)
+            return iter([experiment_claims(results, name)[0].measured]) if rows is None else section(results, rows)
+
+        return write
+
+    return decorated
+
+
+@_on("toy")
+def toy(results: Results, rows: Rows) -> Iterator[str]:
     """In words; the plot has the figures."""
-    what = "dz/dt = αz with L = z(T)²: the error of the gradient against its closed form."
-    yield from _described(results, "toy", what)
+    yield "dz/dt = αz with L = z(T)²: the error of the gradient against its closed form."
 
 
-def van_der_pol(results: Results) -> Iterator[str]:
+@_on("van_der_pol")
+def van_der_pol(results: Results, rows: Rows) -> Iterator[str]:
     """In words; the plot has the figures."""
-    what = (
+    yield (
         "Van der Pol's equation, of which the reverse solve amplifies what the forward one contracted: errors of the "
         "gradient against back-propagation at 1e-12."
     )
-    yield from _described(results, "van_der_pol", what)
-
-
-def _described(results: Results, name: str, what: str) -> Iterator[str]:
-    yield what if results.experiment(name) else experiment_claims(results, name)[0].measured
 
 
 def training(results: Results) -> Iterator[str]:
@@ -73,12 +86,9 @@ def _medians(ratios: list[tuple[float, ...]]) -> str:
     return " / ".join(text.change(statistics.median(column)) for column in zip(*ratios, strict=True))
 
 
-def theorem(results: Results) -> Iterator[str]:
+@_on("schemes")
+def theorem(results: Results, rows: Rows) -> Iterator[str]:
     """Each scheme's own adjoint, and the continuous ones by the same scheme and by the best of the others."""
-    rows = results.experiment("schemes")
-    if rows is None:
-        yield experiment_claims(results, "schemes")[0].measured
-        return
     yield (
         "An adjoint is back-propagation if and only if it has the scheme of the solve. Relative difference of the "
         "gradient from torchdiffeq's back-propagation, largest over all step sizes for the discrete adjoint of the "
@@ -97,25 +107,31 @@ def theorem(results: Results) -> Iterator[str]:
     yield from text.table(head, cells)
 
 
-def cost_model(results: Results) -> Iterator[str]:
+@_on("cost_model")
+def cost_model(results: Results, rows: Rows) -> Iterator[str]:
     """The paper's formulas beside the counts."""
-    if results.experiment("cost_model") is None:
-        yield experiment_claims(results, "cost_model")[0].measured
-        return
     yield "Counted over what the ACA paper's formulas say, a figure for each field and solver; 1 is agreement."
     yield from text.table(_HEAD, (claim[:3] for claim in experiment_claims(results, "cost_model")))
 
 
-def limits(results: Results) -> Iterator[str]:
-    """The verdicts, peer by peer."""
-    rows = results.experiment("limits")
-    if rows is None:
-        yield experiment_claims(results, "limits")[0].measured
-        return
+@_on("limits")
+def limits(results: Results, rows: Rows) -> Iterator[str]:
+    """The verdicts on the ways in torch."""
     yield (
         "Each way to a gradient, tried on a tiny case with a closed form. Wrong: a number came back that is not the "
         "gradient, or none where there is one. No: there is no argument to ask for it."
     )
-    cases = [name for name in rows[0] if name not in ("peer", "why")]
-    yield from text.table(("", *cases), ((row["peer"], *(row.get(case, "") for case in cases)) for row in rows))
+    yield from _verdicts(rows)
     yield from text.table(_HEAD, (claim[:3] for claim in experiment_claims(results, "limits")))
+
+
+@_on("jax_limits")
+def jax_limits(results: Results, rows: Rows) -> Iterator[str]:
+    """The verdicts on diffrax's adjoints."""
+    yield "diffrax's adjoints, tried likewise:"
+    yield from _verdicts(rows)
+
+
+def _verdicts(rows: Rows) -> Iterator[str]:
+    cases = [name for name in rows[0] if name not in ("peer", "why")]
+    return text.table(("", *cases), ((row["peer"], *(row.get(case, "") for case in cases)) for row in rows))

@@ -46,7 +46,7 @@ SECTIONS: dict[str, Sequence[Part]] = {
     "Seminorm and quadrature": [("tasks", experiments.tasks, _TASKS)],
     "Hu's theorem": [("papers", experiments.theorem, _SCHEMES)],
     "The cost model": [("papers", experiments.cost_model, _COSTS)],
-    "What the peers can and cannot do": [("papers", experiments.limits, {})],
+    "What the peers can and cannot do": [("papers", experiments.limits, {}), ("papers", experiments.jax_limits, {})],
 }
 
 

@@ -201,8 +201,8 @@ def _sdes(results: Results) -> tuple[str, str]:
 
 
 def _refusals(results: Results) -> tuple[str, str] | None:
-    rows = results.experiment("limits")
-    if rows is None:
+    rows = [row for name in ("limits", "jax_limits") for row in results.experiment(name) or ()]
+    if not rows:
         return None
     words = [word for row in rows if row["peer"].startswith("steptape") for word, _ in row["why"].values()]
     right, refused, wrong = (sum(word.startswith(kind) for word in words) for kind in ("yes", "refused", "wrong"))
