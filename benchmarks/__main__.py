@@ -1,12 +1,13 @@
 """All measurements, one after the other, and one page of their results: ``python -m benchmarks``.
 
-Each runs in a process of its own and writes its figures as it goes. A rerun into the same folder skips what was
-finished there, and of the longest ones also what is there in part.
+Each runs in a process of its own, on one core where the system can hold it there, and writes its figures as it goes. A
+rerun into the same folder skips what was finished there, and of the longest ones also what is there in part.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import sys
 import time
@@ -52,6 +53,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return bool(failed)
 
 
+def _stay_on_one_core() -> None:
+    """The last of those allowed, for the processes to come too: moving between cores costs time, not always alike."""
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+
+
 def _finish(name: str, quick: bool, out: Path) -> bool:
     """Run one measurement, if it was not finished before; whether it is now."""
     flags = ["--quick"] * quick
@@ -75,4 +82,5 @@ def _note(line: str) -> None:
 
 
 if __name__ == "__main__":
+    _stay_on_one_core()
     sys.exit(main())
