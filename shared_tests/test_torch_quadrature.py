@@ -12,7 +12,9 @@ import torchdiffeq
 
 from steptape import GradientError, OptionError, UnsupportedError
 from steptape.shared_tests._torch_oracle import ADAPTIVE, Module, differentiate, distance
+from steptape.shared_tests.make_references import load_references
 from steptape.shared_tests.problems import PROBLEMS
+from steptape.shared_tests.promises import LUCKY
 from steptape.torch import install, odeint_adjoint, record_solves
 
 quadrature = functools.partial(odeint_adjoint, adjoint_method="quadrature")
@@ -339,3 +341,14 @@ def test_what_a_solve_did():
     assert (stats.evaluations_forward, stats.evaluations_backward) == (forward, func.evaluations)
     assert stats.states_kept == 1 + 5 * stats.accepted_steps
     assert stats.bytes_held >= 5 * stats.accepted_steps * y0.nbytes
+
+
+def test_back_propagation_is_near_by_luck_where_a_promise_says_so():
+    for (name, rtol), (factor, _) in LUCKY.items():
+        exact = torch.tensor(load_references()[name]["gradient"]["y0"], dtype=torch.float64)
+
+        def tolerances_off(rtol, name=name, exact=exact):
+            found = differentiate(torchdiffeq.odeint, PROBLEMS[name], rtol=rtol, atol=rtol).gradients[0]
+            return float((found - exact).norm() / exact.norm() / rtol)
+
+        assert tolerances_off(rtol) < 10 < 0.9 * factor < tolerances_off(3 * rtol)
