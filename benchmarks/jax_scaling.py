@@ -109,7 +109,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print the table, and write it and the plot to a folder."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.jax_scaling", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="one round")
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=31)
     parser.add_argument("--out", type=Path, default=Path("benchmark-report"), metavar="DIR", help="folder of results")
     options = parser.parse_args(arguments)
     jax.config.update("jax_enable_x64", True)
