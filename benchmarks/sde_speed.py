@@ -150,7 +150,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     extent = {"steps": options.steps, "batch": options.batch, "state": STATE, "rounds": options.rounds}
     options.out.mkdir(parents=True, exist_ok=True)
     file = options.out / "sde_speed.json"
-    found |= {**extent, "rows": _there(file, extent)}
+    found |= {**extent, "rows": [], **_there(file, extent)}
     print(f"{options.steps} steps, batch {options.batch}, state {STATE}, median of {options.rounds}, one thread")
     print("| method | noise | dt known to bm | " + " | ".join(f"{way}: s, × bp, MiB" for way in WAYS) + " |")
     print("|---" * (3 + len(WAYS)) + "|")
@@ -174,10 +174,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _there(file: Path, extent: dict[str, Any]) -> list[dict[str, Any]]:
-    """The rows of a file, if they were measured to the same extent."""
+def _there(file: Path, extent: dict[str, Any]) -> dict[str, Any]:
+    """The rows of a file and the command that began it, if they were measured to the same extent."""
     found = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-    return found["rows"] if extent.items() <= found.items() else []
+    return {name: found[name] for name in ("command", "rows")} if extent.items() <= found.items() else {}
 
 
 def _note(line: str) -> None:
