@@ -1,6 +1,7 @@
 """The command that runs all measurements: what it runs, what it skips, what it says."""
 
 import importlib
+import json
 import subprocess
 from pathlib import Path
 from types import SimpleNamespace
@@ -69,3 +70,19 @@ def test_an_unknown_measurement_is_named(bench, capsys):
     with pytest.raises(SystemExit):
         bench.main(["speed"])
     assert "speed: must be one of torch_speed, sde_speed" in capsys.readouterr().err
+
+
+def test_the_solves_of_sdes_go_on_where_they_were(monkeypatch, tmp_path):
+    pytest.importorskip("torchsde")
+    monkeypatch.syspath_prepend(ROOT)
+    sde_speed = importlib.import_module("benchmarks.sde_speed")
+    file, found = tmp_path / "sde_speed.json", dict.fromkeys(sde_speed.WAYS, (1.0, 8.0))
+    timed = []
+    monkeypatch.setattr(sde_speed, "measured", lambda problem, rounds: timed.append(problem.method) or found)
+    for methods, rows in (["euler"], 2), (["euler", "heun"], 4):
+        sde_speed.main(["--steps", "9", "--methods", *methods, "--out", str(tmp_path)])
+        assert len(json.loads(file.read_text(encoding="utf-8"))["rows"]) == rows
+    assert timed == ["euler"] * 2 + ["heun"] * 2
+    assert "--methods euler --out" in json.loads(file.read_text(encoding="utf-8"))["command"]
+    sde_speed.main(["--steps", "8", "--methods", "euler", "--out", str(tmp_path)])
+    assert len(json.loads(file.read_text(encoding="utf-8"))["rows"]) == 2

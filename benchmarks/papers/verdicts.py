@@ -52,4 +52,4 @@ def draw(rows: Sequence[Row], figure: Any) -> None:
             axis.text(x, y, word if word in colours else "", ha="center", va="center", fontsize=7)
     axis.set_xticks(range(len(cases)), cases, rotation=25, ha="right")
     axis.set_yticks(range(len(rows)), [row["peer"] for row in rows])
-    axis.invert_yaxis()
+    axis.set_ylim(len(rows) - 0.5, -0.5)
