@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import logging
-import re
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -123,9 +122,7 @@ def _measured(case: Case, program: measure.Row) -> Row:
     try:
         program.run()
     except jax.errors.JaxRuntimeError as error:
-        # Equinox's words are deep in a traceback that JAX quotes.
-        words = re.search(r"EquinoxRuntimeError: (.+)", str(error))
-        raise RuntimeError(words[1] if words else str(error)) from None
+        raise RuntimeError(measure.words(error)) from None
     seconds = time.process_time() - start
     (_, stats), gradient = program.result
     flat = np.concatenate([np.ravel(part) for part in jax.tree.leaves(gradient)])

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import re
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -20,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import optimistix
 
+from benchmarks.jax_measure import words
 from benchmarks.papers.verdicts import TOLERANCE, Y0, P, Verdict, verdict
 from steptape.jax import AdaptiveCheckpointAdjoint, QuadratureAdjoint, SeminormAdjoint
 
@@ -203,13 +203,7 @@ def tried(adjoint: Adjoint, case: str) -> Verdict:
     """The verdict on one case."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return verdict(lambda: CASES[case](adjoint), words=_words)
-
-
-def _words(raised: Exception) -> str:
-    # Equinox's words are deep in a traceback that JAX quotes.
-    found = re.search(r"EquinoxRuntimeError: (.+)", str(raised))
-    return found[1] if found else str(raised)
+        return verdict(lambda: CASES[case](adjoint), words=words)
 
 
 def main(name: str) -> None:

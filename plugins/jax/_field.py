@@ -6,6 +6,7 @@ from typing import Any
 import diffrax
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 from jax import lax
 
 from steptape._errors import UnsupportedError
@@ -37,6 +38,11 @@ def closes_over_tracers(closed: Any) -> bool:
     if closed is None:
         return False
     return any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(closed.term.vector_field.converted))
+
+
+def is_complex(y: Any) -> bool:
+    """Whether a part of a state is."""
+    return any(jnp.iscomplexobj(x) for x in jax.tree.leaves(y))
 
 
 def rate(terms: Any, t: Any, y: Any, args: Any) -> Any:

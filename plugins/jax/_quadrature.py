@@ -4,13 +4,11 @@ from typing import Any, final
 
 import diffrax
 import equinox as eqx
-import jax
-import jax.numpy as jnp
 
 from steptape._errors import OptionError
 from steptape.jax._continuous import CALL, Call, solve_continuously
 from steptape.jax._event import closed_conditions
-from steptape.jax._field import closed_ode, stopped, undifferentiated
+from steptape.jax._field import closed_ode, is_complex, stopped, undifferentiated
 
 _WAY_OUT = "Pass `adjoint=steptape.jax.AdaptiveCheckpointAdjoint()`, which is exact."
 # What diffrax tells an event's functions of the call, besides terms, t0 and t1.
@@ -140,7 +138,7 @@ class QuadratureAdjoint(diffrax.AbstractAdjoint):
             why = "`saveat=SaveAt(solver_state=True)` or `SaveAt(controller_state=True)`"
         elif terms is None:
             why = "terms other than one `ODETerm`"
-        elif any(jnp.iscomplexobj(x) for x in jax.tree.leaves(init_state.y)):
+        elif is_complex(init_state.y):
             why = "a complex state"
         elif _interpolates_badly(solver, terms):
             why = f"`solver={type(solver).__name__}(...)`, whose dense output is of lower order than its steps,"

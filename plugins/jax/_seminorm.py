@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import optimistix as optx
 
 from steptape._errors import OptionError, UnsupportedError
-from steptape.jax._field import closed_ode, closes_over_tracers, differentiated_once, undifferentiated
+from steptape.jax._field import closed_ode, closes_over_tracers, differentiated_once, is_complex, undifferentiated
 from steptape.jax._modes import reverse_mode_only
 
 _CALL = "`diffeqsolve(..., adjoint=SeminormAdjoint(...))`"
@@ -205,7 +205,7 @@ def _refuse(*, saveat: Any, terms: Any, solver: Any, event: Any, y: Any) -> None
         why = "an `UnsafeBrownianPath`"
     elif _holds(terms, diffrax.AbstractBrownianPath) and isinstance(solver, diffrax.AbstractItoSolver):
         why = f"`solver={type(solver).__name__}(...)`, which converges to the Itô solution,"
-    elif any(jnp.iscomplexobj(x) for x in jax.tree.leaves(y)):
+    elif is_complex(y):
         why = "a complex state"
     if why is not None:
         raise UnsupportedError(
