@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import os
 import re
 from pathlib import Path
 
@@ -170,8 +171,11 @@ def test_two_runs_are_compared_by_their_ratios(results, tmp_path):
 def test_a_comparison_is_saved_for_the_page(results, tmp_path, capsys):
     first, second, docs = filled(tmp_path / "first"), filled(tmp_path / "second", adjoint=2.6), tmp_path / "docs"
     main = results("__main__").main
+    for file in first.iterdir():
+        os.utime(file, (0, 0))
     main(["--compare", str(first), str(second), "--save", "--docs", str(docs)])
     printed = capsys.readouterr().out
+    assert printed.startswith("The first run is of 1970-01-01 on Abacus, Linux 6.1 x86_64, the second of 2")
     assert "No ratio differs by more than 15 %." in printed
     main(["--out", str(first), "--docs", str(docs)])
     assert printed.strip() in (docs / "results.md").read_text(encoding="utf-8").replace("\n\n\n", "\n\n")

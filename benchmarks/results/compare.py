@@ -17,14 +17,18 @@ Pairs = dict[Place, dict[str, tuple[float, float]]]
 def compared(first: Results, second: Results) -> dict[str, Any]:
     """The comparison as plain data. Errors are left out: both runs compute the same numbers."""
     pairs = _pairs(ratios(first), ratios(second))
-    machines = [_machines(run) for run in (first, second)]
+    runs = [{"days": _days(run), "machines": _machines(run)} for run in (first, second)]
     groups = [_group(*group, pairs) for group in dict.fromkeys(place[:2] for place in pairs)]
-    return {"machines": machines, "close": text.CLOSE, "groups": groups, "beyond": _beyond(pairs)}
+    return {"runs": runs, "close": text.CLOSE, "groups": groups, "beyond": _beyond(pairs)}
+
+
+def _days(run: Results) -> list[str]:
+    return sorted({day for _, day, *_ in run.environments()})
 
 
 def _machines(run: Results) -> list[str]:
     """What the files note, less what is part of another: some know the system alone."""
-    noted = sorted({machine for _, machine, _ in run.environments() if machine})
+    noted = sorted({machine for _, _, machine, _ in run.environments() if machine})
     return [one for one in noted if not any(one in other for other in noted if other != one)]
 
 
@@ -77,13 +81,15 @@ def _beyond(pairs: Pairs) -> list[dict[str, Any]]:
 
 def report(found: dict[str, Any], most: int | None = None) -> Iterator[str]:
     """The comparison as Markdown; of the rows beyond only the ``most`` furthest."""
-    first, second = ("; ".join(machines) or "a machine that is not noted" for machines in found["machines"])
-    where = f"Both runs on {first}." if first == second else f"First run on {first}, second on {second}."
+    first, second = (
+        f"of {', '.join(run['days'])} on {'; '.join(run['machines']) or 'a machine that is not noted'}"
+        for run in found["runs"]
+    )
     close = text.per_cent(found["close"] - 1)
     yield (
-        f"{where} Compared are ratios to the host's back-propagation or default, not seconds; the difference of two is "
-        f"the larger over the smaller, less 1. Swapped: pairs of ways on one problem whose order differs between the "
-        f"runs; clearly, if either run has them more than {close} apart."
+        f"The first run is {first}, the second {second}. Compared are ratios to the host's back-propagation or "
+        "default, not seconds; the difference of two is the larger over the smaller, less 1. Swapped: pairs of ways on "
+        f"one problem whose order differs between the runs; clearly, if either run has them more than {close} apart."
     )
     head = ("measured by", "of", "ratios", "difference, median", "most", f"within {close}")
     yield from text.table((*head, "pairs", "swapped", "clearly"), map(_cells, found["groups"]))

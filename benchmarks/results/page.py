@@ -70,7 +70,7 @@ def _head(results: Results) -> Iterator[str]:
     )
     yield from ("", _WAYS)
     cells = ((f"`{command}`", *(part or "not noted" for part in noted)) for command, *noted in results.environments())
-    yield from text.table(("command", "machine", "versions"), cells)
+    yield from text.table(("command", "day", "machine", "versions"), cells)
     for name in SOURCES:
         if not results.has(name):
             yield f"- {text.missing(name)}"

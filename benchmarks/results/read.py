@@ -7,6 +7,7 @@ import importlib
 import json
 import re
 from collections.abc import Iterator
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -89,11 +90,16 @@ class Results:
         given = "" if SOURCES[name].file.endswith(".jsonl") else self.data(name).get("command", "")
         return re.sub(r" --out[= ]\S+", "", given) or SOURCES[name].command
 
-    def environments(self) -> Iterator[tuple[str, str, str]]:
-        """Command, machine and versions of every file that is there."""
+    def day(self, name: str) -> str:
+        """The day, in UTC, on which a file was last written to."""
+        written = (self.folder / SOURCES[name].file).stat().st_mtime
+        return datetime.fromtimestamp(written, timezone.utc).date().isoformat()
+
+    def environments(self) -> Iterator[tuple[str, str, str, str]]:
+        """Command, day, machine and versions of every file that is there."""
         for name in SOURCES:
             if self.has(name):
-                yield (self.command(name), *self.environment(name))
+                yield (self.command(name), self.day(name), *self.environment(name))
 
 
 def _place(noted: str) -> str:
