@@ -63,6 +63,15 @@ def test_an_error_that_comes_back_is_not_reached_before_it_stays_away(curves):
     assert 3.0 < curves("fits").at_error(points, 1e-5) < 4.0
 
 
+def test_a_slow_way_takes_part_in_fewer_rounds(curves):
+    seconds = {"fast": [0.1], "takes half the rounds": [0.4], "slow": [3.0], "once is enough": [20.0]}
+    runs = {way: lambda found=found: found.append(found[0]) or {"seconds": found[0]} for way, found in seconds.items()}
+    curves("rounds").race(runs, 21)
+    # One run to see that it works, and one to measure all but its time, come first.
+    counts = {way: len(found) - 1 for way, found in seconds.items()}
+    assert counts == {"fast": 2 + 21, "takes half the rounds": 2 + 10, "slow": 2 + 3, "once is enough": 1}
+
+
 class Fake:
     """A framework whose second way takes half the time of the first, and whose cells can be made to fail."""
 

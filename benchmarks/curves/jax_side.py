@@ -46,7 +46,7 @@ _SCALING: dict[str, diffrax.AbstractAdjoint] = {
     QUADRATURE: QuadratureAdjoint(),
 }
 _QUICK = (BACKPROP, ACA, QUADRATURE)
-_MORE = 9  # times as many rounds, of runs that take a thousandth of the time that compiling them took
+_MORE = 3  # times as many rounds, of runs that take a thousandth of the time that compiling them took
 
 
 class Jax:

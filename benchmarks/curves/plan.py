@@ -50,7 +50,7 @@ class Extent:
         """All, or two minutes of it."""
         if quick:
             return cls(("lotka_volterra",), 2, ("steps", "state"), 3)
-        return cls(tuple(cases.PROBLEMS), 6, tuple(axis.name for axis in cases.AXES), 5)
+        return cls(tuple(cases.PROBLEMS), 6, tuple(axis.name for axis in cases.AXES), 21)
 
 
 def run(framework: Framework, store: Store, parts: Sequence[str], extent: Extent, mlp: Path) -> None:
