@@ -6,7 +6,6 @@ import dataclasses
 import importlib.metadata
 import os
 import platform
-import re
 import statistics
 import sys
 import time
@@ -83,12 +82,6 @@ def difference(got: Any, want: Any) -> float:
     """The largest difference of two gradients, relative to the largest entry."""
     pairs = list(zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True))
     return float(max(jnp.max(jnp.abs(a - b)) for a, b in pairs) / max(jnp.max(jnp.abs(b)) for _, b in pairs))
-
-
-def words(error: Exception) -> str:
-    """What an error says; equinox's words are deep in a traceback that JAX quotes."""
-    found = re.search(r"EquinoxRuntimeError: (.+)", str(error))
-    return found[1] if found else str(error)
 
 
 def machine() -> str:

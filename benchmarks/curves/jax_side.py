@@ -19,6 +19,7 @@ import numpy as np
 from benchmarks.curves.cases import STEP, Case
 from benchmarks.curves.rounds import race
 from benchmarks.curves.store import Row
+from benchmarks.errors import words
 from steptape.jax import AdaptiveCheckpointAdjoint, QuadratureAdjoint, SeminormAdjoint
 
 jax.config.update("jax_enable_x64", True)
@@ -122,7 +123,7 @@ def _measured(case: Case, program: measure.Row) -> Row:
     try:
         program.run()
     except jax.errors.JaxRuntimeError as error:
-        raise RuntimeError(measure.words(error)) from None
+        raise RuntimeError(words(error)) from None
     seconds = time.process_time() - start
     (_, stats), gradient = program.result
     flat = np.concatenate([np.ravel(part) for part in jax.tree.leaves(gradient)])

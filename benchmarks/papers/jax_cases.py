@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import optimistix
 
-from benchmarks.jax_measure import words
+from benchmarks.errors import words
 from benchmarks.papers.verdicts import TOLERANCE, Y0, P, Verdict, verdict
 from steptape.jax import AdaptiveCheckpointAdjoint, QuadratureAdjoint, SeminormAdjoint
 
