@@ -17,19 +17,17 @@ Pairs = dict[Place, dict[str, tuple[float, float]]]
 def compared(first: Results, second: Results) -> dict[str, Any]:
     """The comparison as plain data. Errors are left out: both runs compute the same numbers."""
     pairs = _pairs(ratios(first), ratios(second))
-    runs = [{"days": _days(run), "machines": _machines(run)} for run in (first, second)]
+    runs = [_origin(run) for run in (first, second)]
     groups = [_group(*group, pairs) for group in dict.fromkeys(place[:2] for place in pairs)]
     return {"runs": runs, "close": text.CLOSE, "groups": groups, "beyond": _beyond(pairs)}
 
 
-def _days(run: Results) -> list[str]:
-    return sorted({day for _, day, *_ in run.environments()})
-
-
-def _machines(run: Results) -> list[str]:
-    """What the files note, less what is part of another: some know the system alone."""
-    noted = sorted({machine for _, _, machine, _ in run.environments() if machine})
-    return [one for one in noted if not any(one in other for other in noted if other != one)]
+def _origin(run: Results) -> dict[str, list[str]]:
+    """The days of its files, and the machines they note, less what is part of another: some know the system alone."""
+    files = list(run.environments())
+    noted = sorted({machine for _, _, machine, _ in files if machine})
+    machines = [one for one in noted if not any(one in other for other in noted if other != one)]
+    return {"days": sorted({day for _, day, *_ in files}), "machines": machines}
 
 
 def _pairs(first: Sequence[Ratio], second: Sequence[Ratio]) -> Pairs:
