@@ -26,11 +26,11 @@ import torchsde
 from torch import Tensor
 
 from benchmarks.measure import Account, machine
+from benchmarks.turns import turns
 from steptape.torch import sdeint_adjoint
 
 STATE, WIDTH, CHANNELS = 8, 32, 2
-# Seconds after which a way is not timed again.
-AFFORDABLE = 60.0
+AFFORDABLE, LEAST = 60.0, 5  # seconds for all rounds of a way; but so many rounds, unless the first one takes as long
 LEVY = {"srk": "space-time", "log_ode": "foster"}
 SETUPS = (
     ("ito", "diagonal", "euler"),
@@ -113,15 +113,23 @@ def measured(problem: Problem, rounds: int) -> dict[str, tuple[float, float]]:
 
     One round more warms up. A slow way takes part in fewer rounds; one that takes a minute, in that one alone.
     """
-    times: dict[str, list[float]] = {way: [] for way in WAYS}
-    for n in range(rounds + 1):
-        for way in (way for way, found in times.items() if sum(found) < AFFORDABLE):
-            gc.collect()
-            start = time.process_time()
-            problem.gradient(problem.solve(way))
-            times[way].append(time.process_time() - start)
-            _note(f"  round {n} of {rounds}, {way}: {times[way][-1]:.2f} s")
-    return {way: (statistics.median(found[1:] or found), _held(problem, way)) for way, found in times.items()}
+    first = {way: _seconds(problem, way, "warm-up") for way in WAYS}
+    takes_part = {way: turns(s, rounds, AFFORDABLE, LEAST) for way, s in first.items() if s < AFFORDABLE}
+    times: dict[str, list[float]] = {way: [] for way in takes_part}
+    for n in range(rounds):
+        for way, found in times.items():
+            if n in takes_part[way]:
+                found.append(_seconds(problem, way, f"round {n + 1} of {rounds}"))
+    return {way: (statistics.median(times.get(way, [s])), _held(problem, way)) for way, s in first.items()}
+
+
+def _seconds(problem: Problem, way: str, which: str) -> float:
+    gc.collect()
+    start = time.process_time()
+    problem.gradient(problem.solve(way))
+    found = time.process_time() - start
+    _note(f"  {which}, {way}: {found:.2f} s")
+    return found
 
 
 def _held(problem: Problem, way: str) -> float:

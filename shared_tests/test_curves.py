@@ -63,13 +63,15 @@ def test_an_error_that_comes_back_is_not_reached_before_it_stays_away(curves):
     assert 3.0 < curves("fits").at_error(points, 1e-5) < 4.0
 
 
-def test_a_slow_way_takes_part_in_fewer_rounds(curves):
-    seconds = {"fast": [0.1], "takes half the rounds": [0.4], "slow": [3.0], "once is enough": [20.0]}
-    runs = {way: lambda found=found: found.append(found[0]) or {"seconds": found[0]} for way, found in seconds.items()}
+def test_a_slow_way_takes_part_in_fewer_rounds_which_are_spread_over_all(curves):
+    seconds, order = {"fast": 0.1, "takes half the rounds": 0.4, "slow": 3.0, "once is enough": 20.0}, []
+    runs = {way: lambda way=way: order.append(way) or {"seconds": seconds[way]} for way in seconds}
     curves("rounds").race(runs, 21)
     # One run to see that it works, and one to measure all but its time, come first.
-    counts = {way: len(found) - 1 for way, found in seconds.items()}
+    counts = {way: order.count(way) for way in seconds}
     assert counts == {"fast": 2 + 21, "takes half the rounds": 2 + 10, "slow": 2 + 3, "once is enough": 1}
+    rounds = order[7:]
+    assert [rounds[:i].count("fast") for i, way in enumerate(rounds) if way == "slow"] == [4, 11, 18]
 
 
 class Fake:

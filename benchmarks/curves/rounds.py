@@ -10,6 +10,7 @@ import statistics
 from collections.abc import Callable, Mapping
 
 from benchmarks.curves.store import Row
+from benchmarks.turns import turns
 
 _SECONDS = 4.0  # for all rounds of a way; but
 _LEAST = 3  # rounds in any case, except
@@ -26,16 +27,16 @@ def race(runs: Mapping[str, Callable[[], Row]], rounds: int) -> list[Row]:
             rows[way] = {"way": way, **(run() if row["seconds"] < _SLOW else row)}
         except Exception as error:
             rows[way] = {"way": way, "without": f"failed: {type(error).__name__}: {' '.join(str(error).split())[:90]}"}
-    takes_part = {way: _rounds(row["seconds"], rounds) for way, row in rows.items() if "seconds" in row}
-    times: dict[str, list[float]] = {way: [] for way, count in takes_part.items() if count}
+    takes_part = {
+        way: turns(row["seconds"], rounds, _SECONDS, _LEAST)
+        for way, row in rows.items()
+        if row.get("seconds", _SLOW) < _SLOW
+    }
+    times: dict[str, list[float]] = {way: [] for way in takes_part}
     for n in range(rounds):
         for way, found in times.items():
-            if n < takes_part[way]:
+            if n in takes_part[way]:
                 found.append(runs[way]()["seconds"])
     for way, found in times.items():
         rows[way]["seconds"] = statistics.median(found)
     return list(rows.values())
-
-
-def _rounds(seconds: float, rounds: int) -> int:
-    return 0 if seconds > _SLOW else min(rounds, max(_LEAST, int(_SECONDS / seconds)))

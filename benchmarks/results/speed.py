@@ -95,6 +95,11 @@ def sde(results: Results) -> Iterator[str]:
     )
     cells = ((f"{row['sde_type']} `{row['method']}`, {row['noise']}", *_sde_cells(row["ways"])) for row in rows)
     yield from text.table(("method", *ways), cells)
+    if any(row["method"] == "log_ode" for row in rows):
+        yield (
+            "For back-propagation `log_ode` differentiates in each step with respect to a new leaf, for which autograd "
+            "searches the whole graph so far: its time grows with the square of the steps and more, at any batch size."
+        )
 
 
 def _sde_cells(ways: dict[str, dict[str, float]]) -> Iterator[str]:

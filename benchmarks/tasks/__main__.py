@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"--task {' '.join(options.task)}: none of {', '.join(TASKS)}.")
     options.out.mkdir(parents=True, exist_ok=True)
     file = options.out / f"tasks{'-paper' if options.paper else ''}.jsonl"
-    command = [f"--steps={options.steps or (3 if options.quick else 10)}", f"--rounds={2 if options.quick else 11}"]
+    command = [f"--steps={options.steps or (3 if options.quick else 10)}", f"--rounds={2 if options.quick else 21}"]
     command += [f"--tolerances={1 if options.quick else 3}", *["--paper"] * options.paper]
     command += [f"--task={name}" for name in tasks]
     failed = 0
