@@ -84,6 +84,19 @@ def test_the_page_shows_what_is_in_the_files(results, tmp_path):
     assert "torchdyn, adjoint" not in page
 
 
+def test_the_page_names_what_there_was_a_second_pass_of_and_both_days(results, tmp_path):
+    folder = filled(tmp_path / "run")
+    assert "two passes" not in page_of(results, folder, tmp_path / "docs")
+    second = folder / "second-pass" / "tasks.jsonl"
+    second.parent.mkdir()
+    second.write_text("", encoding="utf-8")
+    os.utime(folder / "tasks.jsonl", (86400, 86400))
+    os.utime(second, (172800, 172800))
+    page = page_of(results, folder, tmp_path / "docs")
+    assert "There were two passes of `tasks`: a way's time is that of the pass in which it took less" in page
+    assert "| `python -m benchmarks.tasks` | 1970-01-02, 1970-01-03 |" in page
+
+
 def test_where_a_peer_is_better_comes_before_all_claims(results, tmp_path):
     page = page_of(results, filled(tmp_path / "run"), tmp_path / "docs")
     before = page.partition("### What the README says")[0]

@@ -68,6 +68,11 @@ def _head(results: Results) -> Iterator[str]:
         "`python -m benchmarks.results`; none is typed. Times are processor time on one thread, medians of interleaved "
         "rounds."
     )
+    if again := results.again():
+        yield (
+            f"There were two passes of {', '.join(f'`{name}`' for name in again)}: a way's time is that of the pass in "
+            "which it took less, for what else the machine does only adds to it."
+        )
     yield from ("", _WAYS)
     cells = ((f"`{command}`", *(part or "not noted" for part in noted)) for command, *noted in results.environments())
     yield from text.table(("command", "day", "machine", "versions"), cells)

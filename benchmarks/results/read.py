@@ -11,7 +11,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from benchmarks import jsonl
+from benchmarks import jsonl, passes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,16 +90,21 @@ class Results:
         given = "" if SOURCES[name].file.endswith(".jsonl") else self.data(name).get("command", "")
         return re.sub(r" --out[= ]\S+", "", given) or SOURCES[name].command
 
-    def day(self, name: str) -> str:
-        """The day, in UTC, on which a file was last written to."""
-        written = (self.folder / SOURCES[name].file).stat().st_mtime
-        return datetime.fromtimestamp(written, timezone.utc).date().isoformat()
+    def again(self) -> list[str]:
+        """The sources of which there was a second pass."""
+        return [name for name in passes.FILES if (self.folder / passes.SECOND / SOURCES[name].file).exists()]
+
+    def days(self, name: str) -> list[str]:
+        """The days, in UTC, on which the files of its passes were last written to."""
+        folders = [self.folder, *[self.folder / passes.SECOND] * (name in self.again())]
+        written = [(folder / SOURCES[name].file).stat().st_mtime for folder in folders]
+        return sorted({datetime.fromtimestamp(at, timezone.utc).date().isoformat() for at in written})
 
     def environments(self) -> Iterator[tuple[str, str, str, str]]:
-        """Command, day, machine and versions of every file that is there."""
+        """Command, days, machine and versions of every file that is there."""
         for name in SOURCES:
             if self.has(name):
-                yield (self.command(name), self.day(name), *self.environment(name))
+                yield (self.command(name), ", ".join(self.days(name)), *self.environment(name))
 
 
 def _place(noted: str) -> str:
