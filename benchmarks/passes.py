@@ -12,9 +12,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks import jsonl
+from benchmarks.results.read import SECOND, SOURCES, Results
 
-SECOND = "second-pass"  # the folder of its results, in that of the first
 Timed = Iterator[tuple[tuple[Any, ...], dict[str, Any]]]
 
 
@@ -44,27 +43,23 @@ def _of(found: dict[str, Any], *names: str) -> tuple[Any, ...]:
 
 
 # Their figures are times, not ratios within each round.
-FILES: dict[str, tuple[str, Callable[[list[dict[str, Any]]], Timed]]] = {
-    "sde_speed": ("sde_speed.json", _sdes),
-    "curves": ("curves.jsonl", _curves),
-    "tasks": ("tasks.jsonl", _tasks),
-}
+TIMED: dict[str, Callable[[list[dict[str, Any]]], Timed]] = {"sde_speed": _sdes, "curves": _curves, "tasks": _tasks}
 
 
 def merge(folder: Path) -> None:
     """The lesser times into the files of a folder of results, as far as its second pass has them too."""
-    for file, timed in FILES.values():
-        found, others = _read(folder / file), dict(timed(_read(folder / SECOND / file)))
+    for name, timed in TIMED.items():
+        found, others = _read(Results(folder), name), dict(timed(_read(Results(folder / SECOND), name)))
         for key, row in timed(found):
             row["seconds"] = min(row["seconds"], others.get(key, row)["seconds"])
         if others:
-            _write(folder / file, found)
+            _write(folder / SOURCES[name].file, found)
 
 
-def _read(file: Path) -> list[dict[str, Any]]:
-    if file.suffix == ".jsonl":
-        return jsonl.read(file)
-    return [json.loads(file.read_text(encoding="utf-8"))] if file.exists() else []
+def _read(results: Results, name: str) -> list[dict[str, Any]]:
+    if not results.has(name):
+        return []
+    return results.lines(name) if SOURCES[name].file.endswith(".jsonl") else [results.data(name)]
 
 
 def _write(file: Path, found: list[dict[str, Any]]) -> None:

@@ -12,7 +12,6 @@ import dataclasses
 import functools
 import gc
 import json
-import statistics
 import sys
 import time
 import warnings
@@ -26,7 +25,7 @@ import torchsde
 from torch import Tensor
 
 from benchmarks.measure import Account, machine
-from benchmarks.turns import turns
+from benchmarks.turns import medians
 from steptape.torch import sdeint_adjoint
 
 STATE, WIDTH, CHANNELS = 8, 32, 2
@@ -114,13 +113,10 @@ def measured(problem: Problem, rounds: int) -> dict[str, tuple[float, float]]:
     One round more warms up. A slow way takes part in fewer rounds; one that takes a minute, in that one alone.
     """
     first = {way: _seconds(problem, way, "warm-up") for way in WAYS}
-    takes_part = {way: turns(s, rounds, AFFORDABLE, LEAST) for way, s in first.items() if s < AFFORDABLE}
-    times: dict[str, list[float]] = {way: [] for way in takes_part}
-    for n in range(rounds):
-        for way, found in times.items():
-            if n in takes_part[way]:
-                found.append(_seconds(problem, way, f"round {n + 1} of {rounds}"))
-    return {way: (statistics.median(times.get(way, [s])), _held(problem, way)) for way, s in first.items()}
+    fast = {way: seconds for way, seconds in first.items() if seconds < AFFORDABLE}
+    again = {way: lambda n, way=way: _seconds(problem, way, f"round {n + 1} of {rounds}") for way in fast}
+    times = first | medians(again, fast, rounds, AFFORDABLE, LEAST)
+    return {way: (seconds, _held(problem, way)) for way, seconds in times.items()}
 
 
 def _seconds(problem: Problem, way: str, which: str) -> float:

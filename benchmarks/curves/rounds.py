@@ -7,11 +7,10 @@ of two days with 1 to 5 rounds, and 94 % with the better of two passes.
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Callable, Mapping
 
 from benchmarks.curves.store import Row
-from benchmarks.turns import turns
+from benchmarks.turns import medians
 
 _SECONDS = 4.0  # for all rounds of a way; but
 _LEAST = 3  # rounds in any case, except
@@ -28,17 +27,8 @@ def race(runs: Mapping[str, Callable[[], Row]], rounds: int) -> list[Row]:
             rows[way] = {"way": way, **(run() if row["seconds"] < _SLOW else row)}
         except Exception as error:
             rows[way] = {"way": way, "without": f"failed: {type(error).__name__}: {' '.join(str(error).split())[:90]}"}
-    takes_part = {
-        way: turns(row["seconds"], rounds, _SECONDS, _LEAST)
-        for way, row in rows.items()
-        if row.get("seconds", _SLOW) < _SLOW
-    }
-    times: dict[str, list[float]] = {way: [] for way in takes_part}
-    for n in range(rounds):
-        for way, found in times.items():
-            if n in takes_part[way]:
-                found.append(runs[way]()["seconds"])
-    for way, found in times.items():
-        if found:
-            rows[way]["seconds"] = statistics.median(found)
+    fast = {way: row["seconds"] for way, row in rows.items() if row.get("seconds", _SLOW) < _SLOW}
+    again = {way: lambda _, run=runs[way]: run()["seconds"] for way in fast}
+    for way, seconds in medians(again, fast, rounds, _SECONDS, _LEAST).items():
+        rows[way]["seconds"] = seconds
     return list(rows.values())

@@ -27,7 +27,7 @@ def _origin(run: Results) -> dict[str, list[str]]:
     files = list(run.environments())
     noted = sorted({machine for _, _, machine, _ in files if machine})
     machines = [one for one in noted if not any(one in other for other in noted if other != one)]
-    return {"days": sorted({day for _, days, *_ in files for day in days.split(", ")}), "machines": machines}
+    return {"days": sorted({day for _, days, *_ in files for day in days}), "machines": machines}
 
 
 def _pairs(first: Sequence[Ratio], second: Sequence[Ratio]) -> Pairs:

@@ -74,7 +74,10 @@ def _head(results: Results) -> Iterator[str]:
             "which it took less, for what else the machine does only adds to it."
         )
     yield from ("", _WAYS)
-    cells = ((f"`{command}`", *(part or "not noted" for part in noted)) for command, *noted in results.environments())
+    cells = (
+        (f"`{command}`", ", ".join(days), *(part or "not noted" for part in noted))
+        for command, days, *noted in results.environments()
+    )
     yield from text.table(("command", "day", "machine", "versions"), cells)
     for name in SOURCES:
         if not results.has(name):

@@ -11,7 +11,9 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from benchmarks import jsonl, passes
+from benchmarks import jsonl
+
+SECOND = "second-pass"  # the folder of a second pass, in that of the first
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,19 +94,19 @@ class Results:
 
     def again(self) -> list[str]:
         """The sources of which there was a second pass."""
-        return [name for name in passes.FILES if (self.folder / passes.SECOND / SOURCES[name].file).exists()]
+        return [name for name in SOURCES if Results(self.folder / SECOND).has(name)]
 
     def days(self, name: str) -> list[str]:
         """The days, in UTC, on which the files of its passes were last written to."""
-        folders = [self.folder, *[self.folder / passes.SECOND] * (name in self.again())]
-        written = [(folder / SOURCES[name].file).stat().st_mtime for folder in folders]
+        files = [folder / SOURCES[name].file for folder in (self.folder, self.folder / SECOND)]
+        written = [file.stat().st_mtime for file in files if file.exists()]
         return sorted({datetime.fromtimestamp(at, timezone.utc).date().isoformat() for at in written})
 
-    def environments(self) -> Iterator[tuple[str, str, str, str]]:
+    def environments(self) -> Iterator[tuple[str, list[str], str, str]]:
         """Command, days, machine and versions of every file that is there."""
         for name in SOURCES:
             if self.has(name):
-                yield (self.command(name), ", ".join(self.days(name)), *self.environment(name))
+                yield (self.command(name), self.days(name), *self.environment(name))
 
 
 def _place(noted: str) -> str:
