@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from typing import Any
 
 import torch
 
@@ -18,7 +19,10 @@ try:
         temporarily_restore_interpreter_stack,
     )
 
-    # Whether there are any.
+    # What sees the operations of a block, also those of scripted modules; compiled ones are not compiled anew for it.
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    # Whether there are any transforms.
     transforms_active = torch._C._are_functorch_transforms_active
 
     # torch.autograd.grad without its checks, which take as long as the backward pass of a small layer.
@@ -53,3 +57,15 @@ def unwrapped(x: torch.Tensor) -> torch.Tensor | None:
         if inner is x:
             return x
         x = inner
+
+
+class OperationMode(TorchDispatchMode):
+    """A block in which ``operate(name, run, args)`` is called for each operation on tensors, to run it."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = kwargs or {}
+        return self.operate(func.overloadpacket.__name__, lambda: func(*args, **given), (args, given))
+
+    def operate(self, name: str, run: Callable[[], Any], args: Any) -> Any:
+        """Run an operation."""
+        raise NotImplementedError

@@ -38,7 +38,7 @@ try:
     _missing |= {"y1", "t0", "t1", "dt", "interp_coeff"} - set(rk_common._RungeKuttaState._fields)
     _missing |= {"base_func"} - set(misc._PerturbFunc.__init__.__code__.co_names)
     _missing |= {"prev_f", "prev_t"} - set(Adams.__init__.__code__.co_names)
-    _missing |= {"_step_func"} - set(dir(fixed_grid.FixedGridODESolver))
+    _missing |= {"_step_func", "_linear_interp", "_cubic_hermite_interp"} - set(dir(fixed_grid.FixedGridODESolver))
     # What check_inputs wraps func in, and where the host solves backward: install() tells its own calls by them.
     _WRAPPERS = (misc._PerturbFunc, misc._ReverseFunc, misc._TupleFunc)
     _BACKSOLVE = OdeintAdjointMethod.backward.__qualname__
@@ -95,6 +95,13 @@ def whole_step(
     return increment, slope, history(solver)
 
 
+def interpolated(solver: Any, t0: Any, y0: Any, f0: Any, t1: Any, y1: Any, f1: Any, t: Any) -> torch.Tensor:
+    """The state at t in a step of a fixed grid; ``f1`` is read for a cubic alone."""
+    if solver.interp == "linear":
+        return solver._linear_interp(t0, t1, y0, y1, t)
+    return solver._cubic_hermite_interp(t0, y0, f0, t1, y1, f1, t)
+
+
 def without_sides(func: Any) -> Any:
     """The func in normal form without the wrapper that moves t to one side of a discontinuity."""
     return func.base_func
@@ -123,6 +130,12 @@ def option_names(solver_class: type) -> set[str]:
     parameters = [p for init in inits for p in inspect.signature(init).parameters.values()]
     names = {p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
     return names - {"self", "func", "y0", "rtol", "atol"} | {"norm"}
+
+
+def all_option_names() -> set[str]:
+    """The names of the options of all solvers of the host."""
+    own = [solver_class for solver_class in SOLVERS.values() if solver_class.__module__.startswith("torchdiffeq.")]
+    return {name for solver_class in own for name in option_names(solver_class)}
 
 
 def call_after_steps(solver: Any, note: Any) -> None:
@@ -183,12 +196,9 @@ def _call_back(solver: Any) -> None:
 def _call_before_steps(solver: Any, note: Any) -> None:
     """Let a fixed-grid solver call ``note(t, y, h)`` before each step: seeking an event, it does not call back."""
     step = solver._step_func
-    # The implicit solvers round a size that is no tensor to the default dtype, the end of the step they do not.
-    rounds = ImplicitRungeKutta is not None and isinstance(solver, ImplicitRungeKutta)
 
     def noted_step(func: Any, t0: Any, dt: Any, t1: Any, y0: Any) -> Any:
-        size = torch.as_tensor(dt) if rounds else dt
-        note(t0, y0, torch.as_tensor(size, dtype=t0.dtype, device=t0.device))
+        note(t0, y0, torch.as_tensor(dt, dtype=torch.float64, device=t0.device))
         return step(func, t0, dt, t1, y0)
 
     solver._step_func = noted_step

@@ -17,7 +17,13 @@ try:
     # The host's normal form of a call: wrapped SDE, Brownian object and method filled in; and of its result.
     from torchsde._core.sdeint import check_contract as check_contract
     from torchsde._core.sdeint import parse_return as parse_return
-except ImportError as error:
+
+    # The names of methods, and of their options.
+    from torchsde.settings import METHOD_OPTIONS
+    from torchsde.settings import METHODS as METHODS
+
+    OPTION_NAMES = METHOD_OPTIONS.all()
+except (ImportError, AttributeError) as error:
     raise unsupported("torchsde", error, "sde") from error
 
 # The modules that hold sdeint_adjoint under its name.

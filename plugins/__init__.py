@@ -10,6 +10,7 @@ from steptape._errors import GradientError as GradientError
 from steptape._errors import HostChangedError as HostChangedError
 from steptape._errors import OptionError as OptionError
 from steptape._errors import SteptapeError as SteptapeError
+from steptape._errors import SteptapeWarning as SteptapeWarning
 from steptape._errors import UnsupportedError as UnsupportedError
 from steptape._errors import UnsupportedHostVersion as UnsupportedHostVersion
 

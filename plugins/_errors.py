@@ -1,4 +1,4 @@
-"""The errors steptape raises: one class per way out."""
+"""The errors steptape raises, one class per way out, and its warnings."""
 
 
 class SteptapeError(Exception):
@@ -23,3 +23,7 @@ class HostChangedError(SteptapeError, RuntimeError):
 
 class UnsupportedHostVersion(SteptapeError, ImportError):
     """A host library is missing, or its installed version lacks what steptape relies on: install another version."""
+
+
+class SteptapeWarning(UserWarning):
+    """Something the call asks for has no effect here; the gradient is right."""

@@ -35,12 +35,6 @@ def test_a_wrong_adjoint_option(option, reason):
         solve(adjoint_options=option)
 
 
-@pytest.mark.parametrize("name", ["adjoint_rtol", "adjoint_atol"])
-def test_a_tolerance_for_a_backward_solve_that_is_not_there(name):
-    with pytest.raises(OptionError, match=rf"{name}=0.01.*has no tolerance. Leave out {name}"):
-        solve(**{name: 0.01})
-
-
 def test_a_func_that_is_no_module():
     with pytest.raises(OptionError, match=r"func is no torch.nn.Module.*pass adjoint_params"):
         solve(adjoint_params=None)
@@ -59,7 +53,9 @@ def test_times_that_are_no_times(t):
 
 
 def test_a_solver_that_cannot_be_replayed():
-    with pytest.raises(UnsupportedError, match=r"method='scipy_solver'.*Use one of dopri8, dopri5.*torchdiffeq.odeint"):
+    with pytest.raises(
+        UnsupportedError, match=r"method='scipy_solver'.*Use one of dopri8, dopri5.*leave out adjoint_m"
+    ):
         solve(method="scipy_solver")
 
 
@@ -76,6 +72,12 @@ def test_a_solver_of_the_user_s_that_steps_its_own_way(monkeypatch):
     monkeypatch.setitem(SOLVERS, "mine", Mine)
     with pytest.raises(UnsupportedError, match="method='mine'"):
         solve(method="mine")
+
+
+@pytest.mark.parametrize("name", ["ACA", "checkpoint", 5], ids=repr)
+def test_an_unknown_adjoint_method(name):
+    with pytest.raises(OptionError, match=rf"adjoint_method={name!r}\).*'aca' and 'quadrature'; .*'dopri8', 'dopri5'"):
+        solve(adjoint_method=name)
 
 
 def test_an_unknown_method_in_the_host_s_words():

@@ -25,7 +25,6 @@ def solve(sde=None, y0=None, **kwargs):
     ("option", "reason"),
     [
         ({"checkpoint": 3}, "unknown option"),
-        ({"norm": "seminorm"}, "unknown option"),
         ({"checkpoints": 0}, "must be a positive number of states, or None"),
         ({"checkpoint_device": "disk"}, "no torch device"),
         ({"graph": "solve"}, "must be 'step' or 'stage'"),
@@ -48,12 +47,10 @@ def test_a_stage_at_a_time():
         solve(adjoint_options={"graph": "stage"})
 
 
-@pytest.mark.parametrize(
-    ("name", "value"), [("adjoint_rtol", 0.01), ("adjoint_atol", 1e-5), ("adjoint_adaptive", True)]
-)
-def test_settings_of_a_backward_solve_that_is_not_there(name, value):
-    with pytest.raises(OptionError, match=rf"{name}={value}.*solves nothing backward.*Leave out {name}"):
-        solve(**{name: value})
+@pytest.mark.parametrize("name", ["ACA", "dopri5"])
+def test_an_unknown_adjoint_method(name):
+    with pytest.raises(OptionError, match=rf"adjoint_method='{name}'\).*steptape's is 'aca'.*'euler'"):
+        solve(adjoint_method=name)
 
 
 class Plain:

@@ -11,6 +11,7 @@ from torch import Tensor
 from steptape._errors import OptionError, UnsupportedError
 from steptape.compat import _torchdiffeq as host
 from steptape.torch._keep import Keep
+from steptape.torch._seminorm import Seminorm
 from steptape.torch._tableau import Tableau, tableau_of
 
 
@@ -57,6 +58,7 @@ class BackwardSolver:
                     f"'checkpoints', 'checkpoint_device', 'nodes' and 'method', and {method!r} takes "
                     f"{', '.join(map(repr, sorted(names)))}."
                 )
+        given = _with_norm_of_state(given)
         shared = {name: value for name, value in (forward["options"] or {}).items() if name in names}
         rtol, atol = (forward[name] if adjoint[name] is None else adjoint[name] for name in ("rtol", "atol"))
         _, _, _, _, rtol, atol, _, options, _, _ = host.check_inputs(
@@ -88,6 +90,15 @@ class BackwardSolver:
 
 
 _CALL = "odeint_adjoint(..., adjoint_method='quadrature'"
+
+
+def _with_norm_of_state(options: dict[str, Any]) -> dict[str, Any]:
+    """The options with a norm that is for the host's adjoint as one for the cotangent of the state alone."""
+    norm = options.get("norm")
+    if isinstance(norm, Seminorm):
+        return {**options, "norm": norm.of_cotangent}
+    # The state of this backward solve has no integrals to leave out.
+    return {name: value for name, value in options.items() if name != "norm" or value != "seminorm"}
 
 
 def _adaptive(method: str, call: str) -> Tableau:

@@ -7,7 +7,6 @@ Here the accepted steps are taken again from y0, whole and under autograd.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,19 +15,20 @@ from steptape.torch._field import Field
 from steptape.torch._tableau import Tableau
 from steptape.torch._tape import Tape, Timeline
 from steptape.torch._torchdiffeq import Solve
-from steptape.torch._whole_step import whole_step
+from steptape.torch._whole_step import step_sizes, whole_step
 
 
 def chain(solve: Solve, tape: Tape, timeline: Timeline, field: Field, y0: Tensor) -> Tensor:
     """The solution at all outputs, (len(t), *y0.shape), along the steps of the tape."""
     if solve.tableau.whole:
-        return _by_whole_steps(solve.solver(y0), tape, timeline, field, y0)
+        return _by_whole_steps(solve, tape, timeline, field, y0)
     return _by_tableau(solve.tableau, tape, timeline, field, y0)
 
 
 def _by_tableau(tableau: Tableau, tape: Tape, timeline: Timeline, field: Field, y0: Tensor) -> Tensor:
     sizes = timeline.sizes.to(y0.real.dtype)
-    weights = tableau.weights(timeline.places.double())[0].to(y0)
+    around = sizes[torch.tensor(tape.serving, dtype=torch.long, device=y0.device)]
+    weights, _, of_start = (x.to(y0) for x in tableau.weights(timeline.places, timeline.spans, around))
     rows = tableau.rows.tolist()
     ys, y, slope = [y0], y0, None
     for n, h in enumerate(sizes):
@@ -36,7 +36,9 @@ def _by_tableau(tableau: Tableau, tape: Tape, timeline: Timeline, field: Field, 
         inside = [q for q, step in enumerate(tape.serving) if step == n]
         if slope is None:
             field.side.before(n, 0)
-            slope = field.slope(timeline.stages[n, 0], y)
+            t = timeline.stages[n, 0]
+            slope = field.slope(t, y)
+            field.check(slope, (t, y))
         k = [slope]
         for i in range(1, tableau.stages):
             if i == tableau.stages - 1 and tableau.last_at_end and not (ahead or inside):
@@ -44,20 +46,23 @@ def _by_tableau(tableau: Tableau, tape: Tape, timeline: Timeline, field: Field, 
             field.side.before(n, i)
             k.append(field.slope(timeline.stages[n, i], y + h * _combined(rows[i], k)))
         slopes = torch.stack(k)
-        ys += [y + h * torch.tensordot(weights[q, : len(k)], slopes, 1) for q in inside]
+        ys += [of_start[q] * y + h * torch.tensordot(weights[q, : len(k)], slopes, 1) for q in inside]
         y = y + h * _combined(rows[-1], k)
         slope = k[-1] if ahead else None
     outside = [y0] * (len(tape.outputs) - len(tape.serving))
     return torch.stack(ys + outside)
 
 
-def _by_whole_steps(solver: Any, tape: Tape, timeline: Timeline, field: Field, y0: Tensor) -> Tensor:
+def _by_whole_steps(solve: Solve, tape: Tape, timeline: Timeline, field: Field, y0: Tensor) -> Tensor:
+    solver, sizes = solve.solver(y0), step_sizes(solve, timeline)
     ys, y = [y0], y0
     slopes: list[Tensor] = []
-    for n, ((t0, t1), h) in enumerate(zip(timeline.stages, timeline.sizes, strict=True)):
+    for n, ((t0, t1), h) in enumerate(zip(timeline.stages, sizes, strict=True)):
         field.side.before(n, 0)
-        places = [x for x, serving in zip(timeline.places, tape.serving, strict=True) if serving == n]
-        y, inside, _, slopes = whole_step(solver, slopes, field, t0, t1, h, y, places)
+        outputs = [x for x, serving in zip(timeline.outputs, tape.serving, strict=True) if serving == n]
+        known = [x for x in (t0, t1, h, y, *slopes) if isinstance(x, Tensor)]
+        y, inside, slope, slopes = whole_step(solver, slopes, field, t0, t1, h, y, outputs)
+        field.check(slope, known)
         ys += inside
     return torch.stack(ys)
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Collection
 from typing import Any, Literal
 
 import torch
 
 from steptape._errors import OptionError
+from steptape.torch._without_effect import tell
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,10 +26,19 @@ class Keep:
 
     @classmethod
     def from_options(
-        cls, options: dict[str, Any] | None, function: str = "odeint_adjoint", adjoint_method: str = "aca"
+        cls,
+        options: dict[str, Any] | None,
+        function: str = "odeint_adjoint",
+        adjoint_method: str = "aca",
+        of_hosts: Collection[str] = (),
     ) -> Keep:
-        """Read the ``adjoint_options`` of a call of ``function``, or raise ``OptionError``."""
+        """Read the ``adjoint_options`` of a call of ``function``, or raise ``OptionError``.
+
+        ``of_hosts``: the names of options for a backward solve, which have no effect.
+        """
         options = dict(options or {})
+        idle = [name for name in options if name in of_hosts]
+        tell(function, [f"adjoint_options={{{name!r}: {options.pop(name)!r}}}" for name in idle])
         checkpoints = options.pop("checkpoints", None)
         device = options.pop("checkpoint_device", None)
         graph = options.pop("graph", "step")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Iterable
 from typing import Any
@@ -18,6 +19,7 @@ from steptape.torch._quadrature import QuadratureBack, check_supported
 from steptape.torch._stats import replay
 from steptape.torch._tableau import tableau_of
 from steptape.torch._torchdiffeq import Solve
+from steptape.torch._without_effect import changed, tell
 
 State = Any
 
@@ -119,29 +121,37 @@ def odeint_adjoint(
         "adjoint_params": adjoint_params,
     }
     if adjoint_method not in ("aca", "quadrature"):
+        _check_name(adjoint_method)
         return host.odeint_adjoint(func, y0, t, **rest)
     if torch.compiler.is_compiling():
         # The host's loop goes by values, which a compiler does not know: it runs as it is, inside the compiled model.
         return torch.compiler.disable(odeint_adjoint)(func, y0, t, **rest)
     _check_times(t)
-    back = None
+    user_func, solver = func, None
     if adjoint_method == "aca":
-        _check_tolerances({"adjoint_rtol": (adjoint_rtol, rtol), "adjoint_atol": (adjoint_atol, atol)})
-        keep = Keep.from_options(adjoint_options)
+        tell("odeint_adjoint", changed({"adjoint_rtol": (adjoint_rtol, rtol), "adjoint_atol": (adjoint_atol, atol)}))
+        tell("odeint_adjoint", (f"func.{name}_adjoint" for name in adjoint_callbacks(func)))
+        keep = Keep.from_options(adjoint_options, of_hosts=host.all_option_names())
     else:
         forward = {"rtol": rtol, "atol": atol, "method": method, "options": options}
         adjoint = {"rtol": adjoint_rtol, "atol": adjoint_atol, "options": adjoint_options}
         solver, keep = BackwardSolver.from_call(y0, t, forward, adjoint)
-        back = functools.partial(QuadratureBack, solver)
     call = f"odeint_adjoint(func={func!r}, ...)"
     params = parameters_of(func, host.find_parameters, adjoint_params, call, "adjoint_params=(...)")
     shapes, func, y0, t, rtol, atol, method, options, event_fn, reverse = host.check_inputs(
         func, y0, t, rtol, atol, method, options, event_fn, host.SOLVERS
     )
-    solve, points = solve_of(func, y0, t, rtol, atol, method, options, keep, event_fn, back)
-    if back is not None:
+    solve, points = solve_of(func, y0, t, rtol, atol, method, options, keep, event_fn)
+    if solver is not None:
         check_supported(points)
+        callbacks = {
+            name: _in_terms_of_user(callback, shapes, reverse)
+            for name, callback in adjoint_callbacks(user_func).items()
+        }
+        solve = dataclasses.replace(solve, back=functools.partial(QuadratureBack, solver, callbacks))
     solution, end = replay(solve, y0, t, points, *params)
+    if event_fn is not None:
+        check_event(event_fn, end, solution[-1])
     if shapes is not None:
         solution = host.flat_to_shape(solution, (len(t),), shapes)
     if event_fn is None:
@@ -150,15 +160,40 @@ def odeint_adjoint(
     return -end if reverse else end, solution
 
 
-def _check_tolerances(tolerances: dict[str, tuple[Any, Any]]) -> None:
-    """``tolerances``: by name, that of the adjoint and that of the solve, which is the former's default."""
-    for name, (value, default) in tolerances.items():
-        same = value is default or (isinstance(value, float) and isinstance(default, float) and value == default)
-        if value is not None and not same:
-            raise OptionError(
-                f"odeint_adjoint(..., {name}={value!r}, adjoint_method='aca'): a replay solves nothing backward, so it "
-                f"has no tolerance. Leave out {name}."
-            )
+def _check_name(adjoint_method: Any) -> None:
+    if adjoint_method is not None and adjoint_method not in host.SOLVERS:
+        raise OptionError(
+            f"odeint_adjoint(..., adjoint_method={adjoint_method!r}): no such adjoint. steptape's are 'aca' and "
+            f"'quadrature'; the host's own, by the solver that it solves backward with, "
+            f"{', '.join(repr(name) for name in host.SOLVERS if name != 'aca')}."
+        )
+
+
+def adjoint_callbacks(func: Any) -> dict[str, Any]:
+    """The callbacks for the steps of a backward solve that a func has, by the names of the forward solve's."""
+    found = {name: getattr(func, f"{name}_adjoint", None) for name in sorted(host.CALLBACKS)}
+    return {name: callback for name, callback in found.items() if callback is not None}
+
+
+def _in_terms_of_user(callback: Any, shapes: Any, reverse: bool) -> Any:
+    """A callback of the user's for a backward solve in s = -t of the host's normal form."""
+
+    def called(s: Tensor, a: Tensor, h: Tensor) -> None:
+        callback(s if reverse else -s, a if shapes is None else host.flat_to_shape(a, (), shapes), h)
+
+    return called
+
+
+def check_event(event_fn: Any, end: Tensor, state: Tensor) -> None:
+    """Raise if the event at ``end`` depends on more than the time and the state; ``event_fn`` in normal form."""
+    if not torch.is_grad_enabled() or not event_fn(end.detach(), state.detach()).requires_grad:
+        return
+    raise UnsupportedError(
+        "odeint_adjoint(..., event_fn=event_fn, adjoint_method=...): event_fn depends on tensors that require a "
+        "gradient, and the time of the event would have none in them: torchdiffeq passes it on through the state "
+        "alone. Make them channels of the state, with derivative 0, or detach() them in event_fn if that gradient is "
+        "not wanted."
+    )
 
 
 def _check_times(t: Any) -> None:
@@ -182,7 +217,6 @@ def solve_of(
     options: dict[str, Any],
     keep: Keep,
     event_fn: Any,
-    back: Any = None,
 ) -> tuple[Solve, Tensor]:
     """The call as a ``Solve``, and the points its steps may be cut short to end at: step_t, then jump_t."""
     tableau = tableau_of(host.SOLVERS[method], options.get("interp", "linear"))
@@ -190,7 +224,7 @@ def solve_of(
         able = [name for name, solver in host.SOLVERS.items() if tableau_of(solver) is not None]
         raise UnsupportedError(
             f"odeint_adjoint(..., method={method!r}, adjoint_method='aca'): steps of {method!r} cannot be replayed. "
-            f"Use one of {', '.join(able)}, or differentiate with torchdiffeq.odeint."
+            f"Use one of {', '.join(able)}, or leave out adjoint_method for the host's own adjoint."
         )
     if tableau.whole and keep.graph == "stage":
         raise UnsupportedError(
@@ -203,5 +237,5 @@ def solve_of(
         for name in (("step_t", "jump_t") if tableau.chained else ())
     ]
     jumps = len(points[1]) if points else 0
-    solve = Solve(func, host.original_func(func), rtol, atol, method, options, tableau, jumps, keep, event_fn, back)
+    solve = Solve(func, host.original_func(func), rtol, atol, method, options, tableau, jumps, keep, event_fn)
     return solve, torch.cat([t.new_zeros(0, dtype=dtype), *points])

@@ -15,8 +15,8 @@ Source: Hu, arXiv 2402.15141, points 1 and 3.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from typing import NoReturn
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -52,11 +52,19 @@ class AdjointField:
     """da/ds = (∂f/∂y)ᵀ a in s = -t, a func for the host's solvers that adds up the parameters' integral on the way.
 
     A stage's share is taken where the stage is evaluated, and kept if the step is accepted. The first stage of a step
-    is the last evaluation before its first try, so its share waits. Gauss–Legendre comes after the step.
+    is the last evaluation before its first try, so its share waits. Gauss–Legendre comes after the step. ``callbacks``:
+    the user's, by name, who are told a at its own scale.
     """
 
-    def __init__(self, field: Field, dense: DenseOutput, params: Sequence[Tensor], solver: BackwardSolver):
-        self._field, self._dense, self._params = field, dense, params
+    def __init__(
+        self,
+        field: Field,
+        dense: DenseOutput,
+        params: Sequence[Tensor],
+        solver: BackwardSolver,
+        callbacks: dict[str, Callable[[Tensor, Tensor, Tensor], Any]],
+    ):
+        self._field, self._dense, self._params, self._callbacks = field, dense, params, callbacks
         b = solver.tableau.rows[-1]
         self._weights = (b if solver.nodes is None else 0 * b).tolist()
         self._nodes = [] if solver.nodes is None else gauss_legendre(solver.nodes)
@@ -91,7 +99,12 @@ class AdjointField:
         in_y = grads.pop(0) if with_y else None
         return torch.zeros_like(a) if in_y is None else in_y, grads
 
+    def _tell(self, name: str, s: Tensor, a: Tensor, h: Tensor) -> None:
+        if name in self._callbacks:
+            self._callbacks[name](s, self.scale * a, h)
+
     def callback_step(self, s: Tensor, a: Tensor, h: Tensor) -> None:
+        self._tell("callback_step", s, a, h)
         if self._stage == 0:
             self._first = self._latest
             self._dense.forget_after(-s.item())
@@ -99,13 +112,18 @@ class AdjointField:
         self._stage = 1
 
     def callback_accept_step(self, s: Tensor, a: Tensor, h: Tensor) -> None:
+        self._tell("callback_accept_step", s, a, h)
         self._step = s.item(), h.item()
         _add(self._try, self._first, self._weights[0])
         _add(self._field.cotangents, self._try, h.item() * self.scale)
-        self.callback_reject_step(s, a, h)
+        self._begin_try()
         self._stage = 0
 
     def callback_reject_step(self, s: Tensor, a: Tensor, h: Tensor) -> None:
+        self._tell("callback_reject_step", s, a, h)
+        self._begin_try()
+
+    def _begin_try(self) -> None:
         for share in self._try:
             share.zero_()
 
@@ -140,6 +158,7 @@ class QuadratureBack:
     def __init__(
         self,
         solver: BackwardSolver,
+        callbacks: dict[str, Callable[[Tensor, Tensor, Tensor], Any]],
         solve: Solve,
         ambient: Ambient,
         side: Restored,
@@ -147,6 +166,7 @@ class QuadratureBack:
         inputs: tuple[Tensor, ...],
         needed: tuple[bool, ...],
     ):
+        self._callbacks = callbacks
         self._solver, self._solve, self._tape, self._inputs, self.needed = solver, solve, tape, inputs, needed
         y0, params = inputs[0], inputs[3:]
         self._field = Field(solve.vector_field, ambient, side, y0.shape, params, in_time=False, method="quadrature")
@@ -161,7 +181,7 @@ class QuadratureBack:
 
     def plain(self, grad_solution: Tensor) -> list[Tensor]:
         """By solving for a, output to output."""
-        if self._tape.notes:
+        if not self._tape.settled:
             raise GradientError(
                 "odeint_adjoint(..., adjoint_method='quadrature'): func drew random numbers (dropout?) or changed its "
                 "buffers, so the vector field of the backward solve would be another one. Use adjoint_method='aca', "
@@ -170,7 +190,7 @@ class QuadratureBack:
         y0, t, points, *params = self._inputs
         times = torch.cat([t[:1].to(self._tape.outputs), self._tape.outputs])
         in_t = torch.zeros_like(t)
-        adjoint = AdjointField(self._field, self._dense, params, self._solver)
+        adjoint = AdjointField(self._field, self._dense, params, self._solver, self._callbacks)
         a, first_step = torch.zeros_like(y0), self._tape.sizes[-1:].sum().item()
         for i in range(len(times) - 1, 0, -1):
             a = a + grad_solution[i]
@@ -193,7 +213,8 @@ class QuadratureBack:
     def _first_slope(self, t: Tensor) -> Tensor:
         """f at the start, which must be what the forward solve took it for."""
         slope, taped = self._slope(t), self._dense.slope(t.item()).view(self._inputs[0].shape)
-        if not torch.allclose(slope, taped, rtol=1e-3, atol=1e-3 * taped.abs().max().item(), equal_nan=True):
+        near = max(1e-3, 4 * torch.finfo(slope.dtype).eps)
+        if not torch.allclose(slope, taped, rtol=near, atol=near * taped.abs().max().item(), equal_nan=True):
             raise GradientError(
                 "odeint_adjoint(func, ..., adjoint_method='quadrature'): func returned another value in the backward "
                 "pass than in the forward pass for the same t and y. Make func a function of its arguments and "

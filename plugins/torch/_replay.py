@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from steptape.compat._torch_hooks import hooks_passed_by
 from steptape.torch._ambient import Ambient
 from steptape.torch._belongings import Belongings
 from steptape.torch._chain import chain
@@ -50,7 +51,8 @@ class Replay(torch.autograd.Function):
         back = (ctx.solve.back or _Back)(
             ctx.solve, ctx.ambient, side, tape, (y0, t, points, *ctx.params), ctx.needs_input_grad[1:]
         )
-        with ctx.ambient.without_autocast(), ctx.side.kept() if tape.notes else nullcontext():
+        side_kept = ctx.side.kept() if tape.notes else nullcontext()
+        with ctx.ambient.without_autocast(), side_kept, hooks_passed_by(ctx.params):
             pull = back.differentiable if torch.is_grad_enabled() else back.plain
             grads = ctx.belongings.given_back(lambda: pull(grad_solution))
         return (None, *(grad if need else None for grad, need in zip(grads, back.needed, strict=True)))
@@ -75,7 +77,7 @@ class _Back(NamedTuple):
             timeline = solve.timeline(tape, *leaves)
         field = self._field(timeline)
         if solve.tableau.whole:
-            sweep: Sweep = WholeStepSweep(solve.solver(y0), tape, timeline, field, y0)
+            sweep: Sweep = WholeStepSweep(solve, tape, timeline, field, y0)
         else:
             sweep = RungeKuttaSweep(solve.tableau, tape, timeline, field, y0, solve.keep.graph == "step")
         cotangents = sweep.run(grad_solution[1:].reshape(len(grad_solution) - 1, y0.numel()))
@@ -96,8 +98,6 @@ class _Back(NamedTuple):
         y0 = inputs[0]
         timeline = solve.timeline(tape, *inputs[:3])
         field = self._field(timeline)
-        if tape.kept:
-            field.evaluate(timeline.stages[0, 0], y0.reshape(-1))  # for its check of what func depends on
         solution = chain(solve, tape, timeline, field, y0)
         if tape.kept:
             check_end(solution[-1], tape.marks[1], y0)

@@ -43,8 +43,9 @@ class RungeKuttaSweep(Sweep):
         # How many stages the end of a step needs: all, but for a last one that is evaluated there.
         self.to_end = tableau.stages - tableau.last_at_end
         self.sizes = timeline.sizes.tolist()
-        weights, slopes = tableau.weights(self.places.double())
-        self.weights, self.weight_slopes = weights.to(y0), slopes.to(y0.real)
+        sizes = timeline.sizes.detach()[torch.tensor(tape.serving, dtype=torch.long, device=y0.device)]
+        weights, slopes, of_start = tableau.weights(timeline.places.detach(), timeline.spans.detach(), sizes)
+        self.weights, self.weight_slopes, self.of_start = weights.to(y0), slopes.to(y0.real), of_start.to(y0)
 
         # Of the step at hand: k_i, which g_i replaces once stage i has been pulled, and λ. The table by rows makes the
         # places of the stages of the former, and by columns their cotangents of the latter.
@@ -87,7 +88,7 @@ class RungeKuttaSweep(Sweep):
                 self._pull_places(n, 0, outputs, mu, left.cotangent, self.kg[0])
             self.rows[0].zero_()
         start = self.kg.sum(0)
-        return start + mu.sum(0) if len(mu) else start, left
+        return start + self.of_start[outputs] @ mu if len(mu) else start, left
 
     def _check(self, n: int, state: State) -> None:
         """Hold the steps at the end of the solve against what the tape says of them."""
@@ -95,7 +96,8 @@ class RungeKuttaSweep(Sweep):
         if left == 1:
             check_end(self._end(n, state), self.tape.marks[0], state.y)
         elif left == 0:
-            output = torch.addmv(state.y, self.kg[:-1].T, self.weights[-1], alpha=self.sizes[n])
+            start = self.of_start[-1] * state.y
+            output = torch.addmv(start, self.kg[:-1].T, self.weights[-1], alpha=self.sizes[n])
             check_end(output, self.tape.marks[1], state.y)
 
     def _cotangent(self, n: int, i: int, inside: Tensor | None) -> Tensor:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from steptape._errors import GradientError
 from steptape.compat import _torchsde as host
+from steptape.compat._torch_hooks import hooks_passed_by
 from steptape.torch._ambient import Ambient
 from steptape.torch._belongings import Belongings
 from steptape.torch._field import lost, pull_into, unknown_leaves
@@ -61,7 +62,8 @@ class SdeReplay(torch.autograd.Function):
         def run() -> Sequence[Tensor]:
             return differentiate((grad_solution, *grad_after), needed)
 
-        with ctx.ambient.without_autocast(), ctx.side.kept() if tape.note is not None else nullcontext():
+        side_kept = ctx.side.kept() if tape.note is not None else nullcontext()
+        with ctx.ambient.without_autocast(), side_kept, hooks_passed_by(ctx.params):
             grads = ctx.belongings.given_back(run)
         return (None, None, *(grad if need else None for grad, need in zip(grads, needed, strict=True)))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -11,12 +12,14 @@ from torch import Tensor
 from steptape._errors import OptionError, UnsupportedError
 from steptape.compat import _torchsde as host
 from steptape.compat._torch import transforms_active
+from steptape.torch._caches import CacheWatch
 from steptape.torch._keep import Keep
 from steptape.torch._parameters import parameters_of
 from steptape.torch._sde_replay import SdeReplay
 from steptape.torch._sde_seminorm import with_seminorm
 from steptape.torch._stats import recorded_sde
 from steptape.torch._torchsde import Solve
+from steptape.torch._without_effect import changed, tell
 
 
 def sdeint_adjoint(
@@ -104,6 +107,7 @@ def sdeint_adjoint(
             "of an ODE solver, and an SDE's solution has none. Use adjoint_method='aca', which is exact."
         )
     if adjoint_method != "aca":
+        _check_name(adjoint_method)
         call = {
             "bm": bm,
             "method": method,
@@ -129,7 +133,9 @@ def sdeint_adjoint(
             call = with_seminorm(call, y0, params)
         return host.sdeint_adjoint(sde, y0, ts, **call, **unused_kwargs)
     host.handle_unused_kwargs(unused_kwargs, msg="`sdeint_adjoint`")
-    _check_call(adjoint_adaptive=adjoint_adaptive, adjoint_rtol=adjoint_rtol, adjoint_atol=adjoint_atol)
+    _check_transforms()
+    backward = {"adjoint_adaptive": adjoint_adaptive, "adjoint_rtol": adjoint_rtol, "adjoint_atol": adjoint_atol}
+    tell("sdeint_adjoint", changed({name: (value, _DEFAULTS[name]) for name, value in backward.items()}))
     keep, params = _keep_of(adjoint_options), _parameters_of(sde, adjoint_params)
     user_sde = sde
     sde, y0, ts, bm, method, options = host.check_contract(sde, y0, ts, bm, method, adaptive, options, names, logqp)
@@ -138,6 +144,9 @@ def sdeint_adjoint(
     solve = Solve(sde, user_sde, bm, ts, method, settings, keep)
     inputs = (y0, *(extra_solver_state or ()), *params)
     replayed = torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
+    if replayed:
+        watch = CacheWatch("sdeint_adjoint(sde, ..., adjoint_method='aca'", "sde")
+        solve = dataclasses.replace(solve, watch=watch)
 
     def run(solve: Any) -> tuple[Tensor, ...]:
         if replayed:
@@ -149,26 +158,28 @@ def sdeint_adjoint(
     return host.parse_return(y0, ys, tuple(after), extra, logqp)
 
 
-def _check_call(**backward: Any) -> None:
-    """``backward``: by name, what the host would solve backward with."""
+def _check_name(adjoint_method: Any) -> None:
+    if adjoint_method is not None and adjoint_method not in host.METHODS:
+        names = ", ".join(map(repr, host.METHODS.all()))
+        raise OptionError(
+            f"sdeint_adjoint(..., adjoint_method={adjoint_method!r}): no such adjoint. steptape's is 'aca'; the host's "
+            f"own, by the method that it solves backward with, {names}."
+        )
+
+
+def _check_transforms() -> None:
     if transforms_active():
         raise UnsupportedError(
             "torch.func over sdeint_adjoint(..., adjoint_method='aca'): the transforms see no backward pass of ours. "
             "Use torch.autograd.grad or backward(), or differentiate torchsde.sdeint."
         )
-    for name, value in backward.items():
-        if value is not None and value != _DEFAULTS[name]:
-            raise OptionError(
-                f"sdeint_adjoint(..., {name}={value!r}, adjoint_method='aca'): a replay solves nothing backward, so it "
-                f"chooses no steps and has no tolerance. Leave out {name}."
-            )
 
 
 _DEFAULTS = {"adjoint_adaptive": False, "adjoint_rtol": 1e-5, "adjoint_atol": 1e-4}
 
 
 def _keep_of(adjoint_options: dict[str, Any] | None) -> Keep:
-    keep = Keep.from_options(adjoint_options, "sdeint_adjoint")
+    keep = Keep.from_options(adjoint_options, "sdeint_adjoint", of_hosts={"norm", *host.OPTION_NAMES})
     if keep.graph == "stage":
         raise UnsupportedError(
             "sdeint_adjoint(..., adjoint_method='aca', adjoint_options={'graph': 'stage'}): a step of an SDE solver is "

@@ -45,6 +45,13 @@ class Seminorm:
         """The norm of a state, the integrals left out: ``odeint_adjoint(..., options={"norm": seminorm.forward})``."""
         return self._of(state if self._is_tuple else (state,))
 
+    def of_cotangent(self, a: Any) -> Any:
+        """The same of the cotangent of a state alone, which is all that the quadrature adjoint solves for."""
+        channels = a if self._is_tuple else (a,)
+        if self._joint:
+            return _rms(torch.cat([x.reshape(-1) for x in self._counted(channels)]))
+        return self._of(channels)
+
     def _of(self, state: Sequence[Tensor]) -> Any:
         counted = self._counted(state)
         if self._norm is not None:
@@ -86,7 +93,7 @@ def seminorm(
 
     Supports:
         Every adaptive solver of the host. A replay (``adjoint_method="aca"``) has no norm to choose; the quadrature
-        adjoint has no integrals in its state, and takes the norm of the forward solve.
+        adjoint, whose state is the cotangent alone, takes the norm of that.
 
     Source: Kidger et al., arXiv 2009.09457.
     """

@@ -10,7 +10,7 @@ from torch import Tensor
 from steptape._errors import OptionError, UnsupportedError
 from steptape.compat import _torchdiffeq as host
 from steptape.torch._keep import Keep
-from steptape.torch._odeint import solve_of
+from steptape.torch._odeint import check_event, solve_of
 from steptape.torch._parameters import parameters_of
 from steptape.torch._stats import replay
 
@@ -54,7 +54,10 @@ class AcaSolver:
     def _replay(self, t: Tensor, event_fn: Any) -> tuple[Tensor, Tensor]:
         func, y0, rtol, atol, method, options = self._call
         solve, points = solve_of(func, y0, t, rtol, atol, method, options, self._keep, event_fn)
-        return replay(solve, y0, t, points, *self._params)
+        solution, end = replay(solve, y0, t, points, *self._params)
+        if event_fn is not None:
+            check_event(event_fn, end, solution[-1])
+        return solution, end
 
 
 def _check_func(func: Any) -> None:

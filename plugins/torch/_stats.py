@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from steptape.compat._torch import transforms_active
+from steptape.torch._caches import CacheWatch
 from steptape.torch._replay import Replay
 from steptape.torch._side_state import SideState
 from steptape.torch._transforms import solve_in_transforms
@@ -90,6 +91,10 @@ def replay(solve: Any, y0: Tensor, t: Tensor, points: Tensor, *params: Tensor) -
     if transforms_active():
         return solve_in_transforms(solve, y0, t, points)
     inputs = (y0, t, points, *params)
+    if torch.is_grad_enabled() and any(x.requires_grad for x in inputs):
+        method = "aca" if solve.back is None else "quadrature"
+        watch = CacheWatch(f"odeint_adjoint(func, ..., adjoint_method={method!r}", "func")
+        solve = dataclasses.replace(solve, watch=watch)
     solution, end = _recorded(_Recorded, solve, lambda solve: Replay.apply(solve, *inputs), inputs)
     return solution, end
 

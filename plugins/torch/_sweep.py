@@ -46,11 +46,13 @@ def states_backward(
 
 
 class Cotangents(NamedTuple):
-    """Of the initial state, like y0, and of a timeline's stages, sizes and places."""
+    """Of the initial state, like y0, and of what is in a timeline."""
 
     y0: Tensor
     stages: Tensor
     sizes: Tensor
+    outputs: Tensor
+    spans: Tensor
     places: Tensor
 
 
@@ -61,7 +63,6 @@ class Sweep(abc.ABC):
         self.tape, self.field = tape, field
         self.moves = timeline.moves
         self.times = timeline.stages.detach()
-        self.places = timeline.places.detach()
         self.cotangents = Cotangents(*map(torch.zeros_like, (y0, *timeline)))
 
     def run(self, grad_outputs: Tensor) -> Cotangents:

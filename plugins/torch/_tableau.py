@@ -24,7 +24,7 @@ class Tableau:
     ``rows`` is (s + 1, s), float64: a, then b. ``dense`` is (p, s): w(x) = Σ_q dense[q] x^(q+1). ``chained``: the last
     stage of a step is handed to the next step as its first. ``whole``: not a Runge–Kutta method, but a step of the
     host's that is replayed as a whole; only ``c``, the ends of the step, and the degree of ``dense`` count.
-    ``rounded``: the stages at c = 1 that the host takes at t_n + h, which rounds, and not at t_{n+1} itself.
+    ``hermite``: the dense output is the cubic through the ends of the step and their slopes.
     """
 
     rows: Tensor
@@ -32,7 +32,7 @@ class Tableau:
     dense: Tensor
     chained: bool
     whole: bool = False
-    rounded: tuple[int, ...] = ()
+    hermite: bool = False
 
     @property
     def stages(self) -> int:
@@ -44,11 +44,23 @@ class Tableau:
         """Whether the last stage is the vector field at the end of the step, which itself does without it."""
         return bool((self.rows[-1] == self.rows[-2]).all())
 
-    def weights(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The rows w(x) and their derivatives in x, each (len(x), s), for float64 places ``x``."""
-        powers = torch.arange(1, len(self.dense) + 1, dtype=x.dtype, device=x.device)
-        dense = self.dense.to(x.device)
-        return x[:, None] ** powers @ dense, powers * x[:, None] ** (powers - 1) @ dense
+    def weights(self, x: Tensor, spans: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The rows w(x) and their derivatives in x, each (len(x), s), and the weight of y: all in float64.
+
+        ``spans``, ``sizes``: t_{n+1} - t_n and h of the step around each place, which differ by rounding.
+        """
+        powers = torch.arange(1, len(self.dense) + 1, dtype=torch.float64, device=x.device)
+        dense, places = self.dense.to(x.device), x.double()[:, None]
+        slopes = powers * places ** (powers - 1) @ dense
+        if not self.hermite:
+            return places**powers @ dense, slopes, torch.ones_like(x, dtype=torch.float64)
+        # In the order and the dtype in which the host rounds: that of the times, which may be less than y's.
+        of_y, of_slope = (1 + 2 * x) * (1 - x) * (1 - x), x * (1 - x) * (1 - x) * spans
+        of_end, of_end_slope = x * x * (3 - 2 * x), x * x * (x - 1) * spans
+        ends = torch.zeros_like(dense[:2])
+        ends[0, 0] = ends[1, -1] = 1
+        rows = torch.stack([of_slope, of_end_slope], dim=1).double() / sizes.double()[:, None] @ ends
+        return rows + of_end.double()[:, None] * self.rows[-1].to(x.device), slopes, (of_y.double() + of_end.double())
 
 
 def _rows(a: list[list[float]], b: list[float]) -> Tensor:
@@ -74,14 +86,13 @@ _FIXED_GRID: dict[str, tuple[list[list[float]], list[float], tuple[float, ...]]]
 
 def _fixed_grid(name: str, interp: str) -> Tableau:
     a, b, c = _FIXED_GRID[name]
-    rounded = (1,) if name == "heun2" else ()
     if interp == "linear":
-        return Tableau(_rows(a, b), c, torch.tensor([b], dtype=torch.float64), chained=False, rounded=rounded)
+        return Tableau(_rows(a, b), c, torch.tensor([b], dtype=torch.float64), chained=False)
     # Cubic Hermite: h10(x) k_0 + h01(x) Σ b_i k_i + h11(x) f(y_1), whose last slope is one more stage.
     a, b, c = [*a, b], [*b, 0.0], (*c, 1.0)
     first, last, end = _unit(0, len(b)), _unit(-1, len(b)), torch.tensor(b, dtype=torch.float64)
     dense = torch.stack([first, 3 * end - 2 * first - last, first - 2 * end + last])
-    return Tableau(_rows(a, b), c, dense, chained=False, rounded=rounded)
+    return Tableau(_rows(a, b), c, dense, chained=False, hermite=True)
 
 
 def _adaptive(tableau: Any, mid: Tensor) -> Tableau:

@@ -27,18 +27,21 @@ class State(NamedTuple):
 class Tape:
     """N accepted steps, in the host's increasing time.
 
-    ``nodes``: the N + 1 ends of the steps. ``sizes``: h_n, N. ``outputs``: the times of the outputs after the first.
+    ``nodes``: the N + 1 ends of the steps. ``sizes``: h_n, N. ``times``: of the evaluations for each step, (N, s), but
+    empty where the host's own step finds them again. ``outputs``: the times of the outputs after the first.
     ``marks``: samples of the state at which the last step starts, and of the last output. ``kept``: the steps whose
     starting states are kept, in at most ``slots`` slots (None: no limit); ``ys``: these states y_n, flat; ``slopes``:
     the slopes that go with them, and ``history``: which ones go with which. ``fresh``: whether a step evaluates its own
     first stage, or takes over the last stage of the step before. ``anchors``: what a node moves with, t[0] (0) or entry
     i of the points (i + 1). ``serving``: for each output after the first, the step it lies in. ``notes``: for each step
-    what evaluations change besides, before its first ones; empty if the solve changed nothing. ``pieces``: where the
-    dense output was asked for, that of each step, (5, numel): y by powers of the relative place in the step.
+    what evaluations change besides, before its first ones; empty if the solve changed nothing. ``settled``: whether the
+    first evaluation alone did. ``pieces``: where the dense output was asked for, that of each step, (5, numel): y by
+    powers of the relative place in the step.
     """
 
     nodes: Tensor
     sizes: Tensor
+    times: Tensor
     outputs: Tensor
     marks: Tensor
     ys: Sequence[Tensor]
@@ -50,6 +53,7 @@ class Tape:
     anchors: Sequence[int]
     serving: Sequence[int]
     notes: Sequence[Sequence[Note]]
+    settled: bool = True
     pieces: Sequence[Tensor] = ()
 
     def states(self) -> dict[int, State]:
@@ -61,23 +65,24 @@ class Tape:
 
     def tensors(self) -> list[Tensor]:
         """Everything autograd must watch over between forward and backward."""
-        return [self.nodes, self.sizes, self.outputs, self.marks, *self.ys, *self.slopes, *self.pieces]
+        return [self.nodes, self.sizes, self.times, self.outputs, self.marks, *self.ys, *self.slopes, *self.pieces]
 
     def emptied(self) -> Tape:
         """The tape without its tensors."""
         none = torch.empty(0)
-        emptied = dataclasses.replace(self, nodes=none, sizes=none, outputs=none, marks=none)
+        emptied = dataclasses.replace(self, nodes=none, sizes=none, times=none, outputs=none, marks=none)
         return dataclasses.replace(emptied, ys=(), slopes=(), pieces=())
 
     def refilled(self, tensors: Sequence[Tensor]) -> Tape:
         """An emptied tape with its tensors again."""
-        (nodes, sizes, outputs, marks), states = tensors[:4], tensors[4:]
+        (nodes, sizes, times, outputs, marks), states = tensors[:5], tensors[5:]
         slopes = len(self.kept)
         pieces = slopes + len({i for history in self.history for i in history})
         return dataclasses.replace(
             self,
             nodes=nodes,
             sizes=sizes,
+            times=times,
             outputs=outputs,
             marks=marks,
             ys=states[:slopes],
@@ -89,11 +94,15 @@ class Tape:
 class Timeline(NamedTuple):
     """The times of a solve, differentiable in the inputs they move with.
 
-    ``stages``: (N, s). ``sizes``: (N,). ``places``: for each output after the first, its place in [0, 1] in its step.
+    ``stages``: (N, s). ``sizes``: (N,). For each output after the first: its time in ``outputs``, the ``spans`` of time
+    from the start to the end of its step, which may be another number than the step's size, and its ``places`` in
+    [0, 1] there.
     """
 
     stages: Tensor
     sizes: Tensor
+    outputs: Tensor
+    spans: Tensor
     places: Tensor
 
     @property

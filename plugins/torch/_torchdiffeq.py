@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,34 +13,61 @@ from torch import Tensor
 from steptape._errors import GradientError, UnsupportedError
 from steptape._plan import Keeper
 from steptape.compat import _torchdiffeq as host
+from steptape.compat._unsupported import unsupported
+from steptape.torch._caches import CacheWatch
 from steptape.torch._keep import Keep
 from steptape.torch._side_state import Note, SideState, same, shared
 from steptape.torch._tableau import Tableau
 from steptape.torch._tape import State, Tape, Timeline, sample
 
 
+class Clock:
+    """func as the host evaluates it in the end, noting when: its arithmetic rounds times in ways of its own."""
+
+    def __init__(self, func: Any, watch: CacheWatch | None):
+        self._func = func if watch is None else functools.partial(watch.evaluated, func)
+        self.times: list[Tensor] = []
+        self.evaluated = False
+
+    def __call__(self, t: Tensor, y: Tensor) -> Tensor:
+        self.times.append(t)
+        self.evaluated = True
+        return self._func(t, y)
+
+    def restarted(self, times: list[Tensor]) -> list[Tensor]:
+        """Go on noting in another list, which is ``times`` so far."""
+        self.times = times
+        return times
+
+
 class Recorder:
     """The func a solver integrates: the user's, noting each accepted step through the host's own callbacks.
 
-    After the solve: ``starts`` and ``sizes`` of all steps, whether they were ``cut`` short to end at an entry of
-    ``step_t`` or ``jump_t``, the ``states`` that were kept, with their first slopes if asked for, the ``last`` one in
-    any case, the ``notes`` of what func changes besides: before a step's first evaluation, which may be the last of the
-    step before, and before the next one; and the ``pieces`` of the dense output, if they are handed in.
+    After the solve: ``starts`` and ``sizes`` of all steps, the ``times`` at which func was evaluated for each, whether
+    they were ``cut`` short to end at an entry of ``step_t`` or ``jump_t``, the ``states`` that were kept, with their
+    first slopes if asked for, the ``last`` one in any case, the ``notes`` of what func changes besides: before a step's
+    first evaluation, which may be the last of the step before, and before the next one; and the ``pieces`` of the dense
+    output, if they are handed in.
     """
 
-    def __init__(self, func: Any, keep: Keep, side: SideState, carries_slopes: bool = False):
+    def __init__(self, func: Any, keep: Keep, side: SideState, watch: CacheWatch | None, carries_slopes: bool = False):
         self._func = func
+        self._clock = Clock(host.without_sides(func), watch)
+        self._evaluate = host.with_sides(self._clock)
         self._side = side
         self._carries_slopes = carries_slopes
         self._device = keep.device
         self._keeper = Keeper(keep.checkpoints)
         self._evaluation = self._start = side.note()
+        self._after_first: Note | None = None
         self._try: tuple[Note, ...] = ()
         self._tried: Tensor | None = None
         self._latest: Tensor | None = None
         self._first: tuple[Tensor, ...] = ()
+        self._stages: list[Tensor] = []
         self.starts: list[Tensor] = []
         self.sizes: list[Tensor] = []
+        self.times: list[list[Tensor]] = []
         self.cut: list[bool] = []
         self.states: dict[int, State] = {}
         self.last = State(torch.empty(0), ())
@@ -52,9 +80,16 @@ class Recorder:
         """For each step the notes of the side state; none if the whole solve changed nothing there."""
         return [] if same(self._start, self._side.note()) else self._notes
 
+    @property
+    def settled(self) -> bool:
+        """Whether what func changes besides, it changed in its first evaluation alone, as by noise that it keeps."""
+        return self._after_first is None or same(self._after_first, self._side.note())
+
     def __call__(self, t: Tensor, y: Tensor, **kwargs: Any) -> Tensor:
         self._evaluation = self._side.note()
-        slope = self._func(t, y, **kwargs)
+        if self._after_first is None and self._clock.evaluated:
+            self._after_first = self._evaluation
+        slope = self._evaluate(t, y, **kwargs)
         if self._carries_slopes:
             self._latest = slope
         return slope
@@ -65,6 +100,12 @@ class Recorder:
         if self._latest is not None and not self._first:
             self._first = (self._latest.to(y.dtype, copy=True),)
         self._tried = h
+        if self._try:
+            self._stages = self._clock.restarted(self._stages[:1])
+        else:
+            # That slope's own time: of the first step the solve's first evaluation.
+            latest = self._clock.times
+            self._stages = self._clock.restarted(latest[-1:] if self.starts else latest[:1])
         # Until a step is accepted, its first slope stays as it is; that of the first step is the solve's first one.
         first = self._try[0] if self._try else self._evaluation if self.starts else self._start
         self._try = (first, self._side.note())
@@ -72,7 +113,7 @@ class Recorder:
     def callback_accept_step(self, t: Tensor, y: Tensor, h: Tensor) -> None:
         self._func.callback_accept_step(t, y, h)
         # The host makes a new size when it cuts a try short.
-        self._take(t, State(y, self._first), h, self._try, cut=h is not self._tried)
+        self._take(t, State(y, self._first), h, self._stages[:], self._try, cut=h is not self._tried)
         self._first = self._try = ()
 
     def note_interpolant(self, coefficients: Sequence[Tensor]) -> None:
@@ -80,10 +121,13 @@ class Recorder:
         piece = torch.stack([x.reshape(-1) for x in coefficients])
         self.pieces.append(piece if self._device is None else piece.to(self._device))
 
-    def _take(self, t: Tensor, state: State, h: Tensor, notes: tuple[Note, ...], cut: bool = False) -> None:
+    def _take(
+        self, t: Tensor, state: State, h: Tensor, times: list[Tensor], notes: tuple[Note, ...], cut: bool = False
+    ) -> None:
         step = len(self.starts)
         self.starts.append(t)
         self.sizes.append(h)
+        self.times.append(times)
         self.cut.append(cut)
         if step:
             # Where nothing changes, one note serves all steps.
@@ -102,14 +146,14 @@ class FixedGridRecorder(Recorder):
 
     def callback_step(self, t: Tensor, y: Tensor, h: Tensor) -> None:
         self._func.callback_step(t, y, h)
-        self._take(t, State(y, ()), h, (self._side.note(),))
+        self._take(t, State(y, ()), h, self._clock.restarted([]), (self._side.note(),))
 
 
 class WholeStepRecorder(Recorder):
     """The same for a solver whose steps may start from the slopes of earlier ones as well."""
 
-    def __init__(self, func: Any, keep: Keep, side: SideState, solver: Any):
-        super().__init__(func, keep, side)
+    def __init__(self, func: Any, keep: Keep, side: SideState, watch: CacheWatch | None, solver: Any):
+        super().__init__(func, keep, side, watch)
         self._solver = solver
         self._moved: dict[int, tuple[Tensor, Tensor]] = {}
 
@@ -120,7 +164,7 @@ class WholeStepRecorder(Recorder):
             # Successive histories share their slopes; so do their copies.
             self._moved = {id(x): self._moved.get(id(x)) or (x, x.to(self._device)) for x in slopes}
             slopes = [self._moved[id(x)][1] for x in slopes]
-        self._take(t, State(y, tuple(slopes)), h, (self._side.note(),))
+        self._take(t, State(y, tuple(slopes)), h, self._clock.restarted([]), (self._side.note(),))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,7 +172,8 @@ class Solve:
     """One call of odeint in the host's normal form, without the tensors that may need gradients.
 
     ``user_func``: func as the user passed it. ``jumps``: how many of the points, the last ones, come from ``jump_t``.
-    ``back``: what makes the backward pass of a tape; None: its replay.
+    ``back``: what makes the backward pass of a tape; None: its replay. ``watch``: looks at the first evaluations, where
+    a gradient is asked for.
     """
 
     func: Any
@@ -142,6 +187,7 @@ class Solve:
     keep: Keep
     event_fn: Any = None
     back: Any = None
+    watch: CacheWatch | None = None
 
     def record(self, y0: Tensor, t: Tensor, points: Tensor, side: SideState) -> tuple[Tensor, Tensor, Tape]:
         """Run the host's solver: its solution, (len(t), *y0.shape), the time it ends, and the tape of its steps."""
@@ -154,13 +200,16 @@ class Solve:
             end, solution = t[-1], solver.integrate(t)
         else:
             end, solution = solver.integrate_until_event(t[0], self.event_fn)
+        if self.watch is not None:
+            with side.kept():
+                self.watch.finish()
         if any(x.y.dtype != y0.dtype or x.y.shape != y0.shape for x in recorder.states.values()):
             raise UnsupportedError(
                 f"odeint_adjoint(..., adjoint_method='aca'): the state y0 ({y0.dtype}, shape {tuple(y0.shape)}) turned "
                 "into another dtype or shape on the way. Return the dtype and shape of y from func; where both are "
                 f"scalars, give y0 at least the precision of t ({t.dtype})."
             )
-        if recorder.notes and not self.tableau.chained and self.options.get("interp", "linear") != "linear":
+        if not recorder.settled and not self.tableau.chained and self.options.get("interp", "linear") != "linear":
             raise UnsupportedError(
                 f"odeint_adjoint(..., method={self.method!r}, options={{'interp': {self.options['interp']!r}}}, "
                 "adjoint_method='aca'): func drew random numbers (dropout?) or changed its buffers, and this "
@@ -172,7 +221,8 @@ class Solve:
     def timeline(self, tape: Tape, y0: Tensor, t: Tensor, points: Tensor) -> Timeline:
         """The tape's times as a function of y0 (a grid constructor may read it), t and the points."""
         if not len(tape.fresh):
-            return Timeline(t.new_zeros(0, self.tableau.stages), t.new_zeros(0), t.new_zeros(0))
+            none = t.new_zeros(0)
+            return Timeline(t.new_zeros(0, self.tableau.stages), none, none, none, none)
         if self.tableau.chained or self.event_fn is not None:
             inputs = torch.cat([t[:1].to(tape.nodes.dtype), points])
             # Zero with a gradient: the times keep the very bits the host stepped with.
@@ -181,46 +231,42 @@ class Solve:
         else:
             nodes = self._grid(tape, y0, t)
             sizes = nodes.diff()
-        stages = self._stages(nodes, sizes).to(y0.real.dtype)
-        sides = self._sides(tape)
-        if sides.any():
-            at = stages.detach()
-            stages = stages + (torch.nextafter(at, at + sides.to(at)) - at)
         serving = torch.tensor(tape.serving, dtype=torch.long, device=t.device)
         outputs = t[1:].to(nodes.dtype) if self.event_fn is None else tape.outputs
-        places = (outputs - nodes[serving]) / (nodes[serving + 1] - nodes[serving])
+        spans = nodes[serving + 1] - nodes[serving]
+        places = (outputs - nodes[serving]) / spans
         if not self.tableau.chained and len(self.tableau.dense) == 1:
             # A linear interpolation returns the state at the end of a step as it is.
             places = torch.where(places == 1, places.detach(), places)
-        return Timeline(stages, sizes, places)
-
-    def _stages(self, nodes: Tensor, sizes: Tensor) -> Tensor:
-        c = torch.tensor(self.tableau.c, dtype=nodes.dtype, device=nodes.device)
-        at_end = c == 1
-        at_end[list(self.tableau.rounded)] = False
-        return torch.where(at_end, nodes[1:, None], nodes[:-1, None] + c * sizes[:, None])
-
-    def _sides(self, tape: Tape) -> Tensor:
-        """On which side of a discontinuity in t the host evaluates the stages: -1 before, 1 behind, else 0; (N, s)."""
-        c = torch.tensor(self.tableau.c)
-        if self.tableau.whole:
-            return torch.zeros(len(tape.fresh), len(c))
-        sides = -(c == 1).double().expand(len(tape.fresh), -1).clone()
         if self.tableau.chained:
-            sides[:, 0] = torch.tensor(tape.fresh).double() * 2 - 1
-            sides[0, 0] = 0
-            return sides
-        sides[:, 0] = 1
-        if self.tableau.last_at_end:
-            sides[:, -1] = 0
-        return sides * self.options.get("perturb", False)
+            # As the host rounds them.
+            sizes, places = sizes.to(y0.real.dtype), places.to(y0.real.dtype)
+        return Timeline(self._stages(tape, nodes, y0.real.dtype), sizes, outputs, spans, places)
+
+    def _stages(self, tape: Tape, nodes: Tensor, dtype: torch.dtype) -> Tensor:
+        """When func is evaluated: as it was in the solve, to the bit, and moving with the ends of the steps."""
+        if self.tableau.whole:
+            return torch.stack([nodes[:-1], nodes[1:]], dim=1)
+        c = torch.tensor(self.tableau.c, dtype=nodes.dtype, device=nodes.device)
+        moved = (nodes[:-1, None] + c * nodes.diff()[:, None]).to(dtype)
+        return tape.times + (moved - moved.detach()) if moved.requires_grad else tape.times
+
+    def _times(self, recorder: Recorder) -> Tensor:
+        if self.tableau.whole:
+            return torch.empty(0)
+        # A fixed grid takes the slope at the end of a step for outputs inside it alone, and then for each one.
+        count = self.tableau.stages
+        whole = [(times + times[-1:])[:count] for times in recorder.times]
+        if any(len(times) != count for times in whole):
+            raise unsupported("torchdiffeq", f"{count} evaluations in a step of {self.method!r}", "torch")
+        return torch.stack([t for times in whole for t in times]).view(-1, count)
 
     def _recorder(self, solver: Any, side: SideState) -> Recorder:
         if self.tableau.whole:
-            return WholeStepRecorder(self.func, self.keep, side, solver)
+            return WholeStepRecorder(self.func, self.keep, side, self.watch, solver)
         if self.tableau.chained:
-            return Recorder(self.func, self.keep, side, carries_slopes=not self.tableau.last_at_end)
-        return FixedGridRecorder(self.func, self.keep, side)
+            return Recorder(self.func, self.keep, side, self.watch, carries_slopes=not self.tableau.last_at_end)
+        return FixedGridRecorder(self.func, self.keep, side, self.watch)
 
     @property
     def vector_field(self) -> Any:
@@ -242,7 +288,8 @@ class Solve:
 
     def _tape(self, recorder: Recorder, outputs: Tensor, points: Tensor, end: Tensor) -> Tape:
         if not recorder.starts:
-            return Tape(outputs[:0], outputs[:0], outputs, outputs[:0], (), (), (), (), None, (), (), (), ())
+            none = outputs[:0]
+            return Tape(none, none, none, outputs, none, (), (), (), (), None, (), (), (), ())
         starts, sizes = torch.stack(recorder.starts), torch.stack(recorder.sizes)
         last_node = starts[-1:] + sizes[-1:]
         if recorder.cut[-1]:
@@ -268,6 +315,7 @@ class Solve:
         return Tape(
             nodes=nodes,
             sizes=sizes,
+            times=self._times(recorder),
             outputs=outputs,
             marks=torch.stack([sample(recorder.last.y), sample(end)]),
             ys=[state.y.reshape(-1) for state in states],
@@ -279,5 +327,6 @@ class Solve:
             anchors=anchors,
             serving=serving.tolist(),
             notes=recorder.notes,
+            settled=recorder.settled,
             pieces=recorder.pieces,
         )

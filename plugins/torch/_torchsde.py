@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -15,6 +16,7 @@ from steptape._plan import Keeper
 from steptape.compat import _torchsde as host
 from steptape.compat._unsupported import unsupported
 from steptape.torch._ambient import Ambient
+from steptape.torch._caches import CacheWatch
 from steptape.torch._keep import Keep
 from steptape.torch._sde_noise import NotingBrownian, Query, ReplayingBrownian
 from steptape.torch._sde_once import REPEATING, Once
@@ -34,8 +36,8 @@ class _Call(NamedTuple):
 class Recorder:
     """Stands in for a solver's ``step`` and notes the steps that the host accepts."""
 
-    def __init__(self, solver: Any, noise: NotingBrownian, keep: Keep):
-        self._step: Any = solver.step
+    def __init__(self, solver: Any, noise: NotingBrownian, keep: Keep, watch: CacheWatch | None):
+        self._step: Any = solver.step if watch is None else functools.partial(watch.evaluated, solver.step)
         self._adaptive = solver.adaptive
         self._noise = noise
         self._device = keep.device
@@ -112,7 +114,8 @@ def _unknown_tries() -> Exception:
 class Solve:
     """One call of sdeint in the host's normal form, without the tensors that may need gradients.
 
-    ``user_sde``: the SDE as the user passed it. ``settings``: dt, adaptive, rtol, atol, dt_min and options.
+    ``user_sde``: the SDE as the user passed it. ``settings``: dt, adaptive, rtol, atol, dt_min and options. ``watch``:
+    looks at the first steps, where a gradient is asked for.
     """
 
     sde: Any
@@ -122,6 +125,7 @@ class Solve:
     method: str
     settings: dict[str, Any]
     keep: Keep
+    watch: CacheWatch | None = None
 
     @property
     def taped(self) -> bool:
@@ -148,11 +152,14 @@ class Solve:
         note = side.note()
         noise = NotingBrownian(self.bm, side, self.taped)
         solver = self.solver(self.sde, noise)
-        recorder = Recorder(solver, noise, self.keep)
+        recorder = Recorder(solver, noise, self.keep, self.watch)
         solver.step = recorder.step
         solution, after = _integrated(solver, y0, self.ts, extra)
         recorder.finish()
         changed = not same(note, side.note())
+        if self.watch is not None:
+            with side.kept():
+                self.watch.finish()
         tape = Tape(
             steps=recorder.steps,
             serving=serving(recorder.steps, self.ts[1:]),

@@ -52,10 +52,7 @@ class _Plain:
 
     def __init__(self, func: Any, inside: Callable[[], Any]):
         self._func = func
-        self._evaluate = host.with_sides(_inside(host.without_sides(func), inside))
-
-    def __call__(self, t: Tensor, y: Tensor, **side: Any) -> Tensor:
-        return self._evaluate(t, y, **side)
+        self.base_func = _inside(host.without_sides(func), inside)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._func, name)

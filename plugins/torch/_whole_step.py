@@ -7,6 +7,7 @@ ones waits for the steps that evaluated them.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,16 +17,17 @@ from steptape.compat import _torchdiffeq as host
 from steptape.torch._field import Field
 from steptape.torch._sweep import Sweep, check_end
 from steptape.torch._tape import State, Tape, Timeline
+from steptape.torch._torchdiffeq import Solve
 
 
 class WholeStepSweep(Sweep):
-    """The sweep over the steps of a ``solver`` of the host, on a fixed grid."""
+    """The sweep over the steps of a solver of the host, on a fixed grid."""
 
-    def __init__(self, solver: Any, tape: Tape, timeline: Timeline, field: Field, y0: Tensor):
+    def __init__(self, solve: Solve, tape: Tape, timeline: Timeline, field: Field, y0: Tensor):
         super().__init__(tape, timeline, field, y0)
-        self.solver = solver
+        self.solver = solve.solver(y0)
         self.shape = y0.shape
-        self.sizes = timeline.sizes.detach()
+        self.sizes, self.outputs = step_sizes(solve, timeline), timeline.outputs.detach()
 
     def _step(
         self, n: int, state: State, outputs: slice, mu: Tensor, end: Tensor, link: Any
@@ -34,26 +36,30 @@ class WholeStepSweep(Sweep):
         self.field.side.before(n, 0)
         with torch.enable_grad():
             y, *slopes = (x.detach().view(self.shape).requires_grad_() for x in (state.y, *state.slopes))
-            times = (*self.times[n], self.sizes[n], *self.places[outputs])
-            t0, t1, h, *places = (x.detach().requires_grad_(self.moves) for x in times)
-            y1, inside, slope, _ = whole_step(self.solver, slopes, self.field, t0, t1, h, y, places)
+            moving = [x.detach().requires_grad_(self.moves) for x in (*self.times[n], *self.outputs[outputs])]
+            (t0, t1, *ts), h = moving, self.sizes[n]
+            if isinstance(h, Tensor):
+                h = h.detach().requires_grad_(self.moves)
+                moving.append(h)
+            y1, inside, slope, _ = whole_step(self.solver, slopes, self.field, t0, t1, h, y, ts)
         left = len(self.times) - 1 - n
         if left < 2:
             check_end(inside[-1] if left == 0 else y1, self.tape.marks[1 - left], state.y)
-        self.field.check(slope, (t0, t1, h, y, *slopes))
+        self.field.check(slope, (*moving, y, *slopes))
         pulled = [(y1, end), *zip(inside, mu, strict=True)]
         if n in asked:
             pulled.append((slope, asked.pop(n)))
-        inputs = (y, *slopes, *((t0, t1, h, *places) if self.moves else ()))
+        inputs = (y, *slopes, *(moving if self.moves else ()))
         in_y, *others = self.field.pull_graph(pulled, inputs)
         for earlier, in_slope in zip(range(n - 1, -1, -1), others[: len(slopes)], strict=False):
             asked[earlier] = asked[earlier] + in_slope if earlier in asked else in_slope
         if self.moves:
-            in_t0, in_t1, in_h, *in_places = others[len(slopes) :]
-            self.cotangents.stages[n] = torch.stack([in_t0, in_t1])
-            self.cotangents.sizes[n] = in_h
-            if in_places:
-                self.cotangents.places[outputs] = torch.stack(in_places)
+            in_times = others[len(slopes) :]
+            self.cotangents.stages[n] = torch.stack(in_times[:2])
+            if ts:
+                self.cotangents.outputs[outputs] = torch.stack(in_times[2 : 2 + len(ts)])
+            if isinstance(h, Tensor):
+                self.cotangents.sizes[n] = in_times[-1]
         return in_y.reshape(-1), asked
 
     def _advance(self, n: int, state: State) -> State:
@@ -64,19 +70,19 @@ class WholeStepSweep(Sweep):
         return State(y1.reshape(-1), tuple(x.reshape(-1) for x in after))
 
 
-def whole_step(
-    solver: Any, slopes: list[Tensor], field: Field, t0: Tensor, t1: Tensor, h: Tensor, y: Tensor, places: list[Tensor]
-) -> tuple[Tensor, list[Tensor], Tensor, list[Tensor]]:
-    """The end of a step, the outputs at ``places`` inside it, its first slope, and the slopes the next starts from.
+def step_sizes(solve: Solve, timeline: Timeline) -> Sequence[Any]:
+    """As the host hands them to its step: where it seeks an event, the very step_size of the call."""
+    if solve.event_fn is None:
+        return timeline.sizes.unbind()
+    return [solve.options["step_size"]] * len(timeline.sizes)
 
-    Interpolates as the host does: linearly, or by a cubic through the slopes at both ends.
-    """
+
+def whole_step(
+    solver: Any, slopes: list[Tensor], field: Field, t0: Tensor, t1: Tensor, h: Any, y: Tensor, outputs: list[Tensor]
+) -> tuple[Tensor, list[Tensor], Tensor, list[Tensor]]:
+    """The end of a step, the states at the times ``outputs`` inside it, its first slope, and those the next needs."""
     increment, slope, after = host.whole_step(solver, slopes, field.slope, t0, t1, h, y)
     y1 = y + increment
-    if solver.interp == "linear":
-        return y1, [y1 if x == 1 else y + x * increment for x in places], slope, after
-    end_slope = field.slope(t1, y1) if places else slope
-    inside = [
-        y + x**2 * (3 - 2 * x) * increment + (t1 - t0) * x * (x - 1) * ((x - 1) * slope + x * end_slope) for x in places
-    ]
+    end_slope = field.slope(t1, y1) if outputs and solver.interp != "linear" else None
+    inside = [host.interpolated(solver, t0, y, slope, t1, y1, end_slope, t) for t in outputs]
     return y1, inside, slope, after

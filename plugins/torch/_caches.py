@@ -1,0 +1,106 @@
+"""Tensors that func computes in its first evaluation and uses in later ones: a solve gives them no history.
+
+``parametrize.cached()`` makes such tensors, and so does ``if self.A is None: self.A = ...``. Back-propagation goes
+through them to what they were computed from. The solve of a replay builds no graph, so a replay would take them for
+constants.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from torch import Tensor
+
+from steptape._errors import GradientError
+from steptape.compat._torch import OperationMode
+
+# Whose values do not depend on those of their tensors, or not in a way that autograd would follow.
+_WITHOUT_HISTORY = {"detach", "detach_", "bernoulli", "multinomial", "poisson"}
+
+
+class CacheWatch:
+    """Looks at the first two evaluations of a solve, for what the first one leaves to the second.
+
+    ``call`` and ``func`` word the refusal.
+    """
+
+    def __init__(self, call: str, func: str):
+        self._call, self._func = call, func
+        self._first: tuple[Any, ...] | None = None
+        self._made: dict[int, weakref.ref[Tensor]] = {}
+        self._done = False
+
+    def evaluated(self, evaluate: Callable[..., Any], *args: Any) -> Any:
+        """``evaluate(*args)``, or raise ``GradientError``."""
+        if self._done:
+            return evaluate(*args)
+        if self._first is None:
+            self._first = evaluate, *args
+            with _Operations() as operations:
+                out = evaluate(*args)
+            self._made = operations.made
+            return out
+        self._done, self._first = True, None
+        own = {id(x) for x in _tensors(args)}
+        with _Operations() as operations:
+            out = evaluate(*args)
+        # What requires a gradient has its history, as autocast's copies of weights do.
+        seen = [x for x in (*operations.seen, *_tensors(out)) if id(x) not in own and not x.requires_grad]
+        # Identifiers are used again: a tensor counts only while the one that had it is alive.
+        reused = [x for x in seen if (made := self._made.get(id(x))) is not None and made() is x]
+        if reused:
+            raise GradientError(
+                f"{self._call}): {self._func} computed a tensor of shape {tuple(reused[0].shape)} in its first "
+                "evaluation and used it again in the next one (parametrize.cached(), `if self.A is None: ...`). The "
+                "solve builds no graph, so the gradient of what that tensor was computed from would be lost. Compute "
+                "it in each evaluation; or before the solve, and pass it in adjoint_params in place of what it was "
+                "computed from; or detach() it, if it needs no gradient."
+            )
+        return out
+
+    def finish(self) -> None:
+        """After the solve: if one evaluation was all it took, what might have been left by it is tried."""
+        if self._first is not None and any(made() is not None for made in self._made.values()):
+            self.evaluated(*self._first)
+        self._first = None
+
+
+class _Operations(OperationMode):
+    """Notes the tensors that enter operations, and those that come out with the derivatives of one that requires any.
+
+    Tensors that an operation writes to were there before.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[Tensor] = []
+        self.made: dict[int, weakref.ref[Tensor]] = {}
+
+    def operate(self, name: str, run: Callable[[], Any], args: Any) -> Any:
+        """Run an operation on tensors."""
+        inputs = list(_tensors(args))
+        self.seen += inputs
+        out = run()
+        if name.endswith("_like") or name.startswith("new_") or name in _WITHOUT_HISTORY:
+            return out
+        if any(x.requires_grad or self._was_made(x) for x in inputs):
+            for x in _tensors(out):
+                if (x.is_floating_point() or x.is_complex()) and not any(x is y for y in inputs):
+                    self.made[id(x)] = weakref.ref(x)
+        return out
+
+    def _was_made(self, x: Tensor) -> bool:
+        made = self.made.get(id(x))
+        return made is not None and made() is x
+
+
+def _tensors(tree: Any) -> Iterator[Tensor]:
+    if isinstance(tree, Tensor):
+        yield tree
+    elif isinstance(tree, (tuple, list)):
+        for part in tree:
+            yield from _tensors(part)
+    elif isinstance(tree, dict):
+        yield from _tensors(list(tree.values()))

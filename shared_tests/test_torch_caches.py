@@ -1,0 +1,202 @@
+"""A tensor that the first evaluation caches has no history in a solve: it is refused before anything is returned."""
+
+import functools
+
+import pytest
+import torch
+import torch.nn.utils.parametrize as parametrize
+import torchdiffeq
+
+from steptape import GradientError
+from steptape.torch import install, odeint_adjoint
+
+T = torch.tensor([0.0, 0.5, 1.0], dtype=torch.float64)
+Y0 = torch.linspace(-1, 1, 6, dtype=torch.float64).view(2, 3)
+SAID = r"^odeint_adjoint.*computed a tensor of shape \(3, 3\) in its first evaluation and used it again in the next"
+
+
+class Field(torch.nn.Module):
+    """dy/dt = A(W)y, where ``cache`` computes A."""
+
+    def __init__(self):
+        super().__init__()
+        self.W = torch.nn.Parameter(torch.linspace(-1, 1, 9, dtype=torch.float64).view(3, 3))
+        self.A = None
+        self.memory = {}
+
+    def computed(self):
+        return (self.W - self.W.T).tanh()
+
+    def forward(self, t, y):
+        return y @ self.cache().T
+
+
+class Attribute(Field):
+    def cache(self):
+        if self.A is None:
+            self.A = self.computed()
+        return self.A
+
+
+class Dictionary(Field):
+    def cache(self):
+        if "A" not in self.memory:
+            self.memory["A"] = [self.computed()]
+        return self.memory["A"][0]
+
+
+class Property(Field):
+    @functools.cached_property
+    def weight(self):
+        return self.computed()
+
+    def cache(self):
+        return self.weight
+
+
+class OfState(Field):
+    """Not of parameters but of the initial state."""
+
+    def cache(self):
+        return self.A
+
+    def forward(self, t, y):
+        if self.A is None:
+            self.A = y.T @ y
+        return super().forward(t, y)
+
+
+class Skew(torch.nn.Module):
+    def forward(self, x):
+        return x.triu(1) - x.triu(1).T
+
+
+class Parametrized(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = torch.nn.Linear(3, 3, dtype=torch.float64)
+        parametrize.register_parametrization(self.net, "weight", Skew())
+
+    def forward(self, t, y):
+        return self.net(y).tanh()
+
+
+CACHES = (Attribute, Dictionary, Property, OfState, Parametrized)
+SOLVES = {
+    "dopri5": {"method": "dopri5"},
+    "rk4": {"method": "rk4"},
+    "one evaluation": {"method": "euler"},
+    "implicit_adams": {"method": "implicit_adams"},
+    "quadrature": {"adjoint_method": "quadrature"},
+    "checkpoints": {"adjoint_options": {"checkpoints": 1}},
+}
+
+
+def solve(func, y0=None, t=T, **call):
+    y0 = Y0.clone().requires_grad_() if y0 is None else y0
+    with parametrize.cached():
+        return odeint_adjoint(func, y0, t, **{"adjoint_method": "aca", **call})
+
+
+@pytest.mark.parametrize("call", SOLVES.values(), ids=SOLVES)
+@pytest.mark.parametrize("cache", CACHES)
+def test_refused(cache, call):
+    t = T[::2] if call.get("method") == "euler" else T
+    with pytest.raises(GradientError, match=SAID):
+        solve(cache(), t=t, **call)
+
+
+def test_refused_under_install():
+    with install(), pytest.raises(GradientError, match=SAID):
+        torchdiffeq.odeint(Attribute(), Y0, T, method="aca")
+
+
+def test_refused_for_a_closure():
+    W, memory = torch.ones(3, 3, dtype=torch.float64, requires_grad=True), []
+
+    def func(t, y):
+        if not memory:
+            memory.append(W.sin())
+        return y @ memory[0]
+
+    with pytest.raises(GradientError, match=SAID):
+        solve(func, adjoint_params=(W,))
+
+
+def test_not_where_no_gradient_is_asked_for():
+    with torch.no_grad():
+        expected = torchdiffeq.odeint(Attribute(), Y0, T)
+        assert torch.equal(solve(Attribute()), expected)
+
+
+@pytest.mark.parametrize("method", ["dopri5", "rk4"])
+def test_each_way_out(method):
+    """Computed in each evaluation, computed before and named, or detached."""
+
+    def gradient(odeint, func, wrt, **adjoint):
+        ys = odeint(func, Y0, T, method=method, options={"first_step": 0.1} if method == "dopri5" else None, **adjoint)
+        return torch.autograd.grad(ys.sum(), wrt)[0]
+
+    class Anew(Field):
+        def cache(self):
+            return self.computed()
+
+    func = Anew()
+    expected = gradient(torchdiffeq.odeint, func, func.W)
+    torch.testing.assert_close(gradient(odeint_adjoint, func, func.W, adjoint_method="aca"), expected)
+    func = Attribute()
+    func.A = func.computed()
+    found = gradient(odeint_adjoint, func, func.W, adjoint_method="aca", adjoint_params=(func.A,))
+    torch.testing.assert_close(found, expected)
+
+    class Detached(Attribute):
+        def computed(self):
+            return super().computed().detach()
+
+    func, y0 = Detached(), Y0.clone().requires_grad_()
+    assert torch.autograd.grad(solve(func, y0, method=method).sum(), y0)[0].abs().sum() > 0
+
+
+class Noise(Field):
+    """What is drawn, or made of shapes, has no history to lose; nor has what is overwritten before it is used."""
+
+    def forward(self, t, y):
+        if self.A is None:
+            self.A = torch.randn_like(self.W) + torch.zeros_like(y[:1]).sum() * 0
+            self.mask = torch.bernoulli(torch.full_like(y, 0.5))
+        self.memory["last"] = y @ self.W
+        return (self.memory["last"] @ self.A).sin() * self.mask
+
+
+@pytest.mark.parametrize("adjoint_method", ["aca", "quadrature"])
+def test_what_is_no_cache_of_parameters(adjoint_method):
+    def gradient(odeint, **adjoint):
+        torch.manual_seed(0)
+        func = Noise()
+        ys = odeint(func, Y0, T, rtol=1e-9, atol=1e-9, options={"first_step": 0.01}, **adjoint)
+        return torch.autograd.grad(ys.sum(), func.W)[0]
+
+    found, expected = gradient(odeint_adjoint, adjoint_method=adjoint_method), gradient(torchdiffeq.odeint)
+    torch.testing.assert_close(found, expected, rtol=1e-12 if adjoint_method == "aca" else 1e-6, atol=0)
+
+
+@pytest.mark.parametrize("inside", [False, True], ids=["backward outside", "backward inside"])
+def test_autocast_s_copies_of_weights_have_their_history(inside):
+    func = torch.nn.Linear(3, 3)
+    y0 = Y0.float()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        ys = odeint_adjoint(_OfTime(func), y0, T.float(), method="rk4", adjoint_method="aca")
+        if inside:
+            ys.sum().backward()
+    if not inside:
+        ys.sum().backward()
+    assert func.weight.grad.abs().sum() > 0
+
+
+class _OfTime(torch.nn.Module):
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, t, y):
+        return self.net(y)
