@@ -145,21 +145,23 @@ class OdeCall:
     seed: int
 
 
-def refusal(call: OdeCall) -> str | None:
-    """What must be said of a call that ours may not answer."""
+def refusal(call: OdeCall) -> tuple[str, bool] | None:
+    """What is said of a call that ours does not answer, and whether it must be said."""
     if call.weights in CACHED:
-        return "in its first evaluation and used it again"
+        return "in its first evaluation and used it again", True
     if call.weights in CHANGING and call.options.get("interp") == "cubic":
-        return "Use 'interp': 'linear'"
+        # An iteration that has converged changes nothing.
+        return "Use 'interp': 'linear'", False
     return None
 
 
 @dataclasses.dataclass
 class Outcome:
-    """What a call gave: its solution, gradients in all inputs, of first and second order, and what the field noted."""
+    """What a call gave: its solution, its gradients, those in time apart, and what the field noted."""
 
     solution: Tensor
     gradients: list[Tensor]
+    in_time: list[Tensor]
     hooks: int
     times: dict[bool, set[float]]
 
@@ -253,7 +255,7 @@ def run_ode(call: OdeCall, ours: bool, adjoint_method: str = "aca") -> Outcome:
     y0 = torch.randn(2, SIZE).to(call.dtype).requires_grad_()
     gaps = torch.tensor([0.0] + [0.7 / call.outputs] * call.outputs, dtype=call.t_dtype)
     t = (call.start + call.direction * gaps.cumsum(0)).requires_grad_(call.moving)
-    inputs = [y0, *([t] if call.moving else []), *(p for p in field.parameters() if p.requires_grad)]
+    inputs = [*([t] if call.moving else []), y0, *(p for p in field.parameters() if p.requires_grad)]
     params: tuple[Tensor, ...] | None = tuple(field.parameters()) if call.no_module else None
     if call.weights == "computed before":
         field.memory["A"] = field.net.weight - field.net.weight.T
@@ -268,7 +270,8 @@ def run_ode(call: OdeCall, ours: bool, adjoint_method: str = "aca") -> Outcome:
         solution = _solution(call, solve, field, y0, t)
         gradients = gradients_of(solution, inputs, call.second)
     retained = [field.memory["A"].grad] if call.weights == "computed before" else []
-    return Outcome(solution.detach(), gradients + retained, field.calls, field.times)
+    in_time = gradients[: call.moving]
+    return Outcome(solution.detach(), gradients[call.moving :] + retained, in_time, field.calls, field.times)
 
 
 def _solution(call: OdeCall, solve: Callable[..., Any], field: Field, y0: Tensor, t: Tensor) -> Tensor:
@@ -327,12 +330,19 @@ def gradients_of(solution: Tensor, inputs: list[Tensor], second: bool) -> list[T
     return [g.detach() for g in first] + list(torch.autograd.grad(penalty, inputs, **settings))
 
 
-def rounding(call: OdeCall, outcome: Outcome) -> float:
-    """What sums over all evaluations may differ by, relative to all gradients together; those in t divide by h."""
-    eps = torch.finfo(call.dtype).eps
+def differ(call: Any, found: Outcome, expected: Outcome) -> list[tuple[float, float]]:
+    """The difference of the gradients, and of those in time, each with what rounding may bring.
+
+    That is what sums over all evaluations differ by, relative to all gradients together, of which one may be a small
+    difference of large sums. Those in time divide by h, and are in the dtype of t, as are then second derivatives.
+    """
+    root = len(found.times[False]) ** 0.5
+    eps, eps_t = torch.finfo(call.dtype).eps, torch.finfo(call.t_dtype).eps
+    plain = max(eps, eps_t * call.moving) * 100 if call.second else eps
+    pairs = [(difference(found.gradients, expected.gradients), 20 * plain * root)]
     if call.moving:
-        eps = max(eps, torch.finfo(call.t_dtype).eps)
-    return 20 * eps * len(outcome.times[False]) ** 0.5 * (100 if call.second or call.moving else 1)
+        pairs.append((difference(found.in_time, expected.in_time), 2000 * max(eps, eps_t) * root))
+    return pairs
 
 
 def difference(found: list[Tensor], expected: list[Tensor]) -> float:

@@ -92,10 +92,10 @@ def sde_calls(draw: Any) -> SdeCall:
     )
 
 
-def refusal(call: SdeCall) -> str | None:
-    """What must be said of a call that ours may not answer."""
+def refusal(call: SdeCall) -> tuple[str, bool] | None:
+    """What is said of a call that ours does not answer, and whether it must be said."""
     # The host evaluates sde with gradients before the solve, to look at its shapes.
-    return "computed .* (in its first evaluation|before the solve)" if call.weights == "cached" else None
+    return ("computed .* (in its first evaluation|before the solve)", True) if call.weights == "cached" else None
 
 
 def run_sde(call: SdeCall, ours: bool) -> Outcome:
@@ -119,4 +119,4 @@ def run_sde(call: SdeCall, ours: bool) -> Outcome:
         returned = (sdeint_adjoint if ours else torchsde.sdeint)(sde, y0, ts, **settings)
         solution = torch.cat([x.reshape(-1) for x in (returned if isinstance(returned, tuple) else (returned,))])
         gradients = gradients_of(solution, inputs, call.second)
-    return Outcome(solution.detach(), gradients, sde.calls, sde.times)
+    return Outcome(solution.detach(), gradients, [], sde.calls, sde.times)

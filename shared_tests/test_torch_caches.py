@@ -200,3 +200,21 @@ class _OfTime(torch.nn.Module):
 
     def forward(self, t, y):
         return self.net(y)
+
+
+@pytest.mark.parametrize("method", ["dopri5", "rk4"])
+def test_inside_a_transform_the_cache_has_its_derivatives(method):
+    def loss(W, odeint, **call):
+        func = Attribute()
+
+        def field(t, y):
+            return torch.func.functional_call(func, {"W": W}, (t, y))
+
+        return odeint(field, Y0, T, **call)[-1].sin().sum()
+
+    W, tight = Attribute().W.detach(), {"rtol": 1e-10, "atol": 1e-10}
+    expected = torch.func.grad(loss)(W, torchdiffeq.odeint, method="rk4", options={"step_size": 0.01})
+    call = tight if method == "dopri5" else {"options": {"step_size": 0.01}}
+    call |= {"method": method, "adjoint_method": "aca", "adjoint_params": ()}
+    found = torch.func.grad(loss)(W, odeint_adjoint, **call)
+    torch.testing.assert_close(found, expected, rtol=1e-6 if method == "dopri5" else 1e-12, atol=1e-12)

@@ -6,8 +6,9 @@ import pytest
 import torch
 import torchdiffeq
 
+from steptape import UnsupportedError
 from steptape.shared_tests._torch_oracle import ADAMS, ADAPTIVE, FIXED_GRID, distance
-from steptape.torch import odeint_adjoint
+from steptape.torch import install, odeint_adjoint
 
 ACA = {"adjoint_method": "aca", "adjoint_params": ()}
 
@@ -132,3 +133,59 @@ def test_an_event_at_the_start():
     for create_graph in (False, True):
         (gradient,) = torch.autograd.grad(ys.sum(), y0, retain_graph=True, create_graph=create_graph)
         assert torch.equal(gradient, torch.full_like(y0, 2.0))
+
+
+class Threshold(torch.nn.Module):
+    """y = h, for a decay y' = -ay from 1: at t = log(1/h)/a."""
+
+    def __init__(self):
+        super().__init__()
+        self.h = torch.nn.Parameter(torch.tensor(0.3, dtype=torch.float64))
+
+    def forward(self, t, y):
+        return y[0] - self.h
+
+
+def ends(event_fn, y0=None, func=lambda t, y: -1.3 * y, **call):
+    y0 = torch.ones(1, dtype=torch.float64, requires_grad=True) if y0 is None else y0
+    call = {"adjoint_method": "aca", "adjoint_params": (), "rtol": 1e-9, "atol": 1e-9, **call}
+    t0 = torch.tensor(0.0, dtype=torch.float64)
+    return torchdiffeq.odeint_event(func, y0, t0, event_fn=event_fn, odeint_interface=odeint_adjoint, **call)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [{}, {"method": "rk4", "options": {"step_size": 0.1}}, {"adjoint_method": "quadrature"}],
+    ids=["dopri5", "rk4", "quadrature"],
+)
+@pytest.mark.parametrize("named", [False, True], ids=["unnamed", "named"])
+def test_parameters_of_the_event_are_refused(call, named):
+    event_fn = Threshold()
+    params = tuple(event_fn.parameters()) if named else ()
+    with pytest.raises(UnsupportedError, match=r"event_fn depends on tensors.*channels of the state.*or detach"):
+        ends(event_fn, adjoint_params=params, **call)
+
+
+def test_parameters_of_the_event_are_refused_under_install():
+    y0, t = torch.ones(1, dtype=torch.float64), torch.tensor([0.0, 1.0], dtype=torch.float64)
+    call = {"method": "aca", "options": {"adjoint_params": ()}}
+    with install(), pytest.raises(UnsupportedError, match="event_fn depends on tensors"):
+        torchdiffeq.odeint(lambda t, y: -y, y0, t, event_fn=Threshold(), **call)
+
+
+def test_an_event_of_the_initial_state_is_refused():
+    y0 = torch.ones(1, dtype=torch.float64, requires_grad=True)
+    with pytest.raises(UnsupportedError, match="event_fn depends on tensors"):
+        ends(lambda t, y: y[0] - y0[0] / 2, y0)
+
+
+def test_the_ways_out_of_parameters_of_the_event():
+    event_fn = Threshold()
+    with torch.no_grad():
+        assert ends(event_fn)[0].item() == pytest.approx(math.log(1 / 0.3) / 1.3)
+    ends(lambda t, y: y[0] - event_fn.h.detach())
+    # As a channel of the state: dt/dh = -1/(ha).
+    state = (torch.ones(1, dtype=torch.float64), event_fn.h[None])
+    time, _ = ends(lambda t, y: (y[0] - y[1]).sum(), state, lambda t, y: (-1.3 * y[0], torch.zeros_like(y[1])))
+    (found,) = torch.autograd.grad(time, event_fn.h)
+    assert found.item() == pytest.approx(-1 / (0.3 * 1.3), rel=1e-6)

@@ -15,7 +15,7 @@ from steptape.shared_tests._torch_oracle import ADAPTIVE, Module, differentiate,
 from steptape.shared_tests.make_references import load_references
 from steptape.shared_tests.problems import PROBLEMS
 from steptape.shared_tests.promises import LUCKY
-from steptape.torch import install, odeint_adjoint, record_solves
+from steptape.torch import install, odeint_adjoint, record_solves, seminorm
 
 quadrature = functools.partial(odeint_adjoint, adjoint_method="quadrature")
 REFERENCES = json.loads((Path(__file__).parent / "references.json").read_text())
@@ -352,3 +352,104 @@ def test_back_propagation_is_near_by_luck_where_a_promise_says_so():
             return float((found - exact).norm() / exact.norm() / rtol)
 
         assert tolerances_off(rtol) < 10 < 0.9 * factor < tolerances_off(3 * rtol)
+
+
+@pytest.mark.parametrize("is_tuple", [False, True])
+@pytest.mark.parametrize("norm", ["seminorm", "mixed", "joint", "integrals"])
+def test_a_norm_for_the_host_s_adjoint_is_one_for_the_cotangent(norm, is_tuple):
+    """There are no integrals in it to leave out, but for those of the state itself."""
+    w = torch.linspace(-1, 1, 9, dtype=torch.float64).view(3, 3).requires_grad_()
+    y0, t = torch.ones(3, dtype=torch.float64), torch.tensor([0.0, 1.0], dtype=torch.float64)
+    state = (y0, torch.zeros((), dtype=torch.float64)) if is_tuple else y0
+
+    def func(t, y):
+        return (w @ y[0], y[0].square().sum()) if is_tuple else w @ y
+
+    def loss(odeint, **call):
+        ys = odeint(func, state, t, rtol=1e-9, atol=1e-9, options={"first_step": 0.01}, **call)
+        return ys[1][-1] + ys[0][-1].sum() if is_tuple else ys[-1].sum()
+
+    if norm == "integrals":
+        norm = seminorm(state, integrals=[1] if is_tuple else ())
+    elif norm != "seminorm":
+        norm = seminorm(state, reduction=norm)
+    (expected,) = torch.autograd.grad(loss(torchdiffeq.odeint), w)
+    (found,) = torch.autograd.grad(loss(quadrature, adjoint_params=(w,), adjoint_options={"norm": norm}), w)
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("checkpoints", [None, 3])
+def test_noise_that_is_drawn_once(checkpoints):
+    """As flows do that estimate a divergence."""
+
+    class Flow(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = torch.nn.Linear(3, 3, dtype=torch.float64)
+            self.noise = None
+
+        def forward(self, t, y):
+            if self.noise is None:
+                self.noise = torch.randn_like(y)
+            return self.net(y).tanh() * self.noise
+
+    def gradient(odeint, **call):
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            func = Flow()
+            ys = odeint(func, torch.ones(2, 3).double(), torch.tensor([0.0, 1.0]).double(), **TIGHT, **call)
+            return torch.autograd.grad(ys[-1].sum(), func.net.weight)[0]
+
+    found = gradient(quadrature, adjoint_options={"checkpoints": checkpoints})
+    torch.testing.assert_close(found, gradient(torchdiffeq.odeint), rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+def test_states_of_less_precision(dtype):
+    """y' = -ay: dy(1)/dy0 = exp(-a), dy(1)/da = -exp(-a)."""
+    a, y0 = (torch.ones((), dtype=dtype, requires_grad=True) for _ in range(2))
+    t = torch.tensor([0.0, 1.0], dtype=torch.float64)
+    call = {"rtol": 1e-2, "atol": 1e-2, "options": {"min_step": 0.02}, "adjoint_params": (a,)}
+    ys = quadrature(lambda t, y: -a * y, y0[None], t, **call)
+    found = torch.autograd.grad(ys[-1].sum(), (y0, a))
+    allowed = max(0.06, 8 * torch.finfo(dtype).eps)
+    for got, sign in zip(found, (1, -1), strict=True):
+        assert got.item() == pytest.approx(sign * math.exp(-1), rel=allowed)
+
+
+@pytest.mark.parametrize("is_tuple", [False, True])
+@pytest.mark.parametrize("direction", [1, -1], ids=["forward", "backward"])
+def test_the_callbacks_of_the_backward_solve(direction, is_tuple):
+    """They are told the time, the cotangent of the state and the size of the step: here a(t) = exp(t - t1) a(t1)."""
+
+    class Told(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.seen = {name: [] for name in ("step", "accept_step", "reject_step")}
+
+        def forward(self, t, y):
+            return tuple(direction * x for x in y) if is_tuple else direction * y
+
+        def callback_step_adjoint(self, t, a, dt):
+            self.seen["step"].append((t, a, dt))
+
+        def callback_accept_step_adjoint(self, t, a, dt):
+            self.seen["accept_step"].append((t, a, dt))
+
+        def callback_reject_step_adjoint(self, t, a, dt):
+            self.seen["reject_step"].append((t, a, dt))
+
+    func, y0 = Told(), torch.ones(2, dtype=torch.float64, requires_grad=True)
+    t = 3 + direction * torch.tensor([0.0, 2.0], dtype=torch.float64)
+    ys = quadrature(func, (y0, y0.sum()[None]) if is_tuple else y0, t, **TIGHT)
+    (ys[0] if is_tuple else ys)[-1].sum().mul(5).backward()
+    tries, accepted = func.seen["step"], func.seen["accept_step"]
+    assert len(tries) == len(accepted) + len(func.seen["reject_step"])
+    assert len(accepted) > 3
+    for time, a, _ in accepted:
+        a, other = a if is_tuple else (a, None)
+        torch.testing.assert_close(a, 5 * torch.exp(direction * (t[1] - time)).expand(2), rtol=1e-8, atol=0)
+        assert other is None or other.shape == (1,)
+    ends = torch.tensor([[float(time - direction * dt), float(time)] for time, _, dt in accepted])
+    assert ends[0, 1] == t[1]
+    torch.testing.assert_close(ends[:-1, 0], ends[1:, 1])

@@ -26,7 +26,7 @@ class Field:
     """func as a function of (t, y, params) whose cotangents in params add up in ``cotangents``.
 
     ``in_time``: whether cotangents in t are wanted too. ``side``: what to ask before an evaluation of the solve's.
-    ``method``: the adjoint_method, for errors.
+    ``method``: the adjoint_method, for errors. ``checks``: whether ``check`` does, or who differentiates follows all.
     """
 
     def __init__(
@@ -38,6 +38,7 @@ class Field:
         params: Sequence[Tensor],
         in_time: bool,
         method: str = "aca",
+        checks: bool = True,
     ):
         self.side = side
         self._func = func
@@ -46,7 +47,7 @@ class Field:
         self._params = tuple(params)
         self._in_time = in_time
         self._method = method
-        self._checked = False
+        self._checked = not checks
         self.cotangents = [torch.zeros_like(p) for p in params]
 
     def value(self, t: Tensor, y: Tensor) -> Tensor:

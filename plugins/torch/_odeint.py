@@ -207,6 +207,17 @@ def _check_times(t: Any) -> None:
         )
 
 
+def _check_options(options: dict[str, Any], event_fn: Any) -> None:
+    # A grid is a function of the step_size, whose gradient it has as that of any tensor a grid_constructor reads.
+    able = ("step_t", "jump_t") if event_fn else ("step_t", "jump_t", "step_size")
+    for name, value in options.items():
+        if name not in able and isinstance(value, Tensor) and value.requires_grad:
+            raise UnsupportedError(
+                f"odeint_adjoint(..., options={{{name!r}: {value!r}}}): it requires a gradient, and is held constant. "
+                "Pass it with .detach(), or differentiate with torchdiffeq.odeint."
+            )
+
+
 def solve_of(
     func: Any,
     y0: Tensor,
@@ -231,6 +242,7 @@ def solve_of(
             f"odeint_adjoint(..., method={method!r}, adjoint_method='aca', adjoint_options={{'graph': 'stage'}}): "
             f"a step of {method!r} is replayed as a whole. Leave out 'graph'."
         )
+    _check_options(options, event_fn)
     dtype = torch.promote_types(options.get("dtype", torch.float64), y0.real.dtype) if tableau.chained else t.dtype
     points = [
         torch.as_tensor([] if options.get(name) is None else options[name], dtype=dtype, device=y0.device)

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from steptape._errors import GradientError
 from steptape.compat._torch_hooks import hooks_passed_by
 from steptape.torch._ambient import Ambient
 from steptape.torch._belongings import Belongings
 from steptape.torch._chain import chain
-from steptape.torch._field import Field
+from steptape.torch._field import Field, lost, unknown_leaves
 from steptape.torch._gate import Gate
 from steptape.torch._runge_kutta import RungeKuttaSweep
 from steptape.torch._side_state import Restored, SideState
@@ -58,6 +60,13 @@ class Replay(torch.autograd.Function):
         return (None, *(grad if need else None for grad, need in zip(grads, back.needed, strict=True)))
 
 
+def check_leaves(timeline: Timeline, known: Sequence[Tensor]) -> None:
+    """Raise if a time depends on leaves besides ``known``: those that a grid constructor reads."""
+    unknown = {id(x): x for times in timeline if times.requires_grad for x in unknown_leaves(times, known)}
+    if unknown:
+        raise GradientError(lost(list(unknown.values()), func="options['grid_constructor']"))
+
+
 class _Back(NamedTuple):
     """One backward pass: from the cotangent of the solution to those of the inputs (y0, t, points, *params)."""
 
@@ -75,6 +84,7 @@ class _Back(NamedTuple):
         with torch.enable_grad():
             leaves = [x.detach().requires_grad_(need) for x, need in zip(inputs[:3], self.needed[:3], strict=True)]
             timeline = solve.timeline(tape, *leaves)
+        check_leaves(timeline, (*leaves, *params))
         field = self._field(timeline)
         if solve.tableau.whole:
             sweep: Sweep = WholeStepSweep(solve, tape, timeline, field, y0)
@@ -97,6 +107,7 @@ class _Back(NamedTuple):
         inputs = (*map(gate.through, self.inputs[:3]), *self.inputs[3:])
         y0 = inputs[0]
         timeline = solve.timeline(tape, *inputs[:3])
+        check_leaves(timeline, inputs)
         field = self._field(timeline)
         solution = chain(solve, tape, timeline, field, y0)
         if tape.kept:

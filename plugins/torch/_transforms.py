@@ -41,7 +41,8 @@ def solve_in_transforms(solve: Solve, y0: Tensor, t: Tensor, points: Tensor) -> 
         solution, end, tape = plain.record(plain_y0, plain_t, plain_points, side)
     with ambient.without_autocast(), side.kept():
         timeline = solve.timeline(tape, y0, t, points)
-        field = Field(solve.vector_field, ambient, Restored(side, tape.notes), y0.shape, (), in_time=False)
+        side_state = Restored(side, tape.notes)
+        field = Field(solve.vector_field, ambient, side_state, y0.shape, (), in_time=False, checks=False)
         ys = chain(solve, tape, timeline, field, y0)
     # The host's solution to the bit, with the derivatives of the chain.
     return solution + (ys - ys.detach()), end
@@ -59,10 +60,10 @@ class _Plain:
 
 
 def _inside(func: Any, inside: Callable[[], Any]) -> Callable[[Tensor, Tensor], Tensor]:
-    """A function of plain tensors that runs inside the transforms."""
+    """A function of plain tensors that runs inside the transforms, as they run it: what it caches has derivatives."""
 
     def plain(t: Tensor, y: Tensor) -> Tensor:
-        with inside():
+        with inside(), torch.enable_grad():
             return _value(func(t, y))
 
     return plain
