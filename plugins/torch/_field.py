@@ -116,13 +116,19 @@ def pull_into(
     return [torch.zeros_like(x) if grad is None else grad for x, grad in zip(inputs, grads, strict=False)]
 
 
-def lost(unknown: Sequence[Tensor], function: str = "odeint_adjoint", func: str = "func", method: str = "aca") -> str:
-    """What is wrong where ``func``, in a call of ``function``, depends on ``unknown`` leaves."""
+def lost(
+    unknown: Sequence[Tensor],
+    function: str = "odeint_adjoint",
+    func: str = "func",
+    method: str = "aca",
+    reader: str | None = None,
+) -> str:
+    """What is wrong where ``reader``, or ``func`` itself in a call of ``function``, depends on ``unknown`` leaves."""
     shapes = ", ".join(str(tuple(x.shape)) for x in unknown)
     return (
-        f"{function}({func}, ..., adjoint_method={method!r}): {func} depends on tensors that require a gradient but "
-        f"are not among its parameters (shapes: {shapes}), and their gradient would be lost. Pass all of them: "
-        f"adjoint_params=(*{func}.parameters(), x, ...)."
+        f"{function}({func}, ..., adjoint_method={method!r}): {reader or func} depends on tensors that require a "
+        f"gradient but are not among its parameters (shapes: {shapes}), and their gradient would be lost. Pass all of "
+        f"them: adjoint_params=(*{func}.parameters(), x, ...)."
     )
 
 

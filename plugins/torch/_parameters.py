@@ -29,7 +29,8 @@ def parameters_of(
     if _depend_on_each_other(once):
         raise OptionError(
             f"{call} with {spelling}: one of these tensors was computed from another, which would count its gradient "
-            "twice. Leave out the other one: autograd passes its gradient on."
+            "twice. Leave out the other one: autograd passes its gradient on. If both are used, compute one from the "
+            "other where they are used."
         )
     return once
 

@@ -211,8 +211,9 @@ class QuadratureBack:
         return self._field.value(t.to(self._inputs[0].real.dtype), self._dense(t.item()))
 
     def _first_slope(self, t: Tensor) -> Tensor:
-        """f at the start, which must be what the forward solve took it for."""
-        slope, taped = self._slope(t), self._dense.slope(t.item()).view(self._inputs[0].shape)
+        """f at the start, which must be what the forward solve took it for, also where a graph is built."""
+        start = self._field.evaluate(t.to(self._inputs[0].real.dtype), self._dense(t.item()))
+        slope, taped = start.slope.detach(), self._dense.slope(t.item()).view(self._inputs[0].shape)
         near = max(1e-3, 4 * torch.finfo(slope.dtype).eps)
         if not torch.allclose(slope, taped, rtol=near, atol=near * taped.abs().max().item(), equal_nan=True):
             raise GradientError(

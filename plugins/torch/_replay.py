@@ -64,7 +64,7 @@ def check_leaves(timeline: Timeline, known: Sequence[Tensor]) -> None:
     """Raise if a time depends on leaves besides ``known``: those that a grid constructor reads."""
     unknown = {id(x): x for times in timeline if times.requires_grad for x in unknown_leaves(times, known)}
     if unknown:
-        raise GradientError(lost(list(unknown.values()), func="options['grid_constructor']"))
+        raise GradientError(lost(list(unknown.values()), reader="the grid_constructor"))
 
 
 class _Back(NamedTuple):
