@@ -241,7 +241,8 @@ def _keeps(draw: Any, method: str) -> dict[str, Any]:
         keep["checkpoints"] = draw(st.integers(1, 4))
     if draw(st.integers(0, 3)) == 0:
         keep["checkpoint_device"] = "cpu"
-    if not tableau_of(SOLVERS[method]).whole and draw(st.booleans()):
+    tableau = tableau_of(SOLVERS[method])
+    if tableau is not None and not tableau.whole and draw(st.booleans()):
         keep["graph"] = "stage"
     return keep
 
@@ -263,7 +264,11 @@ def run_ode(call: OdeCall, ours: bool, adjoint_method: str = "aca") -> Outcome:
         params = (field.memory["A"], field.net.bias, field.v)
     solve: Callable[..., Any] = torchdiffeq.odeint
     if ours:
-        adjoint = {"adjoint_method": adjoint_method, "adjoint_options": call.keep, "adjoint_params": params}
+        adjoint: dict[str, Any] = {
+            "adjoint_method": adjoint_method,
+            "adjoint_options": call.keep,
+            "adjoint_params": params,
+        }
         solve = functools.partial(odeint_adjoint, **adjoint)
     context = parametrize.cached() if call.weights == "cached" else contextlib.nullcontext()
     with context:
@@ -320,7 +325,7 @@ def _flat(returned: Any) -> Tensor:
 def gradients_of(solution: Tensor, inputs: list[Tensor], second: bool) -> list[Tensor]:
     """The gradients of a loss of the solution, and those of a penalty on them where asked for."""
     cotangent = torch.linspace(1, 2, len(solution), dtype=torch.float64).to(solution.dtype)
-    settings = {"allow_unused": True, "materialize_grads": True}
+    settings: dict[str, Any] = {"allow_unused": True, "materialize_grads": True}
     if not second:
         return list(torch.autograd.grad(solution, inputs, cotangent, **settings))
     # The loss is no linear function of the solution, so that its cotangent has a derivative too.

@@ -48,11 +48,10 @@ class CacheWatch:
             out = evaluate(*args)
         # What requires a gradient has its history, as autocast's copies of weights do.
         seen = [x for x in (*operations.seen, *_tensors(out)) if id(x) not in own and not x.requires_grad]
-        # Identifiers are used again: a tensor counts only while the one that had it is alive.
-        reused = [x for x in seen if (made := self._made.get(id(x))) is not None and made() is x]
-        if reused:
+        reused = next((x for x in seen if _held(self._made, x)), None)
+        if reused is not None:
             raise GradientError(
-                f"{self._call}): {self._func} computed a tensor of shape {tuple(reused[0].shape)} in its first "
+                f"{self._call}): {self._func} computed a tensor of shape {tuple(reused.shape)} in its first "
                 "evaluation and used it again in the next one (parametrize.cached(), `if self.A is None: ...`). The "
                 "solve builds no graph, so the gradient of what that tensor was computed from would be lost. Compute "
                 "it in each evaluation; or before the solve, and pass it in adjoint_params in place of what it was "
@@ -85,15 +84,17 @@ class _Operations(OperationMode):
         out = run()
         if name.endswith("_like") or name.startswith("new_") or name in _WITHOUT_HISTORY:
             return out
-        if any(x.requires_grad or self._was_made(x) for x in inputs):
+        if any(x.requires_grad or _held(self.made, x) for x in inputs):
             for x in _tensors(out):
                 if (x.is_floating_point() or x.is_complex()) and not any(x is y for y in inputs):
                     self.made[id(x)] = weakref.ref(x)
         return out
 
-    def _was_made(self, x: Tensor) -> bool:
-        made = self.made.get(id(x))
-        return made is not None and made() is x
+
+def _held(tensors: dict[int, weakref.ref[Tensor]], x: Tensor) -> bool:
+    """Whether x is one of them; identifiers are used again, of tensors that are no more."""
+    held = tensors.get(id(x))
+    return held is not None and held() is x
 
 
 def _tensors(tree: Any) -> Iterator[Tensor]:

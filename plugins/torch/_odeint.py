@@ -54,15 +54,19 @@ def odeint_adjoint(
 
     Args:
         func: maps a scalar ``t`` and the state ``y`` to dy/dt, in the shape and dtype of ``y``. A ``nn.Module``, or any
-            callable if ``adjoint_params`` is given. The host's ``callback_*`` methods on it work as ever; it is called
-            again in the backward pass, so it must return the same for the same arguments.
+            callable if ``adjoint_params`` is given. The host's ``callback_*`` methods on it work as ever; with
+            ``"quadrature"`` the ``callback_*_adjoint`` ones are called with (t, a, dt), where a is the cotangent of the
+            state in its shape; with ``"aca"``, which takes no backward steps, they are not, and a ``SteptapeWarning``
+            says so once. func is called again in the backward pass, so it must return the same for the same arguments.
         y0: the state at ``t[0]``: a floating-point tensor of any shape, or a tuple of them.
         t: the output times, 1-D, floating point, strictly increasing or decreasing.
         rtol, atol, method, options: the forward solve's, as in ``torchdiffeq.odeint``.
         event_fn: as in ``torchdiffeq.odeint``: the solve ends where it is zero, at a time without a gradient;
-            ``torchdiffeq.odeint_event(..., odeint_interface=odeint_adjoint)`` adds that one.
+            ``torchdiffeq.odeint_event(..., odeint_interface=odeint_adjoint)`` adds that one. It may depend on the time
+            and the state, but on nothing else that requires a gradient.
         adjoint_rtol, adjoint_atol: the backward solve's, by default those of the forward solve; ``adjoint_atol`` is for
-            a cotangent scaled to a largest entry of 1. With ``"aca"``, which solves nothing backward, no others.
+            a cotangent scaled to a largest entry of 1. With ``"aca"``, which solves nothing backward, they have no
+            effect, nor have options of the host's solvers in ``adjoint_options``; a ``SteptapeWarning`` says so once.
         adjoint_method: ``"aca"``, ``"quadrature"``, or one of the host's methods.
         adjoint_options: with ``"aca"``, any of ``"checkpoints"`` (int: keep at most so many states, recompute the
             others with their known step sizes; None, the default, keeps all), ``"checkpoint_device"`` (keep them on
@@ -71,7 +75,8 @@ def odeint_adjoint(
             ``"quadrature"``, ``"checkpoints"`` and ``"checkpoint_device"``; ``"method"``, the solver of the backward
             solve, by default that of the forward one, and any option of its own, by default that of the forward solve;
             and ``"nodes"`` (int: integrate for the parameters by so many Gauss–Legendre nodes in each backward step;
-            None, the default: by the scheme of the backward solver, at the stages it evaluates anyway).
+            None, the default: by the scheme of the backward solver, at the stages it evaluates anyway). Its ``"norm"``
+            is of a cotangent in the shape of the state; ``"seminorm"`` and ``seminorm(y0)`` are understood.
         adjoint_params: the tensors besides ``y0`` and ``t`` to differentiate with respect to; by default
             ``func.parameters()``. Tensors that do not require a gradient are left out.
 
@@ -81,24 +86,26 @@ def odeint_adjoint(
 
     Raises:
         OptionError: an argument is wrong, such as times that are not monotone or an unknown option.
-        UnsupportedError: a solver or a use whose steps cannot be replayed exactly, or whose dense output not be read.
-        GradientError: in the backward pass, where a gradient would be wrong: func uses a tensor that requires one and
-            is no parameter.
+        UnsupportedError: a solver or a use whose steps cannot be replayed exactly, or whose dense output not be read,
+            such as an event_fn that depends on parameters.
+        GradientError: where a gradient would be wrong: at once, if the first evaluation of func caches what it computes
+            from parameters; in the backward pass, if func uses a tensor that requires a gradient and is no parameter.
 
-    Memory held between forward and backward: one state per accepted step, or ``checkpoints`` states, and a few scalars
-    per step, besides the solution itself. Where steps start from slopes they cannot recompute, these are held too: one
-    per state for ``fehlberg2``, ``adaptive_heun`` and ``tsit5``, one per step or up to eleven per checkpoint for the
-    Adams solvers. The backward pass adds the graph of one step or stage. ``"quadrature"`` holds the dense output, five
-    states per accepted step, or ``checkpoints`` states.
+    Memory held between forward and backward: one state per accepted step, or ``checkpoints`` states, and a scalar per
+    stage of each step, besides the solution itself. Where steps start from slopes they cannot recompute, these are held
+    too: one per state for ``fehlberg2``, ``adaptive_heun`` and ``tsit5``, one per step or up to eleven per checkpoint
+    for the Adams solvers. The backward pass adds the graph of one step or stage. ``"quadrature"`` holds the dense
+    output, five states per accepted step, or ``checkpoints`` states.
 
     Supports:
         With ``"quadrature"``: the adaptive Runge–Kutta solvers; gradients in ``y0``, parameters and ``t``; events;
-        autocast; ``jump_t`` that needs no gradient itself. Not second derivatives, ``torch.func``, nor random numbers
-        in func.
+        autocast; ``jump_t`` that needs no gradient itself; hooks on parameters. Not second derivatives,
+        ``torch.func``, nor random numbers in func, but for those it draws once, in its first evaluation, and keeps.
 
         With ``"aca"``: every solver of the host but ``scipy_solver``, with all their options; gradients in ``y0``,
-        parameters, ``t``, ``step_t`` and ``jump_t``; events; autocast; second derivatives (``create_graph=True``), for
-        which the whole chain of steps is rebuilt with its graph; random numbers drawn in func from the default
+        parameters, ``t``, ``step_t`` and ``jump_t``, in every dtype, at the very times of the solve; hooks on
+        parameters, which see the whole gradient, once; events; autocast; second derivatives (``create_graph=True``),
+        for which the whole chain of steps is rebuilt with its graph; random numbers drawn in func from the default
         generators (dropout) and buffers that it changes (batch norm), of which the tape keeps notes, but not with a
         cubic ``interp`` on a fixed grid; a compiled func or model; DistributedDataParallel and FSDP around the model
         that contains the solve; the transforms of ``torch.func``, in forward mode as well, at the memory of

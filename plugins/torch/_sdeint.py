@@ -66,7 +66,8 @@ def sdeint_adjoint(
         method, dt, adaptive, rtol, atol, dt_min, options, names, logqp, extra, extra_solver_state: as in
             ``torchsde.sdeint``.
         adjoint_method: ``"aca"``, or one of the host's methods.
-        adjoint_adaptive, adjoint_rtol, adjoint_atol: not with ``"aca"``, which solves nothing backward.
+        adjoint_adaptive, adjoint_rtol, adjoint_atol: without effect with ``"aca"``, which solves nothing backward, as
+            the host's adjoint options; a ``SteptapeWarning`` says so once.
         adjoint_options: with ``"aca"``, any of ``"checkpoints"`` (int: keep at most so many states, take the steps
             between them again, and ask ``bm`` for their increments again; None, the default, keeps all, and the
             increments) and ``"checkpoint_device"`` (keep them on another device, such as ``"cpu"``).
@@ -79,12 +80,13 @@ def sdeint_adjoint(
         of tensors with their gradients.
 
     Raises:
-        OptionError: an argument is wrong, such as an unknown option or a tolerance for the adjoint.
+        OptionError: an argument is wrong, such as an unknown option or adjoint method.
         UnsupportedError: a use whose steps cannot be replayed exactly: increments that require a gradient, increments
             or states that sde changes in place, and the transforms of ``torch.func``.
-        GradientError: in the backward pass, where a gradient would be wrong: sde uses a tensor that requires one and
-            is no parameter (looked for in the first and the last step), or was computed from parameters before the
-            solve; sde returns other values than before (looked for in the last step), or, with ``checkpoints``, bm.
+        GradientError: where a gradient would be wrong: at once, if the first step caches what sde computes from its
+            parameters; in the backward pass, if sde uses a tensor that requires one and is no parameter (looked for in
+            the first and the last step), or was computed from parameters before the solve; sde returns
+            other values than before (looked for in the last step), or, with ``checkpoints``, bm.
 
     Memory held between forward and backward: one state and one increment per accepted step (those of its two halves if
     ``adaptive``), with the Lévy areas where the method uses them; or ``checkpoints`` states and a few numbers per
@@ -93,7 +95,7 @@ def sdeint_adjoint(
 
     Supports:
         Every method of the host, with each kind of noise it takes, on fixed and adaptive steps; every Brownian object;
-        gradients in ``y0``, parameters and ``extra_solver_state``; autocast; parameters lent by
+        gradients in ``y0``, parameters and ``extra_solver_state``; hooks on parameters; autocast; parameters lent by
         ``torch.func.functional_call``; second derivatives (``create_graph=True``), for which the whole chain of steps
         is rebuilt with its graph; random numbers drawn in sde from the default generators (dropout). Not gradients in
         times or in the Brownian object, nor the transforms of ``torch.func``.
