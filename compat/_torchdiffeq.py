@@ -1,5 +1,6 @@
 """torchdiffeq's private names, each with the reason steptape needs it."""
 
+import functools
 import inspect
 from typing import Any
 
@@ -132,10 +133,11 @@ def option_names(solver_class: type) -> set[str]:
     return names - {"self", "func", "y0", "rtol", "atol"} | {"norm"}
 
 
-def all_option_names() -> set[str]:
+@functools.cache
+def all_option_names() -> frozenset[str]:
     """The names of the options of all solvers of the host."""
     own = [solver_class for solver_class in SOLVERS.values() if solver_class.__module__.startswith("torchdiffeq.")]
-    return {name for solver_class in own for name in option_names(solver_class)}
+    return frozenset(name for solver_class in own for name in option_names(solver_class))
 
 
 def call_after_steps(solver: Any, note: Any) -> None:

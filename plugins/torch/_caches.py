@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from typing import Any
 
 from torch import Tensor
@@ -30,7 +31,7 @@ class CacheWatch:
         self._call, self._func = call, func
         self._first: tuple[Any, ...] | None = None
         self._made: dict[int, weakref.ref[Tensor]] = {}
-        self._done = False
+        self._left = self._done = False
 
     def evaluated(self, evaluate: Callable[..., Any], *args: Any) -> Any:
         """``evaluate(*args)``, or raise ``GradientError``."""
@@ -38,17 +39,19 @@ class CacheWatch:
             return evaluate(*args)
         if self._first is None:
             self._first = evaluate, *args
-            with _Operations() as operations:
+            with _Made() as made:
                 out = evaluate(*args)
-            self._made = operations.made
+            self._made = made.tensors
+            returned = {id(x) for x in _tensors(out)}
+            self._left = any(held() is not None for key, held in self._made.items() if key not in returned)
             return out
         self._done, self._first = True, None
         own = {id(x) for x in _tensors(args)}
-        with _Operations() as operations:
+        with _Seen() if self._left else nullcontext(_Seen()) as seen:
             out = evaluate(*args)
         # What requires a gradient has its history, as autocast's copies of weights do.
-        seen = [x for x in (*operations.seen, *_tensors(out)) if id(x) not in own and not x.requires_grad]
-        reused = next((x for x in seen if _held(self._made, x)), None)
+        found = (x for x in (*seen.tensors, *_tensors(out)) if id(x) not in own and not x.requires_grad)
+        reused = next((x for x in found if _held(self._made, x)), None)
         if reused is not None:
             raise GradientError(
                 f"{self._call}): {self._func} computed a tensor of shape {tuple(reused.shape)} in its first "
@@ -66,29 +69,40 @@ class CacheWatch:
         self._first = None
 
 
-class _Operations(OperationMode):
-    """Notes the tensors that enter operations, and those that come out with the derivatives of one that requires any.
+class _Made(OperationMode):
+    """Notes the ``tensors`` that come out of operations with the derivatives of one that requires any.
 
-    Tensors that an operation writes to were there before.
+    Those that an operation writes to were there before.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.seen: list[Tensor] = []
-        self.made: dict[int, weakref.ref[Tensor]] = {}
+        self.tensors: dict[int, weakref.ref[Tensor]] = {}
 
     def operate(self, name: str, run: Callable[[], Any], args: Any) -> Any:
-        """Run an operation on tensors."""
-        inputs = list(_tensors(args))
-        self.seen += inputs
+        """Run an operation."""
         out = run()
         if name.endswith("_like") or name.startswith("new_") or name in _WITHOUT_HISTORY:
             return out
-        if any(x.requires_grad or _held(self.made, x) for x in inputs):
+        inputs = list(_tensors(args))
+        if any(x.requires_grad or _held(self.tensors, x) for x in inputs):
             for x in _tensors(out):
                 if (x.is_floating_point() or x.is_complex()) and not any(x is y for y in inputs):
-                    self.made[id(x)] = weakref.ref(x)
+                    self.tensors[id(x)] = weakref.ref(x)
         return out
+
+
+class _Seen(OperationMode):
+    """Notes the ``tensors`` that enter operations."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tensors: list[Tensor] = []
+
+    def operate(self, name: str, run: Callable[[], Any], args: Any) -> Any:
+        """Run an operation."""
+        self.tensors += _tensors(args)
+        return run()
 
 
 def _held(tensors: dict[int, weakref.ref[Tensor]], x: Tensor) -> bool:
