@@ -211,7 +211,7 @@ def quadrature_calls(draw: Any) -> OdeCall:
         method=method,
         dtype=torch.float64,
         start=draw(st.sampled_from([0.0, -7.0, 10.0])),
-        frequency=draw(st.sampled_from([1.0, 6.2832])),
+        frequency=draw(st.sampled_from([1.0, 6.2832, 40.0])),
         tolerance=1e-9,
         options=draw(_options(method, 0.0, event=False)) | {"min_step": 1e-6},
         keep={name: value for name, value in call.keep.items() if name != "graph"},

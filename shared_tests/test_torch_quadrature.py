@@ -453,3 +453,24 @@ def test_the_callbacks_of_the_backward_solve(direction, is_tuple):
     ends = torch.tensor([[float(time - direction * dt), float(time)] for time, _, dt in accepted])
     assert ends[0, 1] == t[1]
     torch.testing.assert_close(ends[:-1, 0], ends[1:, 1])
+
+
+@pytest.mark.parametrize("nodes", [None, 4])
+@pytest.mark.parametrize(("start", "omega"), [(300.0, 6.2832), (10.0, 20.0), (0.0, 100.0)])
+def test_what_drives_the_state_and_not_the_cotangent(start, omega, nodes):
+    """y' = w cos(ωt) - y/10: a(t) is smooth, so its error says nothing of the integral of a cos(ωt)."""
+    w, t = torch.ones(1, dtype=torch.float64, requires_grad=True), start + torch.tensor([0.0, 1.0]).double()
+
+    def gradient(odeint, tolerance, **call):
+        ys = odeint(
+            lambda t, y: w * torch.cos(omega * t) - y / 10, w.detach(), t, rtol=tolerance, atol=tolerance, **call
+        )
+        return torch.autograd.grad(ys[-1].sum(), w)[0].item()
+
+    # ∫ exp(-(t1 - t)/10) cos(ωt) dt over the interval
+    (t0, t1), decay = t.tolist(), 0.1
+    primitive = [(decay * math.cos(omega * s) + omega * math.sin(omega * s)) / (decay**2 + omega**2) for s in (t0, t1)]
+    expected = primitive[1] - math.exp(-decay) * primitive[0]
+    call = {"adjoint_params": (w,), "adjoint_options": {"nodes": nodes}}
+    for tolerance in (1e-6, 1e-8):
+        assert abs(gradient(quadrature, tolerance, **call) - expected) <= 20 * tolerance

@@ -84,8 +84,14 @@ class BackwardSolver:
             setattr(func, name, getattr(field, name))
         solver = host.SOLVERS[self.method](func=func, y0=a, rtol=self.rtol, atol=self.atol, **options)
         host.attach(solver, func, seeks_event=False)
-        if self.nodes is not None:
-            host.call_after_steps(solver, field.note_interpolant)
+        longest = solver.max_step
+
+        def accepted(interpolant: Any) -> None:
+            field.note_interpolant(interpolant)
+            solver.max_step = longest.clamp(max=field.reach(sum(field.step)))
+
+        solver.max_step = longest.clamp(max=field.reach(start.item()))
+        host.call_after_steps(solver, accepted)
         return solver.integrate(torch.stack([start, end]))[-1]
 
 

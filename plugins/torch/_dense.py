@@ -33,13 +33,23 @@ class DenseOutput:
 
     def _piece(self, t: float) -> tuple[Tensor, float, float]:
         """The interpolant around t, the relative place there, and the size of the step."""
-        # A time may lie outside by its rounding.
-        n = min(max(bisect.bisect_left(self._nodes, t) - 1, 0), len(self._nodes) - 2)
+        n = self._step(t)
         while self._first > n:
             self._first -= 1
             self._held[self._first] = next(self._pieces)
         h = self._nodes[n + 1] - self._nodes[n]
         return self._held[n], (t - self._nodes[n]) / h, h
+
+    def reach(self, t: float) -> float:
+        """How far below t as much happened as in one step of the solve: the mean of the steps around, by their part."""
+        n = self._step(t)
+        size, before = (self._nodes[i + 1] - self._nodes[i] for i in (n, max(n - 1, 0)))
+        x = (t - self._nodes[n]) / size
+        return x * size + (1 - x) * before
+
+    def _step(self, t: float) -> int:
+        # A time may lie outside by its rounding.
+        return min(max(bisect.bisect_left(self._nodes, t) - 1, 0), len(self._nodes) - 2)
 
     def forget_after(self, t: float) -> None:
         """Let go of the pieces that begin after t."""

@@ -6,8 +6,9 @@ Backward in time the host's solver integrates the cotangent of the state alone,
 
 with y(t) read from the dense output of the forward solve; y is not integrated in reverse, and the parameters are in no
 state and no error norm. Their gradient is ∫ aᵀ ∂f/∂θ dt over each accepted step: by the weights b_i of the solver's own
-scheme, at the stages it evaluates anyway, which is a quadrature of its order; or by Gauss–Legendre. a is linear in the
-cotangent of the loss, so it is solved at scale 1, and tolerances do not depend on the scale of the loss.
+scheme, at the stages it evaluates anyway, which is a quadrature of its order; or by Gauss–Legendre. No error norm sees
+how ∂f/∂θ varies along the way, but the forward solve did: no step is longer than the forward ones there. a is linear in
+the cotangent of the loss, so it is solved at scale 1, and tolerances do not depend on the scale of the loss.
 
 Source: Hu, arXiv 2402.15141, points 1 and 3.
 """
@@ -53,7 +54,7 @@ class AdjointField:
 
     A stage's share is taken where the stage is evaluated, and kept if the step is accepted. The first stage of a step
     is the last evaluation before its first try, so its share waits. Gauss–Legendre comes after the step. ``callbacks``:
-    the user's, by name, who are told a at its own scale.
+    the user's, by name, who are told a at its own scale. ``step``: the start and the size of the last accepted step.
     """
 
     def __init__(
@@ -72,7 +73,7 @@ class AdjointField:
         self._latest: Sequence[Tensor | None] = ()
         self._try = [torch.zeros_like(p) for p in params]
         self._stage = 0
-        self._step = 0.0, 0.0
+        self.step = 0.0, 0.0
         self.scale = 1.0
         self.proposed = 0.0
 
@@ -99,6 +100,10 @@ class AdjointField:
         in_y = grads.pop(0) if with_y else None
         return torch.zeros_like(a) if in_y is None else in_y, grads
 
+    def reach(self, s: float) -> float:
+        """How long a step from s may be: as one of the solve there."""
+        return self._dense.reach(-s)
+
     def _tell(self, name: str, s: Tensor, a: Tensor, h: Tensor) -> None:
         if name in self._callbacks:
             self._callbacks[name](s, self.scale * a, h)
@@ -113,7 +118,7 @@ class AdjointField:
 
     def callback_accept_step(self, s: Tensor, a: Tensor, h: Tensor) -> None:
         self._tell("callback_accept_step", s, a, h)
-        self._step = s.item(), h.item()
+        self.step = s.item(), h.item()
         _add(self._try, self._first, self._weights[0])
         _add(self._field.cotangents, self._try, h.item() * self.scale)
         self._begin_try()
@@ -129,7 +134,7 @@ class AdjointField:
 
     def note_interpolant(self, coefficients: Sequence[Tensor]) -> None:
         """Gauss–Legendre over the step just accepted, with a read from its dense output, given by powers."""
-        start, size = self._step
+        start, size = self.step
         for x, weight in self._nodes:
             a = torch.stack([c * x**power for power, c in enumerate(coefficients)]).sum(0)
             s = a.real.new_tensor(start + x * size)
