@@ -12,7 +12,8 @@ import numpy as np
 
 from steptape.jax import AdaptiveCheckpointAdjoint
 
-HOST = diffrax.RecursiveCheckpointAdjoint()
+# The most steps of any solve: a state taken again may round otherwise, and the host's default then loses outputs.
+HOST = diffrax.RecursiveCheckpointAdjoint(checkpoints=4096)
 OURS = AdaptiveCheckpointAdjoint()
 
 

@@ -189,9 +189,12 @@ def _solver(name: str) -> Any:
 
 
 def make_adjoint(method: str) -> diffrax.AbstractAdjoint:
-    """Return the adjoint that a method stands for."""
+    """Return the adjoint that a method stands for.
+
+    The host's own keeps every step: where it takes steps again it may lose outputs, and could not judge ours.
+    """
     if method == "recursive":
-        return diffrax.RecursiveCheckpointAdjoint()
+        return diffrax.RecursiveCheckpointAdjoint(checkpoints=_MAX_STEPS)
     if method == "backsolve":
         return diffrax.BacksolveAdjoint()
     from steptape.jax import AdaptiveCheckpointAdjoint, QuadratureAdjoint, SeminormAdjoint

@@ -186,7 +186,7 @@ def load_backend(name: str, grade: str) -> Any:
         raise UnsupportedHostVersion(
             f"backend {name!r} needs {HOSTS[name]}, which is not installed: pip install 'steptape[{name}]'"
         )
-    suffix = "_sde" if grade == "sde" else ""
+    suffix = f"_{grade}" if grade in ("sde", "host") else ""
     return importlib.import_module(f"steptape.shared_tests.backend_{name}{suffix}")
 
 

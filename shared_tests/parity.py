@@ -4,7 +4,8 @@ The *adaptive* runs come first: every solver takes its own steps. For the *same 
 took are given to all: the frameworks take turns, problem by problem, in giving the steps. A grid is the accepted
 steps with the output times put in, so that no output is interpolated. For the quick problems the steps are stored in
 `grids.json` (those of torchdiffeq 0.2.5 to ten digits), so that reports of any versions and machines are on the same
-ones. Last come the *SDE* runs, on given steps and paths.
+ones. Then come the *SDE* runs, on given steps and paths, and last, unless problems were named, the *host* runs, of
+problems on which a host's own gradient is known to be wrong.
 """
 
 import functools
@@ -14,10 +15,11 @@ import subprocess
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from steptape.shared_tests.backends import CAPABILITIES, SHARED_SOLVERS, Capability, Case, Run
+from steptape.shared_tests.host_faults import host_cases
 from steptape.shared_tests.problems import PROBLEMS
 from steptape.shared_tests.sde_cases import default_sdes, sde_cases
 from steptape.shared_tests.sde_problems import SDE_PROBLEMS
@@ -48,30 +50,33 @@ OnProgress = Callable[[str, str, int, int], None]
 
 @dataclass(frozen=True)
 class Scope:
-    """What a parity report covers: `problems` are ODEs, `sdes` are SDEs."""
+    """What a parity report covers: `problems` are ODEs, `sdes` are SDEs; `faults`: where hosts are known to fail."""
 
     backends: tuple[str, ...]
     problems: tuple[str, ...]
     sdes: tuple[str, ...]
     quick: bool
+    faults: bool = False
 
     @classmethod
     def of(cls, backends: list[str], problems: list[str], quick: bool) -> "Scope":
         """Return the scope for the backends, with the default problems where none are named."""
         if not problems:
-            return cls(tuple(backends), _QUICK_PROBLEMS if quick else tuple(PROBLEMS), default_sdes(quick), quick)
+            odes = _QUICK_PROBLEMS if quick else tuple(PROBLEMS)
+            return cls(tuple(backends), odes, default_sdes(quick), quick, faults=True)
         odes, sdes = (tuple(name for name in problems if name in known) for known in (PROBLEMS, SDE_PROBLEMS))
         return cls(tuple(backends), odes, sdes, quick)
 
 
 @dataclass
 class Outcome:
-    """Everything that was run: `versions` by backend, and the runs of all backends, those of SDEs by themselves."""
+    """Everything that was run: `versions` by backend, and the runs of all backends, SDEs and faults by themselves."""
 
     scope: Scope
     versions: dict[str, dict[str, str]]
     runs: list[Run]
     sde_runs: list[Run]
+    host_runs: list[Run] = field(default_factory=list)
 
 
 def adaptive_cases(scope: Scope, backend: str) -> list[Case]:
@@ -138,8 +143,10 @@ def run_parity(scope: Scope, folder: Path, on_progress: OnProgress) -> Outcome:
     _, on_grids = _run_all(plans, "grid", folder, on_progress)
     plans = {backend: sde_cases(backend, scope.sdes, scope.quick) for backend in scope.backends}
     for_sdes, sde_runs = _run_all(plans, "sde", folder, on_progress)
+    plans = {backend: host_cases(backend) for backend in scope.backends if scope.faults}
+    _, host_runs = _run_all(plans, "host", folder, on_progress)
     versions = {name: {**versions.get(name, {}), **for_sdes.get(name, {})} for name in scope.backends}
-    return Outcome(scope, versions, adaptive + on_grids, sde_runs)
+    return Outcome(scope, versions, adaptive + on_grids, sde_runs, host_runs)
 
 
 def _run_all(

@@ -7,7 +7,7 @@ import os
 import platform
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
@@ -23,13 +23,14 @@ from rich.table import Table
 
 from steptape.shared_tests import plots, sde_plot
 from steptape.shared_tests.compare import Comparison
+from steptape.shared_tests.fault_table import FAULT_COLUMNS, FAULT_LEGEND, FaultRow, check_faults, make_fault_rows
 from steptape.shared_tests.parity import HEADLINE, OnProgress, Outcome
 from steptape.shared_tests.promises import Check, check_all
 from steptape.shared_tests.sde_compare import SdeSeries, all_series, check_sdes
 from steptape.shared_tests.sde_table import SDE_COLUMNS, SDE_LEGEND, SdeRow, make_sde_rows
 from steptape.shared_tests.table import Row, make_rows
 
-_GRADES = {"adaptive": "adaptive steps", "grid": "same grid", "sde": "SDEs"}
+_GRADES = {"adaptive": "adaptive steps", "grid": "same grid", "sde": "SDEs", "host": "hosts' faults"}
 _COLUMNS = ("method", "host", "error", "same grid", "own steps", "evals", "status")
 _PAGE_COLUMNS = ("problem", *_COLUMNS, "pulls", "note")
 _SETTING = f"{HEADLINE[0]} at {HEADLINE[1]:g}"
@@ -74,14 +75,16 @@ class Report:
     rows: list[Row]
     series: list[SdeSeries]
     sde_rows: list[SdeRow]
+    fault_rows: list[FaultRow]
     seconds: float
 
     @classmethod
     def of(cls, outcome: Outcome, seconds: float) -> "Report":
         """Compare the runs of an outcome and judge every promise."""
         comparison, series = Comparison(outcome), all_series(outcome.sde_runs)
-        checks = check_all(comparison) + check_sdes(series)
-        return cls(comparison, checks, make_rows(comparison, checks), series, make_sde_rows(series, checks), seconds)
+        checks = check_all(comparison) + check_sdes(series) + check_faults(outcome.host_runs)
+        rows, sde_rows = make_rows(comparison, checks), make_sde_rows(series, checks)
+        return cls(comparison, checks, rows, series, sde_rows, make_fault_rows(outcome.host_runs), seconds)
 
     @property
     def broken(self) -> list[Check]:
@@ -92,23 +95,28 @@ class Report:
     def summary(self) -> str:
         """One sentence that counts promises and failing rows."""
         outcome = self.comparison.outcome
-        failing = [row.failing for row in self.rows] + [row.failing for row in self.sde_rows]
+        rows: tuple[Row | SdeRow | FaultRow, ...] = (*self.rows, *self.sde_rows, *self.fault_rows)
+        failing = [row.failing for row in rows]
         held = len(self.checks) - len(self.broken)
+        runs = len(outcome.runs) + len(outcome.sde_runs) + len(outcome.host_runs)
         return (
-            f"{held} of {len(self.checks)} promises hold over {len(outcome.runs) + len(outcome.sde_runs)} runs; "
+            f"{held} of {len(self.checks)} promises hold over {runs} runs; "
             f"{sum(failing)} of {len(failing)} methods shown fail."
         )
 
 
 def print_report(console: Console, report: Report) -> None:
     """Print the tables; below them, why a row fails, and every promise that does not hold."""
-    if report.rows:
-        lines = [(row.problem, _cells(row, indent="  "), row.failing) for row in report.rows]
-        _print_table(console, _COLUMNS, lines, _LEGEND)
-    if report.sde_rows:
-        lines = [(row.problem, row.cells(indent="  "), row.failing) for row in report.sde_rows]
-        _print_table(console, SDE_COLUMNS, lines, SDE_LEGEND)
-    failing = [f"{row.problem}, {row.backend} {row.method}: {row.note}" for row in report.rows if row.failing]
+    tables: tuple[tuple[tuple[str, ...], Sequence[Any], Callable[..., tuple[str, ...]], str], ...] = (
+        (_COLUMNS, report.rows, _cells, _LEGEND),
+        (SDE_COLUMNS, report.sde_rows, SdeRow.cells, SDE_LEGEND),
+        (FAULT_COLUMNS, report.fault_rows, FaultRow.cells, FAULT_LEGEND),
+    )
+    for columns, rows, cells, legend in tables:
+        if rows:
+            _print_table(console, columns, [(row.problem, cells(row, "  "), row.failing) for row in rows], legend)
+    shown: tuple[Row | FaultRow, ...] = (*report.rows, *report.fault_rows)
+    failing = [f"{row.problem}, {row.backend} {row.method}: {row.note}" for row in shown if row.failing]
     for line in (*failing, *(f"broken: {check.promise}: {_sentence(check)}" for check in report.broken)):
         console.print(line, style="red", highlight=False, markup=False, soft_wrap=True)
     console.print(report.summary, highlight=False)
@@ -161,9 +169,11 @@ def as_data(report: Report) -> dict[str, Any]:
             "seconds": report.seconds,
             "rows": [asdict(row) for row in report.rows],
             "sdes": [one.as_data() for one in report.series],
+            "faults": [asdict(row) for row in report.fault_rows],
             "promises": [{**asdict(check), "holds": check.holds} for check in report.checks],
             "runs": runs,
             "sde_runs": [run.to_json() for run in outcome.sde_runs],
+            "host_runs": [run.to_json() for run in outcome.host_runs],
         }
     )
 
@@ -196,6 +206,12 @@ def as_markdown(report: Report, figures: list[Path]) -> str:
         ),
         *(["## SDEs on the same Brownian path", ""] if report.sde_rows else []),
         *_markdown_table(("problem", *SDE_COLUMNS), [(r.problem, *r.cells()) for r in report.sde_rows], SDE_LEGEND),
+        *(["## Where a host's own gradient is wrong", ""] if report.fault_rows else []),
+        *_markdown_table(
+            ("problem", *FAULT_COLUMNS, "note"),
+            [(r.problem, *r.cells(), r.note) for r in report.fault_rows],
+            FAULT_LEGEND,
+        ),
         "## Promises",
         "",
         *_promise_lines(report.checks),
