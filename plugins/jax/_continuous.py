@@ -21,6 +21,7 @@ from steptape.jax._modes import reverse_mode_only
 from steptape.jax._rows import get
 from steptape.jax._slots import Slots
 from steptape.jax._trajectory import Blocks, Record, recorded_while_loop
+from steptape.jax._wanted import is_wanted, only_if
 
 CALL = "`diffeqsolve(..., adjoint=QuadratureAdjoint(...))`"
 _SECOND = (
@@ -148,18 +149,20 @@ def _solve_fwd(perturbed, moving, call):
     if call.refusal is not None:
         return call.forward(*moving), None
     final, stats, record = call.recorded(*moving)
-    return (final, stats), (record, final.save_state, final.tprev, final.event_mask)
+    came_through = diffrax.is_okay(final.result)
+    return (final, stats), (record, final.save_state, final.tprev, came_through, final.event_mask)
 
 
 @_solve.def_bwd
 def _solve_bwd(residuals, cotangents, perturbed, moving, call):
     if call.refusal is not None:
         raise UnsupportedError(call.refusal)
-    record, saved, end, occurred = residuals
+    record, saved, end, came_through, occurred = residuals
     y0, args, terms, times, conditions = moving
     sub, event = call.solve["saveat"].subs, call.solve["event"]
     start = int(sub.t0)  # What is saved at t0 is y0 itself.
     rows = _filled(saved, cotangents[0].save_state, y0)
+    wanted = is_wanted(rows[2:])
     ts, ys, g_ts, g_ys = jax.tree.map(lambda x: x[start:], rows)
     rates = jax.vmap(lambda t, y: rate(terms, t, y, args))(jnp.where(jnp.isfinite(ts), ts, end), ys)
     g_ts = g_ts + _product(g_ys, rates, axis=0)
@@ -178,7 +181,7 @@ def _solve_bwd(residuals, cotangents, perturbed, moving, call):
     theta, fixed = eqx.partition((terms, args), (perturbed[2], perturbed[1]))
     blocks = call.blocks(record, terms, args)
     pull = Pullback(blocks.last(), theta, fixed)
-    whole = ended | (end >= times[1])
+    whole = wanted & came_through & (ended | (end >= times[1]))
     a, (g_terms, more) = _backward(call, pull, blocks, terms.direction, (times[0], end), Outputs(ts, g_ys), whole)
     g_args = more if g_args is None else jax.tree.map(jnp.add, more, g_args)
     g_y0 = jax.tree.map(lambda a, g: a + g[0], a, rows[3]) if start else a
@@ -186,7 +189,7 @@ def _solve_bwd(residuals, cotangents, perturbed, moving, call):
     g_in = None if times[2] is None else jnp.where(is_last, 0, g_ts)[: len(times[2])]
     g_times = (g_t0, jnp.where(ended, 0, g_end), g_in)
     grads = (*eqx.filter((g_y0, g_args, g_terms, g_times), perturbed[:4]), g_conditions)
-    return undifferentiated(grads, why=_SECOND)
+    return undifferentiated(only_if(wanted, grads), why=_SECOND)
 
 
 def _filled(saved: Any, g_saved: Any, y0: Any) -> tuple[Any, Any, Any, Any]:
@@ -212,7 +215,7 @@ def _product(a: Any, b: Any, axis: int | None = None) -> Any:
 def _backward(
     call: Call, pull: Pullback, blocks: Blocks, direction: Any, span: tuple, outputs: Outputs, whole: Any
 ) -> tuple[Any, Any]:
-    """a(t0) and the gradients of (terms, args), given the outputs after t0, for a solve that is ``whole``."""
+    """a(t0) and the gradients of (terms, args), given the outputs after t0, for a solve that is ``whole`` and whose gradient is wanted."""
     ts, cotangents = outputs.ts, outputs.cotangents
     if not len(ts):
         ts, cotangents = span[1][None], jax.tree.map(lambda g: jnp.zeros((1, *g.shape[1:]), g.dtype), cotangents)

@@ -29,6 +29,7 @@ from steptape.jax._modes import forward_mode_only, reverse_mode_only
 from steptape.jax._perturbed import perturbed_carry
 from steptape.jax._slots import Slots
 from steptape.jax._tape import Tape, Times, split
+from steptape.jax._wanted import is_wanted, only_if
 
 _CALL = "`diffeqsolve(..., adjoint=AdaptiveCheckpointAdjoint())`"
 _FORWARD = (
@@ -242,7 +243,8 @@ class _Backward(eqx.Module):
     def run(self, count: Any, g_state: Any, g_fun: Any) -> tuple[Any, Any]:
         """Cotangents of the initial state and of the step's closed-over arrays, given that of the final state."""
         g_outputs, g_moving = eqx.partition(g_state, self.written)
-        trips = nonbatchable(unvmap_max(count.astype(jnp.int32)))
+        wanted = is_wanted(g_state)
+        trips = nonbatchable(unvmap_max(jnp.where(wanted, count, 0).astype(jnp.int32)))
 
         def sweep(loop):
             i, shelf, g_moving, g_fun = loop
@@ -257,6 +259,7 @@ class _Backward(eqx.Module):
 
         loop = (trips, self.tape.shelf(trips), g_moving, g_fun)
         _, _, g_moving, g_fun = lax.while_loop(lambda loop: loop[0] > 0, sweep, loop)
+        g_moving, g_fun = only_if(wanted, (g_moving, g_fun))
         return eqx.combine(g_moving, g_outputs), g_fun
 
     def _pull(self, i: Any, states: Any, g: Any) -> tuple[Any, Any]:

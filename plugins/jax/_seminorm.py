@@ -18,6 +18,7 @@ import optimistix as optx
 from steptape._errors import OptionError, UnsupportedError
 from steptape.jax._field import closed_ode, closes_over_tracers, differentiated_once, is_complex, undifferentiated
 from steptape.jax._modes import reverse_mode_only
+from steptape.jax._wanted import only_if_wanted
 
 _CALL = "`diffeqsolve(..., adjoint=SeminormAdjoint(...))`"
 _KNOWN_GRADIENTS = (
@@ -96,7 +97,8 @@ class SeminormAdjoint(diffrax.AbstractAdjoint):
         controller = self._with_seminorm(backward.get("stepsize_controller", stepsize_controller), changed, y)
         backward = {"adjoint": self, **backward, "stepsize_controller": controller}
         solve = _only_known_gradients({**solve, "stepsize_controller": stepsize_controller})
-        return diffrax.BacksolveAdjoint(**backward).loop(**solve)
+        y, args, terms = solve["init_state"].y, solve.pop("args"), solve.pop("terms")
+        return only_if_wanted((y, args, terms), _Backsolve(backward, solve))
 
     def _with_seminorm(self, controller: Any, changed: dict[str, Any], y: Any) -> Any:
         """``controller`` with the fields in ``changed``, and with the seminorm made from its norm."""
@@ -131,6 +133,20 @@ class SeminormAdjoint(diffrax.AbstractAdjoint):
         # The adjoint of the adjoint: its state is (y, a_y, ...), whose integrals are left out already.
         kept = None if isinstance(norm, _Seminorm) else _kept(self.integrals, y)
         return dataclasses.replace(controller, **changed, norm=_Seminorm(norm, joint, kept))
+
+
+class _Backsolve(eqx.Module):
+    """diffrax's solve and adjoint, for what it has gradients for."""
+
+    backward: dict[str, Any]
+    solve: dict[str, Any]
+
+    def __call__(self, moving: tuple) -> Any:
+        y, args, terms = moving
+        state = dataclasses.replace(self.solve["init_state"], y=y)
+        return diffrax.BacksolveAdjoint(**self.backward).loop(
+            **{**self.solve, "init_state": state}, args=args, terms=terms
+        )
 
 
 class _Seminorm(eqx.Module):
