@@ -1,6 +1,5 @@
 """A solve with a continuous adjoint: forward with a record of its steps, backward from its outputs."""
 
-import dataclasses
 import functools
 import operator
 from typing import Any
@@ -12,11 +11,12 @@ import jax.numpy as jnp
 
 from steptape._errors import UnsupportedError
 from steptape.compat._diffrax import loop as host_loop
+from steptape.compat._diffrax import with_fields
 from steptape.compat._equinox import while_loop
 from steptape.jax._backward import HostSteps, Outputs, Pullback, StageSteps, solve_backward
 from steptape.jax._erk import is_explicit
 from steptape.jax._event import pull_root
-from steptape.jax._field import differentiated_once, rate, undifferentiated
+from steptape.jax._field import differentiated_once, rate, still, undifferentiated
 from steptape.jax._modes import reverse_mode_only
 from steptape.jax._rows import get
 from steptape.jax._slots import Slots
@@ -39,18 +39,7 @@ def solve_continuously(moving: tuple, call: "Call") -> tuple[Any, Any]:
     moving = reverse_mode_only(differentiated_once(moving, why=_SECOND), _FORWARD)
     final, stats = _solve(moving, call)
     inexact, fixed = eqx.partition(final, eqx.is_inexact_array)
-    return eqx.combine(inexact, _still(fixed)), stats
-
-
-@eqx.filter_custom_jvp
-def _still(counts: Any) -> Any:
-    """``counts``, without the tangent that a custom VJP gives even to an integer."""
-    return counts
-
-
-@_still.def_jvp
-def _still_jvp(primals, tangents):
-    return primals[0], jax.tree.map(lambda _: None, primals[0])
+    return eqx.combine(inexact, still(fixed)), stats
 
 
 class Call(eqx.Module):
@@ -75,7 +64,7 @@ class Call(eqx.Module):
     ) -> tuple[Any, Any]:
         """diffrax's loop, or another one, with so many ``rows`` of dense output."""
         solve = {name: value for name, value in self.solve.items() if name != "throw"}
-        state, saveat = dataclasses.replace(solve.pop("init_state"), y=y0), solve.pop("saveat")
+        state, saveat = with_fields(solve.pop("init_state"), y=y0), solve.pop("saveat")
         t0, t1, ts = times
         if ts is not None:
             saveat = eqx.tree_at(lambda s: s.subs.ts, saveat, ts)
@@ -100,7 +89,7 @@ class Call(eqx.Module):
 
         rows = Slots.for_steps(self.solve["max_steps"], self.checkpoints).count
         final, stats = self.forward(*moving, rows=rows, outer_while_loop=outer_while_loop)
-        return dataclasses.replace(final, dense_ts=None, dense_infos=None, dense_save_index=None), stats, records[0]
+        return with_fields(final, dense_ts=None, dense_infos=None, dense_save_index=None), stats, records[0]
 
     def blocks(self, record: Record, terms: Any, args: Any) -> Blocks:
         """The trajectory in ``record``."""
@@ -136,7 +125,7 @@ def _with_dense_output(state: Any, solver: Any, terms: Any, args: Any, steps: in
     )
     infos = jax.tree.map(lambda x: jnp.zeros((steps, *x.shape), x.dtype), info)
     ts = jnp.zeros(steps + 1, state.tprev.dtype)
-    return dataclasses.replace(state, dense_ts=ts, dense_infos=infos, dense_save_index=0)
+    return with_fields(state, dense_ts=ts, dense_infos=infos, dense_save_index=0)
 
 
 @eqx.filter_custom_vjp
@@ -215,7 +204,7 @@ def _product(a: Any, b: Any, axis: int | None = None) -> Any:
 def _backward(
     call: Call, pull: Pullback, blocks: Blocks, direction: Any, span: tuple, outputs: Outputs, whole: Any
 ) -> tuple[Any, Any]:
-    """a(t0) and the gradients of (terms, args), given the outputs after t0, for a solve that is ``whole`` and whose gradient is wanted."""
+    """a(t0) and the gradients of (terms, args), given the outputs after t0, for a ``whole`` solve."""
     ts, cotangents = outputs.ts, outputs.cotangents
     if not len(ts):
         ts, cotangents = span[1][None], jax.tree.map(lambda g: jnp.zeros((1, *g.shape[1:]), g.dtype), cotangents)

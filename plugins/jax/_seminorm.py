@@ -16,7 +16,15 @@ import jax.numpy as jnp
 import optimistix as optx
 
 from steptape._errors import OptionError, UnsupportedError
-from steptape.jax._field import closed_ode, closes_over_tracers, differentiated_once, is_complex, undifferentiated
+from steptape.compat._diffrax import with_fields
+from steptape.jax._field import (
+    closed_ode,
+    closes_over_tracers,
+    differentiated_once,
+    is_complex,
+    stopped,
+    undifferentiated,
+)
 from steptape.jax._modes import reverse_mode_only
 from steptape.jax._wanted import only_if_wanted
 
@@ -97,8 +105,9 @@ class SeminormAdjoint(diffrax.AbstractAdjoint):
         controller = self._with_seminorm(backward.get("stepsize_controller", stepsize_controller), changed, y)
         backward = {"adjoint": self, **backward, "stepsize_controller": controller}
         solve = _only_known_gradients({**solve, "stepsize_controller": stepsize_controller})
-        y, args, terms = solve["init_state"].y, solve.pop("args"), solve.pop("terms")
-        return only_if_wanted((y, args, terms), _Backsolve(backward, solve))
+        state, args, terms = solve.pop("init_state"), solve.pop("args"), solve.pop("terms")
+        solve["init_state"] = with_fields(state, y=None)
+        return only_if_wanted((state.y, args, terms), _Backsolve(backward, solve))
 
     def _with_seminorm(self, controller: Any, changed: dict[str, Any], y: Any) -> Any:
         """``controller`` with the fields in ``changed``, and with the seminorm made from its norm."""
@@ -143,7 +152,7 @@ class _Backsolve(eqx.Module):
 
     def __call__(self, moving: tuple) -> Any:
         y, args, terms = moving
-        state = dataclasses.replace(self.solve["init_state"], y=y)
+        state = with_fields(self.solve["init_state"], y=y)
         return diffrax.BacksolveAdjoint(**self.backward).loop(
             **{**self.solve, "init_state": state}, args=args, terms=terms
         )
@@ -176,7 +185,11 @@ def _only_known_gradients(solve: dict[str, Any]) -> dict[str, Any]:
     )
     moving = differentiated_once((state.y, solve["args"], terms), why=_KNOWN_GRADIENTS)
     y, args, terms = reverse_mode_only(moving, _FORWARD)
-    state = dataclasses.replace(state, y=y, tprev=tprev, tnext=tnext)
+    state = with_fields(state, y=y, tprev=tprev, tnext=tnext)
+    for name in ("solver_state", "controller_state"):
+        inner, passed = getattr(state, name), solve[f"passed_{name}"]
+        still = undifferentiated(inner, why=_KNOWN_GRADIENTS) if passed else stopped(inner)
+        state = with_fields(state, **{name: still})
     return {**solve, **fixed, "args": args, "terms": terms, "init_state": state}
 
 

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from steptape.compat._diffrax import with_fields
 from steptape.compat._equinox import common_rewrite, nonbatchable, select_if_vmap, unvmap_max
 from steptape.jax._rows import allocate, get, put
 from steptape.jax._shelf import Shelf
@@ -39,7 +40,7 @@ class Trajectory(eqx.Module):
     def __call__(self, t: Any) -> Any:
         """The state at ``t``, a scalar."""
         row = jnp.searchsorted(self.ends, t, side="left", method="scan_unrolled")
-        row = jnp.clip(row, 0, jnp.maximum(jnp.sum(jnp.isfinite(self.ends)) - 1, 0))
+        row = jnp.clip(row, 0, jnp.maximum(jnp.sum(jnp.isfinite(self.ends), dtype=row.dtype) - 1, 0))
         return self.interpolation_cls(t0=self.begins[row], t1=self.ends[row], **get(self.infos, row)).evaluate(t)
 
 
@@ -124,14 +125,14 @@ class Blocks:
         def step(i, walked):
             before, infos = walked
             y, solver_state, info = self.take(get(record.steps, block * record.size + i), before.y, before.solver_state)
-            before = dataclasses.replace(before, y=y, solver_state=solver_state)
+            before = with_fields(before, y=y, solver_state=solver_state)
             return before, None if infos is None else put(infos, i, info)
 
         return lax.fori_loop(0, record.size if trips is None else trips, step, (start, infos))
 
     def _trajectory(self, block: Any, infos: Any) -> Trajectory:
         record = self.record
-        n = block * record.size + jnp.arange(record.size)
+        n = block * record.size + jnp.arange(record.size, dtype=block.dtype)
         begins, ends, _ = (times[jnp.minimum(n, record.count)] for times in record.steps)
         return Trajectory(begins, jnp.where(n < record.count, ends, jnp.inf), infos, self.interpolation_cls)
 
@@ -143,7 +144,7 @@ def _step(state: Any) -> Step:
 def _before(state: Any) -> Any:
     """What is kept of the loop's state before a block."""
     nothing = eqx.filter(state, False)
-    return dataclasses.replace(nothing, y=state.y, solver_state=state.solver_state, tnext=state.tnext)
+    return with_fields(nothing, y=state.y, solver_state=state.solver_state, tnext=state.tnext)
 
 
 def recorded_while_loop(
@@ -155,7 +156,7 @@ def recorded_while_loop(
 
     def body_of_block(state):
         after = body_fun(state)
-        return dataclasses.replace(after, dense_save_index=after.dense_save_index % record.size)
+        return with_fields(after, dense_save_index=after.dense_save_index % record.size)
 
     cond, body, carry, _ = common_rewrite(cond_fun, body_of_block, init_val, max_steps, buffers, False)
 

@@ -13,6 +13,8 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
+from steptape.jax._field import still
+
 
 def is_wanted(cotangents: Any) -> Any:
     """Whether any of them is other than zero."""
@@ -24,14 +26,19 @@ def only_if(wanted: Any, grads: Any) -> Any:
     return jax.tree.map(lambda g: jnp.where(wanted, g, jnp.zeros_like(g)), grads)
 
 
-@eqx.filter_custom_vjp
 def only_if_wanted(moving: Any, run: Callable) -> Any:
     """``run(moving)``, whose gradient is zero where the cotangent of all that it returns is."""
+    inexact, fixed = eqx.partition(_run(moving, run), eqx.is_inexact_array)
+    return eqx.combine(inexact, still(fixed))
+
+
+@eqx.filter_custom_vjp
+def _run(moving, run):
     return run(moving)
 
 
-@only_if_wanted.def_fwd
-def _only_if_wanted_fwd(perturbed, moving, run):
+@_run.def_fwd
+def _run_fwd(perturbed, moving, run):
     arrays, rest = eqx.partition(moving, eqx.is_inexact_array)
 
     def split_run(arrays):
@@ -41,12 +48,8 @@ def _only_if_wanted_fwd(perturbed, moving, run):
     return eqx.combine(out, other), (pull, out)
 
 
-@only_if_wanted.def_bwd
-def _only_if_wanted_bwd(residuals, cotangents, perturbed, moving, run):
+@_run.def_bwd
+def _run_bwd(residuals, cotangents, perturbed, moving, run):
     pull, out = residuals
-    g = jax.tree.map(lambda x, g: jnp.zeros_like(x) if g is None else g, out, eqx.filter(cotangents, _given(out)))
+    g = jax.tree.map(lambda x, g: jnp.zeros_like(x) if g is None else g, out, cotangents)
     return only_if(is_wanted(g), pull(g)[0])
-
-
-def _given(out: Any) -> Any:
-    return jax.tree.map(lambda x: x is not None, out, is_leaf=lambda x: x is None)
