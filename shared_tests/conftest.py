@@ -1,7 +1,7 @@
 """What all tests share: programs that XLA compiled for one file are let go before the next; JAX promotes no dtype.
 
-Each program maps memory of its own, of which a process may have so many pieces (65530 on Linux); without this one worker has
-had more after some two thousand tests, and XLA aborted.
+Each program maps memory of its own, of which a process may have so many pieces (65530 on Linux); without this one
+worker has had more after some two thousand tests, and XLA aborted.
 """
 
 import sys
