@@ -25,12 +25,13 @@ from steptape.jax._wanted import is_wanted, only_if
 
 CALL = "`diffeqsolve(..., adjoint=QuadratureAdjoint(...))`"
 _SECOND = (
-    f"Second derivatives of {CALL}: the backward pass is an adaptive solve of its own. Use "
-    "`adjoint=diffrax.DirectAdjoint()`."
+    f"Second derivatives of {CALL}, also by one `grad` through an optimum that was found with its gradient: the "
+    "backward pass is an adaptive solve of its own. Use `adjoint=diffrax.DirectAdjoint()`."
 )
 _FORWARD = (
     f"Forward mode (`jvp`, `jacfwd`, `linearize`) through {CALL}: the adjoint goes back on the solution, there is none "
-    "to go forward with. Use `adjoint=diffrax.ForwardMode()`, or `adjoint=diffrax.DirectAdjoint()` for both modes."
+    "to go forward with. Use `adjoint=diffrax.ForwardMode()`, or `adjoint=diffrax.DirectAdjoint()` for both modes; "
+    'optimistix\'s least-squares solvers take `options={"jac": "bwd"}`.'
 )
 
 

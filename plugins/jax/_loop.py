@@ -34,7 +34,8 @@ from steptape.jax._wanted import is_wanted, only_if
 _CALL = "`diffeqsolve(..., adjoint=AdaptiveCheckpointAdjoint())`"
 _FORWARD = (
     f"Forward mode (`jvp`, `jacfwd`, `linearize`) through {_CALL}: there is a tape to go back on, none to go forward "
-    "with. Use `adjoint=diffrax.ForwardMode()`, or `adjoint=diffrax.DirectAdjoint()` for both modes."
+    "with. Use `adjoint=diffrax.ForwardMode()`, or `adjoint=diffrax.DirectAdjoint()` for both modes; optimistix's "
+    'least-squares solvers take `options={"jac": "bwd"}`.'
 )
 _FORWARD_OVER_REVERSE = (
     f"Forward mode over the reverse mode of {_CALL}: diffrax's own step is replayed here, whose loops over stages and "
@@ -42,8 +43,10 @@ _FORWARD_OVER_REVERSE = (
     'solver made with `scan_kind="bounded"` will do as well.'
 )
 _REVERSE_OVER_REVERSE = (
-    f"Reverse mode over the reverse mode of {_CALL}: the backward pass is a loop over as many steps as the solve took, "
-    "which JAX cannot run in reverse. For second derivatives use `adjoint=diffrax.DirectAdjoint()`."
+    f"Reverse mode over the reverse mode of {_CALL}, by a `grad` of its gradient or by one `grad` through an optimum "
+    "that was found with it (implicit differentiation): the backward pass is a loop over as many steps as the solve took, "
+    "which JAX cannot run in reverse. Take the outer derivative with `jax.jacfwd`, or use "
+    "`adjoint=diffrax.DirectAdjoint()`."
 )
 
 
