@@ -44,8 +44,8 @@ _FORWARD_OVER_REVERSE = (
 )
 _REVERSE_OVER_REVERSE = (
     f"Reverse mode over the reverse mode of {_CALL}, by a `grad` of its gradient or by one `grad` through an optimum "
-    "that was found with it (implicit differentiation): the backward pass is a loop over as many steps as the solve took, "
-    "which JAX cannot run in reverse. Take the outer derivative with `jax.jacfwd`, or use "
+    "that was found with it (implicit differentiation): the backward pass is a loop over as many steps as the solve "
+    "took, which JAX cannot run in reverse. Take the outer derivative with `jax.jacfwd`, or use "
     "`adjoint=diffrax.DirectAdjoint()`."
 )
 

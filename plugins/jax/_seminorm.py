@@ -212,12 +212,17 @@ def _kept(integrals: Any, y: Any) -> Any:
     if not all(isinstance(flag, bool) for flag in left_out):
         raise OptionError(f"{words}: must be a function that selects leaves of y, or a pytree of bools.")
     if all(left_out):
-        raise OptionError(f"{words} leaves nothing of y to control the steps by.")
+        raise OptionError(f"{words} leaves nothing of y to control the steps by: leave one leaf in.")
     return jax.tree.unflatten(structure, [not flag for flag in left_out])
 
 
 def _refuse(*, saveat: Any, terms: Any, solver: Any, event: Any, y: Any) -> None:
     """Raise for what diffrax's ``BacksolveAdjoint`` refuses."""
+    if _holds(terms, diffrax.UnsafeBrownianPath):
+        raise UnsupportedError(
+            f"{_CALL} with an `UnsafeBrownianPath`: the backward solve would not see its noise. Use "
+            "`diffrax.VirtualBrownianTree`."
+        )
     why = None
     if saveat.dense:
         why = "`saveat=SaveAt(dense=True)`"
@@ -231,8 +236,6 @@ def _refuse(*, saveat: Any, terms: Any, solver: Any, event: Any, y: Any) -> None
         why = "`event=...`"
     elif not jax.tree_util.all_leaves([solver.term_structure]):
         why = f"`solver={type(solver).__name__}(...)`, which takes several terms,"
-    elif _holds(terms, diffrax.UnsafeBrownianPath):
-        why = "an `UnsafeBrownianPath`"
     elif _holds(terms, diffrax.AbstractBrownianPath) and isinstance(solver, diffrax.AbstractItoSolver):
         why = f"`solver={type(solver).__name__}(...)`, which converges to the Itô solution,"
     elif is_complex(y):
