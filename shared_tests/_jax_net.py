@@ -110,15 +110,20 @@ class Ran(NamedTuple):
     gradients: dict[str, Any]
 
 
-def tolerance(structure: Structure) -> float:
+def tolerance(s: Structure, name: str, late: float) -> float:
     """Relative: rounding, times what some forty evaluations and the field's slope make of it.
 
-    The times are those of the forward pass to the bit, so that how far they are from zero plays no part: a time that
-    is an ulp off at t = 1000 changes sin(30 t) by 2e-3 in single precision. The iterations of an implicit solver are
-    replayed to rounding as well, times the condition of its Jacobian.
+    The times are those of the forward pass to the bit, so how ``late`` they are plays no part: a time that is an ulp
+    off at t = 1000 changes sin(30 t) by 2e-3 in single precision. But for the derivatives in the times under a controller
+    that adapts: by what factor a step follows from the one before is known from the times, of which steps are
+    differences, to an ulp of t over the size of a step. The iterations of an implicit solver are replayed to rounding
+    as well, times the condition of its Jacobian.
     """
-    eps = EPS["float32" if "float32" in (structure.of_t, structure.of_y) else "float64"]
-    return eps * (5e3 if structure.solver not in IMPLICIT else 5e5)
+    eps = EPS["float32" if "float32" in (s.of_t, s.of_y) else "float64"]
+    factor = 5e5 if s.solver in IMPLICIT else 5e3
+    if s.controller in ("pid", "clipped", "limited") and name.removeprefix("second in ") in ("t0", "t1", "dt0"):
+        factor += 1e3 * abs(late)
+    return eps * factor
 
 
 def _field(t, y, args):
