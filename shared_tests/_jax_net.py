@@ -114,10 +114,10 @@ def tolerance(s: Structure, name: str, late: float) -> float:
     """Relative: rounding, times what some forty evaluations and the field's slope make of it.
 
     The times are those of the forward pass to the bit, so how ``late`` they are plays no part: a time that is an ulp
-    off at t = 1000 changes sin(30 t) by 2e-3 in single precision. But for the derivatives in the times under a controller
-    that adapts: by what factor a step follows from the one before is known from the times, of which steps are
-    differences, to an ulp of t over the size of a step. The iterations of an implicit solver are replayed to rounding
-    as well, times the condition of its Jacobian.
+    off at t = 1000 changes sin(30 t) by 2e-3 in single precision. But for the derivatives in the times under a
+    controller that adapts: by what factor a step follows from the one before is known from the times, of which steps
+    are differences, to an ulp of t over the size of a step. The iterations of an implicit solver are replayed to
+    rounding as well, times the condition of its Jacobian.
     """
     eps = EPS["float32" if "float32" in (s.of_t, s.of_y) else "float64"]
     factor = 5e5 if s.solver in IMPLICIT else 5e3
