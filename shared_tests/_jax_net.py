@@ -98,9 +98,13 @@ class Structure:
         """The dtype of the state."""
         return {"float32": "float32", "no x64": "float32", "complex": "complex128"}.get(self.dtypes, "float64")
 
-    def precision(self) -> contextlib.AbstractContextManager:
-        """Where JAX knows the dtypes of the structure."""
-        return contextlib.nullcontext() if self.dtypes == "no x64" else x64()
+    @contextlib.contextmanager
+    def dtypes_known(self) -> Any:
+        """Where JAX knows the dtypes of the structure, and promotes none: but the host's Milstein methods need that."""
+        promotion = "standard" if "Milstein" in self.solver else "strict"
+        known = contextlib.nullcontext() if self.dtypes == "no x64" else x64()
+        with known, jax.numpy_dtype_promotion(promotion):
+            yield
 
 
 class Ran(NamedTuple):
@@ -302,7 +306,7 @@ def compiled(s: Structure) -> Any:
     alone = jax.jit(plain)
 
     def run(values):
-        with s.precision(), jax.numpy_dtype_promotion("strict"):
+        with s.dtypes_known():
             inputs = _inputs(s, values)
             if s.batch:
                 rows = [values, {**values, "y0": values["y0"][::-1], "span": 0.6}, {**values, "turns": 2.0}]
