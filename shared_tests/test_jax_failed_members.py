@@ -54,7 +54,9 @@ ADJOINTS = {
     "nodes": QuadratureAdjoint(nodes=2),
     "seminorm": SeminormAdjoint(),
 }
-TRIED = [(a, f) for a in ("aca", "quadrature") for f in FAILURES] + [
+TRIED = [
+    *(("quadrature", failure) for failure in FAILURES),
+    *(("aca", failure) for failure in ("some outputs", "not finite", "root")),
     ("nodes", "root"),
     ("seminorm", "max_steps"),
     ("seminorm", "some outputs"),
@@ -90,8 +92,7 @@ def test_a_masked_member_has_a_gradient_of_zero(adjoint, failure):
     assert gradient[1] == 0
 
 
-@pytest.mark.parametrize("adjoint", ["quadrature", "nodes"])
 @pytest.mark.parametrize("failure", ["max_steps", "dtmin"])
-def test_a_failed_member_that_is_used_has_no_number(adjoint, failure):
-    gradient = jax.jit(jax.grad(lambda rate: _end(rate, ADJOINTS[adjoint], FAILURES[failure])[0]))(1.5)
+def test_a_failed_member_that_is_used_has_no_number(failure):
+    gradient = jax.jit(jax.grad(lambda rate: _end(rate, ADJOINTS["quadrature"], FAILURES[failure])[0]))(1.5)
     assert jnp.isnan(gradient)

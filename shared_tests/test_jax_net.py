@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from steptape.shared_tests._jax_net import Structure, compiled, same, tolerance
 
-EXAMPLES = int(os.environ.get("STEPTAPE_NET_EXAMPLES", "36"))
+EXAMPLES = int(os.environ.get("STEPTAPE_NET_EXAMPLES", "30"))
 # So many values for each program: what costs is to compile it.
 EACH = 6 if EXAMPLES <= 100 else 80
 FIRST = int(os.environ.get("STEPTAPE_NET_FIRST", "0"))

@@ -10,16 +10,16 @@ from steptape.jax import AdaptiveCheckpointAdjoint
 from steptape.shared_tests._jax_solves import x64
 
 
-@pytest.mark.parametrize("of_y", ["float32", "float64"])
 @pytest.mark.parametrize(
-    ("solver", "adjoint"),
+    ("solver", "adjoint", "of_y"),
     [
-        (diffrax.Tsit5(), AdaptiveCheckpointAdjoint()),
-        (diffrax.Dopri8(), AdaptiveCheckpointAdjoint(checkpoints=2)),
-        (diffrax.Bosh3(), AdaptiveCheckpointAdjoint(graph="stage")),
-        (diffrax.Kvaerno3(), AdaptiveCheckpointAdjoint()),
+        (diffrax.Tsit5(), AdaptiveCheckpointAdjoint(), "float32"),
+        (diffrax.Tsit5(), AdaptiveCheckpointAdjoint(), "float64"),
+        (diffrax.Dopri8(), AdaptiveCheckpointAdjoint(checkpoints=2), "float32"),
+        (diffrax.Bosh3(), AdaptiveCheckpointAdjoint(graph="stage"), "float32"),
+        (diffrax.Kvaerno3(), AdaptiveCheckpointAdjoint(), "float32"),
     ],
-    ids=["Tsit5", "Dopri8, recomputed", "Bosh3, by stage", "Kvaerno3"],
+    ids=["Tsit5", "double state", "Dopri8, recomputed", "Bosh3, by stage", "Kvaerno3"],
 )
 def test_every_stage_is_at_a_time_of_the_forward_pass(solver, adjoint, of_y):
     seen = []
