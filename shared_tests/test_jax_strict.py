@@ -33,6 +33,20 @@ def test_the_tests_run_without_promotion():
         jnp.ones(1, jnp.float32) + jnp.ones(1, jnp.float64)
 
 
+@pytest.mark.parametrize("name", ["checkpoints", "quadrature", "nodes"])
+def test_in_a_branch_where_the_counts_of_a_solve_are_integers_of_a_width(name):
+    def end(y0, rate):
+        term = diffrax.ODETerm(lambda t, y, rate: -rate * y)
+        controller = diffrax.PIDController(rtol=1e-4, atol=1e-4)
+        return diffrax.diffeqsolve(
+            term, diffrax.Heun(), 0, 1, 0.1, y0, rate, stepsize_controller=controller, adjoint=ADJOINTS[name]
+        ).ys[0]
+
+    with x64():
+        branch = jax.grad(lambda y0, rate: jax.lax.cond(rate > 0, end, lambda y0, rate: y0, y0, rate))
+        assert abs(jax.jit(branch)(1.0, 0.7) - jnp.exp(-0.7)) < 1e-3
+
+
 @pytest.mark.parametrize(("name", "dtypes"), PAIRS)
 def test_a_decay_has_its_gradient_in_every_dtype(name, dtypes):
     of_y, of_t = DTYPES[dtypes]

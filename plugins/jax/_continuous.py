@@ -149,6 +149,8 @@ def _solve_bwd(residuals, cotangents, perturbed, moving, call):
         raise UnsupportedError(call.refusal)
     record, saved, end, came_through, occurred = residuals
     y0, args, terms, times, conditions = moving
+    # In a branch it has come back as an integer of a width, with which no time may be multiplied.
+    terms = with_fields(terms, direction=jnp.where(terms.direction > 0, 1, -1))
     sub, event = call.solve["saveat"].subs, call.solve["event"]
     start = int(sub.t0)  # What is saved at t0 is y0 itself.
     rows = _filled(saved, cotangents[0].save_state, y0)

@@ -246,8 +246,8 @@ class _Backward(eqx.Module):
     def run(self, count: Any, g_state: Any, g_fun: Any) -> tuple[Any, Any]:
         """Cotangents of the initial state and of the step's closed-over arrays, given that of the final state."""
         g_outputs, g_moving = eqx.partition(g_state, self.written)
-        wanted = is_wanted(g_state)
-        trips = nonbatchable(unvmap_max(jnp.where(wanted, count, 0).astype(jnp.int32)))
+        wanted, count = is_wanted(g_state), count.astype(jnp.int32)
+        trips = nonbatchable(unvmap_max(jnp.where(wanted, count, 0)))
 
         def sweep(loop):
             i, shelf, g_moving, g_fun = loop

@@ -73,7 +73,7 @@ class Record(eqx.Module):
 
     def close(self, state: Any) -> "Record":
         """The record of a solve that came to ``state``."""
-        return dataclasses.replace(self, infos=state.dense_infos, count=state.num_accepted_steps)
+        return dataclasses.replace(self, infos=state.dense_infos, count=state.num_accepted_steps.astype(jnp.int32))
 
     @property
     def blocks(self) -> Any:
@@ -100,7 +100,7 @@ class Blocks:
 
     def trips(self) -> Any:
         """How many blocks to open, in a batch for the element that has most of them."""
-        return nonbatchable(unvmap_max(self.record.blocks.astype(jnp.int32)))
+        return nonbatchable(unvmap_max(self.record.blocks))
 
     def closed(self) -> tuple[Any, Shelf | None]:
         """What ``open`` works on."""
