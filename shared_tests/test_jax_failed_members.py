@@ -4,6 +4,7 @@ y' = a y^2 from 1 is 1/(1 - a t): for a = 0.5 it is 2 at t = 1, for a = 1.5 and 
 """
 
 import diffrax
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optimistix
@@ -96,3 +97,36 @@ def test_a_masked_member_has_a_gradient_of_zero(adjoint, failure):
 def test_a_failed_member_that_is_used_has_no_number(failure):
     gradient = jax.jit(jax.grad(lambda rate: _end(rate, ADJOINTS["quadrature"], FAILURES[failure])[0]))(1.5)
     assert jnp.isnan(gradient)
+
+
+def _total(adjoint, stochastic):
+    """The sum of a batch's ends, whose members take one more steps than the other; it is never where t < 1."""
+
+    def one(y0, size, rate):
+        def field(t, y, rate):
+            return -rate * eqx.error_if(y, (t < 0.99) | (y < 0.2), "never there")
+
+        terms = diffrax.ODETerm(field)
+        if stochastic:
+            path = diffrax.VirtualBrownianTree(1.0, 2.0, 1e-2, (), jax.random.key(0))
+            terms = diffrax.MultiTerm(terms, diffrax.ControlTerm(lambda t, y, rate: 0.0 * y, path))
+        solver = diffrax.Heun()
+        return diffrax.diffeqsolve(terms, solver, 1.0, 2.0, size, y0, rate, adjoint=adjoint, max_steps=100).ys[0]
+
+    return lambda rate: jnp.sum(
+        jax.vmap(one, in_axes=(0, 0, None))(jnp.array([1.0, 2.0]), jnp.array([0.02, 0.1]), rate)
+    )
+
+
+@pytest.mark.parametrize(
+    ("adjoint", "stochastic"),
+    [
+        (AdaptiveCheckpointAdjoint(), True),
+        (AdaptiveCheckpointAdjoint(checkpoints=3), False),
+        (QuadratureAdjoint(checkpoints=5), False),
+    ],
+    ids=["noise", "recomputed", "blocks"],
+)
+def test_a_member_of_fewer_steps_is_evaluated_nowhere_else(adjoint, stochastic):
+    gradient = jax.jit(jax.grad(_total(adjoint, stochastic)))(0.5)
+    assert abs(gradient + 3 * jnp.exp(-0.5)) < 1e-2

@@ -28,7 +28,7 @@ from steptape.jax._field import stopped
 from steptape.jax._modes import forward_mode_only, reverse_mode_only
 from steptape.jax._perturbed import perturbed_carry
 from steptape.jax._slots import Slots
-from steptape.jax._tape import Tape, Times, split
+from steptape.jax._tape import Tape, Times
 from steptape.jax._wanted import is_wanted, only_if
 
 _CALL = "`diffeqsolve(..., adjoint=AdaptiveCheckpointAdjoint())`"
@@ -267,8 +267,8 @@ class _Backward(eqx.Module):
 
     def _pull(self, i: Any, states: Any, g: Any) -> tuple[Any, Any]:
         """The vector-Jacobian product of step ``i``: for the state before it, and for the step's closed-over arrays."""
-        row, times = self.tape.row(i, states)
-        moving, fixed = eqx.partition(eqx.combine(row, self.state), self.replay.carried)
+        before, times = self._before(i, states)
+        moving, fixed = eqx.partition(before, self.replay.carried)
         moving_fun, fixed_fun = eqx.partition(self.fun, self.p_fun)
 
         def forward(moving, moving_fun):
@@ -280,8 +280,22 @@ class _Backward(eqx.Module):
 
     def _advance(self, i: Any, states: Any) -> Any:
         """The states on the tape after step ``i``, recomputed."""
-        row, times = self.tape.row(i, states)
-        state = eqx.combine(row, self.state)
+        state, times = self._before(i, states)
         after = self.replay.step(self.fun, times, state) if self.again is None else self.again(times, state)
-        kept = jax.tree.map(lambda x: x is not None, row, is_leaf=lambda x: x is None)
-        return split(eqx.filter(after, kept))[1]
+        return _like(states, after)
+
+    def _before(self, i: Any, states: Any) -> tuple[Any, Times]:
+        """The state before step ``i``, and its times.
+
+        An element of a batch that has no such step takes its last one from its first state, for nothing: what is
+        evaluated, a field or a Brownian path, may raise where the solve never was.
+        """
+        taken = i <= self.tape.last
+        states = jax.tree.map(functools.partial(select_if_vmap, taken), states, _like(states, self.state))
+        row, times = self.tape.row(jnp.minimum(i, jnp.maximum(self.tape.last, 0)), states)
+        return eqx.combine(row, self.state), times
+
+
+def _like(states: Any, state: Any) -> Any:
+    """The leaves of ``state`` that are among ``states``."""
+    return jax.tree.map(lambda x, y: None if x is None else y, states, state, is_leaf=lambda x: x is None)

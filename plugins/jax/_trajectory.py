@@ -114,17 +114,24 @@ class Blocks:
         past = block < record.blocks - 1
         trips = nonbatchable(unvmap_max(jnp.where(past, record.size, 0)))
         _, again = self._walk(block, first, trips, infos)
-        infos = jax.tree.map(lambda x, y: select_if_vmap(past, x, y), again, infos)
+        infos = _if_batched(past, again, infos)
         return self._trajectory(block, infos), (infos, shelf)
 
     def _walk(self, block: Any, states: Any, trips: Any = None, infos: Any = None) -> tuple[Any, Any]:
         """What is before the block after ``block``, and its dense output in ``infos``, if there is room for it."""
         record = self.record
-        start = eqx.combine(get(record.tape.scalars, block), states)
+        # An element of a batch that has no such step takes its last one from its first state, for nothing: what is
+        # evaluated may raise where the solve never was.
+        states = _if_batched(block < record.blocks, states, get(record.tape.states, 0))
+        scalars = get(record.tape.scalars, jnp.minimum(block, jnp.maximum(record.blocks - 1, 0)))
+        start = eqx.combine(scalars, states)
 
         def step(i, walked):
             before, infos = walked
-            y, solver_state, info = self.take(get(record.steps, block * record.size + i), before.y, before.solver_state)
+            n, last = block * record.size + i, jnp.maximum(record.count - 1, 0)
+            step = get(record.steps, jnp.minimum(n, last))
+            y, solver_state, info = self.take(step, before.y, before.solver_state)
+            y, solver_state = _if_batched(n <= last, (y, solver_state), (before.y, before.solver_state))
             before = with_fields(before, y=y, solver_state=solver_state)
             return before, None if infos is None else put(infos, i, info)
 
@@ -135,6 +142,10 @@ class Blocks:
         n = block * record.size + jnp.arange(record.size, dtype=block.dtype)
         begins, ends, _ = (times[jnp.minimum(n, record.count)] for times in record.steps)
         return Trajectory(begins, jnp.where(n < record.count, ends, jnp.inf), infos, self.interpolation_cls)
+
+
+def _if_batched(pred: Any, x: Any, y: Any) -> Any:
+    return jax.tree.map(lambda x, y: select_if_vmap(pred, x, y), x, y)
 
 
 def _step(state: Any) -> Step:
