@@ -3,6 +3,7 @@
 Looked up by feature, not by version: a diffrax without one of them is refused with what is installed and what to do.
 """
 
+import copy
 import dataclasses
 import inspect
 from typing import Any
@@ -40,6 +41,17 @@ def _check() -> None:
 
 
 _check()
+
+
+def with_fields(state: Any, **fields: Any) -> Any:
+    """``state`` with other ``fields``, of whatever type: where a host's types are checked, its constructor checks them.
+
+    Trees of flags and of cotangents have a state's structure, and none of its types.
+    """
+    state = copy.copy(state)
+    for name, value in fields.items():
+        object.__setattr__(state, name, value)
+    return state
 
 
 def grows_freely(controller: Any) -> bool:

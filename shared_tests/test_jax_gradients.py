@@ -40,7 +40,7 @@ def test_euler_has_the_gradient_of_its_own_discrete_solution():
     n = 12
 
     def final(z0, alpha, t0, t1):
-        ts = t0 + (t1 - t0) * jnp.arange(n + 1) / n
+        ts = t0 + (t1 - t0) * jnp.arange(n + 1.0) / n
         term = diffrax.ODETerm(lambda t, z, alpha: alpha * z)
         controller = diffrax.StepTo(ts)
         return diffrax.diffeqsolve(

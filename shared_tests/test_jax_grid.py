@@ -147,7 +147,7 @@ def inputs(state, span):
     if state == "pytree":
         y0 = {"a": y0, "b": (jnp.array([[0.3], [0.7]]), jnp.array(-0.2))}
     if state == "complex":
-        y0, rate = y0 * (1 - 0.4j), rate + 1.3j
+        y0, rate = y0.astype(complex) * (1 - 0.4j), rate.astype(complex) + 1.3j
     t0, t1, _ = span
     ts = t0 + (t1 - t0) * jnp.array([0.0, 0.13, 0.61, 0.62, 1.0])
     return Inputs(rate, jnp.array([1.4, 6.0, 0.3]), y0, jnp.array(0.7), jnp.array(span), ts)
@@ -157,8 +157,9 @@ def slope(x, t, y, args):
     """A forced, damped field whose parts are coupled; its forcing is fast enough that tries are rejected."""
     strength, frequency, shift = x.drive
     mean = sum(jnp.mean(part) for part in jax.tree.leaves(y))
-    push = strength * jnp.cos(frequency * t) * (mean + shift) / (1 + jnp.abs(mean) ** 2)
-    return jax.tree.map(lambda part: x.rate * args * part + push, y)
+    wave, shift, damped = (a.astype(mean.dtype) for a in (strength * jnp.cos(frequency * t), shift, 1 + abs(mean) ** 2))
+    push = wave * (mean + shift) / damped
+    return jax.tree.map(lambda part: x.rate * args.astype(x.rate.dtype) * part + push, y)
 
 
 def terms_of(x, case, y0):

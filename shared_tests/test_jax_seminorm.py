@@ -155,7 +155,7 @@ def test_what_the_continuous_adjoint_cannot_do_is_refused(kwargs, match):
 
 def test_a_complex_state_is_refused():
     with pytest.raises(UnsupportedError, match=r"a complex state has no continuous adjoint in diffrax"):
-        solve(inputs()._replace(y0=inputs().y0 + 0j), SeminormAdjoint())
+        solve(inputs()._replace(y0=inputs().y0.astype(complex)), SeminormAdjoint())
 
 
 def test_solvers_of_several_terms_and_noise_are_refused():

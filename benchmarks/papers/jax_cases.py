@@ -166,7 +166,7 @@ def _closure(adjoint: Adjoint) -> float:
 def _complex(adjoint: Adjoint) -> float:
     # y = exp(ipt)·y0; L = Im y(1) = y0 sin p.
     def loss(p: Any) -> Any:
-        return _end(adjoint, jnp.array(Y0 + 0j), p, lambda t, y, p: 1j * p * y).imag
+        return _end(adjoint, jnp.array(Y0 + 0j), p, lambda t, y, p: 1j * p.astype(complex) * y).imag
 
     return _gradient(loss, [Y0 * math.cos(P)], [P])
 

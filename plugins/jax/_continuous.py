@@ -1,6 +1,5 @@
 """A solve with a continuous adjoint: forward with a record of its steps, backward from its outputs."""
 
-import dataclasses
 import functools
 import operator
 from typing import Any
@@ -12,24 +11,27 @@ import jax.numpy as jnp
 
 from steptape._errors import UnsupportedError
 from steptape.compat._diffrax import loop as host_loop
+from steptape.compat._diffrax import with_fields
 from steptape.compat._equinox import while_loop
 from steptape.jax._backward import HostSteps, Outputs, Pullback, StageSteps, solve_backward
 from steptape.jax._erk import is_explicit
 from steptape.jax._event import pull_root
-from steptape.jax._field import differentiated_once, rate, undifferentiated
+from steptape.jax._field import differentiated_once, rate, still, undifferentiated
 from steptape.jax._modes import reverse_mode_only
 from steptape.jax._rows import get
 from steptape.jax._slots import Slots
 from steptape.jax._trajectory import Blocks, Record, recorded_while_loop
+from steptape.jax._wanted import is_wanted, only_if
 
 CALL = "`diffeqsolve(..., adjoint=QuadratureAdjoint(...))`"
 _SECOND = (
-    f"Second derivatives of {CALL}: the backward pass is an adaptive solve of its own. Use "
-    "`adjoint=diffrax.DirectAdjoint()`."
+    f"Second derivatives of {CALL}, also by one `grad` through an optimum that was found with its gradient: the "
+    "backward pass is an adaptive solve of its own. Use `adjoint=diffrax.DirectAdjoint()`."
 )
 _FORWARD = (
     f"Forward mode (`jvp`, `jacfwd`, `linearize`) through {CALL}: the adjoint goes back on the solution, there is none "
-    "to go forward with. Use `adjoint=diffrax.ForwardMode()`, or `adjoint=diffrax.DirectAdjoint()` for both modes."
+    "to go forward with. Use `adjoint=diffrax.ForwardMode()`, or `adjoint=diffrax.DirectAdjoint()` for both modes; "
+    'optimistix\'s least-squares solvers take `options={"jac": "bwd"}`.'
 )
 
 
@@ -38,18 +40,7 @@ def solve_continuously(moving: tuple, call: "Call") -> tuple[Any, Any]:
     moving = reverse_mode_only(differentiated_once(moving, why=_SECOND), _FORWARD)
     final, stats = _solve(moving, call)
     inexact, fixed = eqx.partition(final, eqx.is_inexact_array)
-    return eqx.combine(inexact, _still(fixed)), stats
-
-
-@eqx.filter_custom_jvp
-def _still(counts: Any) -> Any:
-    """``counts``, without the tangent that a custom VJP gives even to an integer."""
-    return counts
-
-
-@_still.def_jvp
-def _still_jvp(primals, tangents):
-    return primals[0], jax.tree.map(lambda _: None, primals[0])
+    return eqx.combine(inexact, still(fixed)), stats
 
 
 class Call(eqx.Module):
@@ -74,7 +65,7 @@ class Call(eqx.Module):
     ) -> tuple[Any, Any]:
         """diffrax's loop, or another one, with so many ``rows`` of dense output."""
         solve = {name: value for name, value in self.solve.items() if name != "throw"}
-        state, saveat = dataclasses.replace(solve.pop("init_state"), y=y0), solve.pop("saveat")
+        state, saveat = with_fields(solve.pop("init_state"), y=y0), solve.pop("saveat")
         t0, t1, ts = times
         if ts is not None:
             saveat = eqx.tree_at(lambda s: s.subs.ts, saveat, ts)
@@ -99,7 +90,7 @@ class Call(eqx.Module):
 
         rows = Slots.for_steps(self.solve["max_steps"], self.checkpoints).count
         final, stats = self.forward(*moving, rows=rows, outer_while_loop=outer_while_loop)
-        return dataclasses.replace(final, dense_ts=None, dense_infos=None, dense_save_index=None), stats, records[0]
+        return with_fields(final, dense_ts=None, dense_infos=None, dense_save_index=None), stats, records[0]
 
     def blocks(self, record: Record, terms: Any, args: Any) -> Blocks:
         """The trajectory in ``record``."""
@@ -135,7 +126,7 @@ def _with_dense_output(state: Any, solver: Any, terms: Any, args: Any, steps: in
     )
     infos = jax.tree.map(lambda x: jnp.zeros((steps, *x.shape), x.dtype), info)
     ts = jnp.zeros(steps + 1, state.tprev.dtype)
-    return dataclasses.replace(state, dense_ts=ts, dense_infos=infos, dense_save_index=0)
+    return with_fields(state, dense_ts=ts, dense_infos=infos, dense_save_index=0)
 
 
 @eqx.filter_custom_vjp
@@ -148,18 +139,22 @@ def _solve_fwd(perturbed, moving, call):
     if call.refusal is not None:
         return call.forward(*moving), None
     final, stats, record = call.recorded(*moving)
-    return (final, stats), (record, final.save_state, final.tprev, final.event_mask)
+    came_through = diffrax.is_okay(final.result)
+    return (final, stats), (record, final.save_state, final.tprev, came_through, final.event_mask)
 
 
 @_solve.def_bwd
 def _solve_bwd(residuals, cotangents, perturbed, moving, call):
     if call.refusal is not None:
         raise UnsupportedError(call.refusal)
-    record, saved, end, occurred = residuals
+    record, saved, end, came_through, occurred = residuals
     y0, args, terms, times, conditions = moving
+    # In a branch it has come back as an integer of a width, with which no time may be multiplied.
+    terms = with_fields(terms, direction=jnp.where(terms.direction > 0, 1, -1))
     sub, event = call.solve["saveat"].subs, call.solve["event"]
     start = int(sub.t0)  # What is saved at t0 is y0 itself.
     rows = _filled(saved, cotangents[0].save_state, y0)
+    wanted = is_wanted(rows[2:])
     ts, ys, g_ts, g_ys = jax.tree.map(lambda x: x[start:], rows)
     rates = jax.vmap(lambda t, y: rate(terms, t, y, args))(jnp.where(jnp.isfinite(ts), ts, end), ys)
     g_ts = g_ts + _product(g_ys, rates, axis=0)
@@ -178,7 +173,7 @@ def _solve_bwd(residuals, cotangents, perturbed, moving, call):
     theta, fixed = eqx.partition((terms, args), (perturbed[2], perturbed[1]))
     blocks = call.blocks(record, terms, args)
     pull = Pullback(blocks.last(), theta, fixed)
-    whole = ended | (end >= times[1])
+    whole = wanted & came_through & (ended | (end >= times[1]))
     a, (g_terms, more) = _backward(call, pull, blocks, terms.direction, (times[0], end), Outputs(ts, g_ys), whole)
     g_args = more if g_args is None else jax.tree.map(jnp.add, more, g_args)
     g_y0 = jax.tree.map(lambda a, g: a + g[0], a, rows[3]) if start else a
@@ -186,7 +181,7 @@ def _solve_bwd(residuals, cotangents, perturbed, moving, call):
     g_in = None if times[2] is None else jnp.where(is_last, 0, g_ts)[: len(times[2])]
     g_times = (g_t0, jnp.where(ended, 0, g_end), g_in)
     grads = (*eqx.filter((g_y0, g_args, g_terms, g_times), perturbed[:4]), g_conditions)
-    return undifferentiated(grads, why=_SECOND)
+    return undifferentiated(only_if(wanted, grads), why=_SECOND)
 
 
 def _filled(saved: Any, g_saved: Any, y0: Any) -> tuple[Any, Any, Any, Any]:
@@ -212,7 +207,7 @@ def _product(a: Any, b: Any, axis: int | None = None) -> Any:
 def _backward(
     call: Call, pull: Pullback, blocks: Blocks, direction: Any, span: tuple, outputs: Outputs, whole: Any
 ) -> tuple[Any, Any]:
-    """a(t0) and the gradients of (terms, args), given the outputs after t0, for a solve that is ``whole``."""
+    """a(t0) and the gradients of (terms, args), given the outputs after t0, for a ``whole`` solve."""
     ts, cotangents = outputs.ts, outputs.cotangents
     if not len(ts):
         ts, cotangents = span[1][None], jax.tree.map(lambda g: jnp.zeros((1, *g.shape[1:]), g.dtype), cotangents)

@@ -87,3 +87,14 @@ def _undifferentiated_jvp(primals, tangents, *, why):
     if jax.tree.leaves(tangents[0]):
         raise UnsupportedError(why)
     return primals[0], tangents[0]
+
+
+@eqx.filter_custom_jvp
+def still(counts: Any) -> Any:
+    """``counts``, without the tangent that a custom VJP gives even to an integer."""
+    return counts
+
+
+@still.def_jvp
+def _still_jvp(primals, tangents):
+    return primals[0], jax.tree.map(lambda _: None, primals[0])

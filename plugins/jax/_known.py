@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from steptape.compat._diffrax import grows_freely
+from steptape.compat._diffrax import grows_freely, with_fields
 from steptape.jax._erk import ReplayedERK, is_explicit
 from steptape.jax._loop import Known
 from steptape.jax._tape import Times
@@ -51,7 +51,7 @@ def _rejections(state: Any, taken: Any) -> Any:
     """``state``, with its step shrunk from the one that was proposed to the one that was taken."""
     shrink = lax.stop_gradient((taken - state.tprev) / (state.tnext - state.tprev))
     path = state.tprev + shrink * (state.tnext - state.tprev)
-    return dataclasses.replace(state, tnext=jnp.where(taken == state.tnext, state.tnext, _at(taken, path)))
+    return with_fields(state, tnext=jnp.where(taken == state.tnext, state.tnext, _at(taken, path)))
 
 
 def _subs(saveat: diffrax.SaveAt) -> list[diffrax.SubSaveAt]:
@@ -90,9 +90,9 @@ def known_step(
     explicit = is_explicit(solver) and not carries_stages
     example = jax.tree.map(jnp.array, init_state)
     times = Times(example.tnext, example.tnext, example.tnext)
-    start = dataclasses.replace(init_state, controller_state=times) if searches else init_state
+    start = with_fields(init_state, controller_state=times) if searches else init_state
     if not times_exact:
-        start = dataclasses.replace(start, made_jump=example.made_jump)
+        start = with_fields(start, made_jump=example.made_jump)
     body = _body(
         host_loop,
         terms=terms,
@@ -110,14 +110,14 @@ def known_step(
         if not searches:
             return _without_event(body(state), state)
         before = _rejections(state, times.taken)
-        after = body(dataclasses.replace(before, controller_state=times))
-        after = dataclasses.replace(after, controller_state=state.controller_state, made_jump=state.made_jump)
+        after = body(with_fields(before, controller_state=times))
+        after = with_fields(after, controller_state=state.controller_state, made_jump=state.made_jump)
         return _without_event(after, state)
 
     step = eqx.filter_closure_convert(step, times, example)
     again = eqx.filter_closure_convert(_again(solver, terms, args), times, example) if explicit else None
     kept = _kept(example, subs, controller_state=not searches, solver_state=not explicit)
-    kept = dataclasses.replace(kept, made_jump=not (explicit or times_exact))
+    kept = with_fields(kept, made_jump=not (explicit or times_exact))
     return Known(step, again, kept, rescales=searches, times_exact=times_exact)
 
 
@@ -125,7 +125,7 @@ def _without_event(after: Any, state: Any) -> Any:
     """``after``, with what ``state`` says of an event: it ends the loop, and no derivative depends on more of it."""
     names = [field.name for field in dataclasses.fields(state) if field.name.startswith("event_")]
     told = {name: jax.tree.map(lax.stop_gradient, getattr(state, name)) for name in names}
-    return dataclasses.replace(after, **told)
+    return with_fields(after, **told)
 
 
 def _again(solver: Any, terms: Any, args: Any) -> Callable:
@@ -134,7 +134,7 @@ def _again(solver: Any, terms: Any, args: Any) -> Callable:
 
     def again(times, state):
         y, *_ = replayed.step(terms, state.tprev, times.taken, state.y, args, None, False)
-        return dataclasses.replace(state, y=y)
+        return with_fields(state, y=y)
 
     return again
 
@@ -155,16 +155,16 @@ def _kept(state: Any, subs: list, *, controller_state: bool, solver_state: bool)
     """True for what an accepted step reads."""
     everything = jax.tree.map(lambda _: True, state)
     nothing = jax.tree.map(lambda _: False, state)
-    kept = dataclasses.replace(nothing, y=everything.y, tprev=True, tnext=True)
+    kept = with_fields(nothing, y=everything.y, tprev=True, tnext=True)
     if controller_state:
-        kept = dataclasses.replace(kept, controller_state=everything.controller_state)
+        kept = with_fields(kept, controller_state=everything.controller_state)
     if solver_state:
-        kept = dataclasses.replace(kept, solver_state=everything.solver_state)
+        kept = with_fields(kept, solver_state=everything.solver_state)
     if state.dense_save_index is not None:
-        kept = dataclasses.replace(kept, dense_save_index=True)
+        kept = with_fields(kept, dense_save_index=True)
     if any(sub.steps > 1 for sub in subs):
-        kept = dataclasses.replace(kept, num_accepted_steps=True)
+        kept = with_fields(kept, num_accepted_steps=True)
     if any(sub.ts is not None or sub.steps for sub in subs):
         # Where the next outputs go; all else in there is the outputs themselves.
-        kept = dataclasses.replace(kept, save_state=jax.tree.map(lambda x: x.ndim == 0, state.save_state))
+        kept = with_fields(kept, save_state=jax.tree.map(lambda x: x.ndim == 0, state.save_state))
     return kept

@@ -28,12 +28,14 @@ from steptape.jax._field import stopped
 from steptape.jax._modes import forward_mode_only, reverse_mode_only
 from steptape.jax._perturbed import perturbed_carry
 from steptape.jax._slots import Slots
-from steptape.jax._tape import Tape, Times, split
+from steptape.jax._tape import Tape, Times
+from steptape.jax._wanted import is_wanted, only_if
 
 _CALL = "`diffeqsolve(..., adjoint=AdaptiveCheckpointAdjoint())`"
 _FORWARD = (
     f"Forward mode (`jvp`, `jacfwd`, `linearize`) through {_CALL}: there is a tape to go back on, none to go forward "
-    "with. Use `adjoint=diffrax.ForwardMode()`, or `adjoint=diffrax.DirectAdjoint()` for both modes."
+    "with. Use `adjoint=diffrax.ForwardMode()`, or `adjoint=diffrax.DirectAdjoint()` for both modes; optimistix's "
+    'least-squares solvers take `options={"jac": "bwd"}`.'
 )
 _FORWARD_OVER_REVERSE = (
     f"Forward mode over the reverse mode of {_CALL}: diffrax's own step is replayed here, whose loops over stages and "
@@ -41,8 +43,10 @@ _FORWARD_OVER_REVERSE = (
     'solver made with `scan_kind="bounded"` will do as well.'
 )
 _REVERSE_OVER_REVERSE = (
-    f"Reverse mode over the reverse mode of {_CALL}: the backward pass is a loop over as many steps as the solve took, "
-    "which JAX cannot run in reverse. For second derivatives use `adjoint=diffrax.DirectAdjoint()`."
+    f"Reverse mode over the reverse mode of {_CALL}, by a `grad` of its gradient or by one `grad` through an optimum "
+    "that was found with it (implicit differentiation): the backward pass is a loop over as many steps as the solve "
+    "took, which JAX cannot run in reverse. Take the outer derivative with `jax.jacfwd`, or use "
+    "`adjoint=diffrax.DirectAdjoint()`."
 )
 
 
@@ -242,7 +246,8 @@ class _Backward(eqx.Module):
     def run(self, count: Any, g_state: Any, g_fun: Any) -> tuple[Any, Any]:
         """Cotangents of the initial state and of the step's closed-over arrays, given that of the final state."""
         g_outputs, g_moving = eqx.partition(g_state, self.written)
-        trips = nonbatchable(unvmap_max(count.astype(jnp.int32)))
+        wanted, count = is_wanted(g_state), count.astype(jnp.int32)
+        trips = nonbatchable(unvmap_max(jnp.where(wanted, count, 0)))
 
         def sweep(loop):
             i, shelf, g_moving, g_fun = loop
@@ -257,12 +262,13 @@ class _Backward(eqx.Module):
 
         loop = (trips, self.tape.shelf(trips), g_moving, g_fun)
         _, _, g_moving, g_fun = lax.while_loop(lambda loop: loop[0] > 0, sweep, loop)
+        g_moving, g_fun = only_if(wanted, (g_moving, g_fun))
         return eqx.combine(g_moving, g_outputs), g_fun
 
     def _pull(self, i: Any, states: Any, g: Any) -> tuple[Any, Any]:
         """The vector-Jacobian product of step ``i``: for the state before it, and for the step's closed-over arrays."""
-        row, times = self.tape.row(i, states)
-        moving, fixed = eqx.partition(eqx.combine(row, self.state), self.replay.carried)
+        before, times = self._before(i, states)
+        moving, fixed = eqx.partition(before, self.replay.carried)
         moving_fun, fixed_fun = eqx.partition(self.fun, self.p_fun)
 
         def forward(moving, moving_fun):
@@ -274,8 +280,22 @@ class _Backward(eqx.Module):
 
     def _advance(self, i: Any, states: Any) -> Any:
         """The states on the tape after step ``i``, recomputed."""
-        row, times = self.tape.row(i, states)
-        state = eqx.combine(row, self.state)
+        state, times = self._before(i, states)
         after = self.replay.step(self.fun, times, state) if self.again is None else self.again(times, state)
-        kept = jax.tree.map(lambda x: x is not None, row, is_leaf=lambda x: x is None)
-        return split(eqx.filter(after, kept))[1]
+        return _like(states, after)
+
+    def _before(self, i: Any, states: Any) -> tuple[Any, Times]:
+        """The state before step ``i``, and its times.
+
+        An element of a batch that has no such step takes its last one from its first state, for nothing: what is
+        evaluated, a field or a Brownian path, may raise where the solve never was.
+        """
+        taken = i <= self.tape.last
+        states = jax.tree.map(functools.partial(select_if_vmap, taken), states, _like(states, self.state))
+        row, times = self.tape.row(jnp.minimum(i, jnp.maximum(self.tape.last, 0)), states)
+        return eqx.combine(row, self.state), times
+
+
+def _like(states: Any, state: Any) -> Any:
+    """The leaves of ``state`` that are among ``states``."""
+    return jax.tree.map(lambda x, y: None if x is None else y, states, state, is_leaf=lambda x: x is None)

@@ -127,7 +127,10 @@ class QuadratureAdjoint(diffrax.AbstractAdjoint):
         sub = saveat.subs
         why = None
         if max_steps is None:
-            return f"{CALL} with `max_steps=None`: JAX must know how many steps the dense output is to hold. {_WAY_OUT}"
+            return (
+                f"{CALL} cannot be differentiated with `max_steps=None`: JAX must know how many steps the dense output "
+                "is to hold. Pass `max_steps=...`, or `adjoint=diffrax.RecursiveCheckpointAdjoint(checkpoints=...)`."
+            )
         if saveat.dense or not isinstance(sub, diffrax.SubSaveAt):
             why = f"`saveat=SaveAt({'dense=True' if saveat.dense else 'subs=...'})`"
         elif sub.steps:

@@ -16,8 +16,17 @@ import jax.numpy as jnp
 import optimistix as optx
 
 from steptape._errors import OptionError, UnsupportedError
-from steptape.jax._field import closed_ode, closes_over_tracers, differentiated_once, is_complex, undifferentiated
+from steptape.compat._diffrax import with_fields
+from steptape.jax._field import (
+    closed_ode,
+    closes_over_tracers,
+    differentiated_once,
+    is_complex,
+    stopped,
+    undifferentiated,
+)
 from steptape.jax._modes import reverse_mode_only
+from steptape.jax._wanted import only_if_wanted
 
 _CALL = "`diffeqsolve(..., adjoint=SeminormAdjoint(...))`"
 _KNOWN_GRADIENTS = (
@@ -26,7 +35,8 @@ _KNOWN_GRADIENTS = (
 )
 _FORWARD = (
     f"Forward mode (`jvp`, `jacfwd`, `linearize`) through {_CALL}: it solves the adjoint backward, there is none to go "
-    "forward with. Use `adjoint=diffrax.ForwardMode()`, or `adjoint=diffrax.DirectAdjoint()` for both modes."
+    "forward with. Use `adjoint=diffrax.ForwardMode()`, or `adjoint=diffrax.DirectAdjoint()` for both modes; "
+    'optimistix\'s least-squares solvers take `options={"jac": "bwd"}`.'
 )
 _BACKSOLVE = {"solver", "stepsize_controller", "dt0", "max_steps", "throw", "adjoint"}
 
@@ -96,7 +106,9 @@ class SeminormAdjoint(diffrax.AbstractAdjoint):
         controller = self._with_seminorm(backward.get("stepsize_controller", stepsize_controller), changed, y)
         backward = {"adjoint": self, **backward, "stepsize_controller": controller}
         solve = _only_known_gradients({**solve, "stepsize_controller": stepsize_controller})
-        return diffrax.BacksolveAdjoint(**backward).loop(**solve)
+        state, args, terms = solve.pop("init_state"), solve.pop("args"), solve.pop("terms")
+        solve["init_state"] = with_fields(state, y=None)
+        return only_if_wanted((state.y, args, terms), _Backsolve(backward, solve))
 
     def _with_seminorm(self, controller: Any, changed: dict[str, Any], y: Any) -> Any:
         """``controller`` with the fields in ``changed``, and with the seminorm made from its norm."""
@@ -133,6 +145,20 @@ class SeminormAdjoint(diffrax.AbstractAdjoint):
         return dataclasses.replace(controller, **changed, norm=_Seminorm(norm, joint, kept))
 
 
+class _Backsolve(eqx.Module):
+    """diffrax's solve and adjoint, for what it has gradients for."""
+
+    backward: dict[str, Any]
+    solve: dict[str, Any]
+
+    def __call__(self, moving: tuple) -> Any:
+        y, args, terms = moving
+        state = with_fields(self.solve["init_state"], y=y)
+        return diffrax.BacksolveAdjoint(**self.backward).loop(
+            **{**self.solve, "init_state": state}, args=args, terms=terms
+        )
+
+
 class _Seminorm(eqx.Module):
     """The norm of an augmented state (y, a_y, a_args, a_terms), of its first two members."""
 
@@ -160,7 +186,11 @@ def _only_known_gradients(solve: dict[str, Any]) -> dict[str, Any]:
     )
     moving = differentiated_once((state.y, solve["args"], terms), why=_KNOWN_GRADIENTS)
     y, args, terms = reverse_mode_only(moving, _FORWARD)
-    state = dataclasses.replace(state, y=y, tprev=tprev, tnext=tnext)
+    state = with_fields(state, y=y, tprev=tprev, tnext=tnext)
+    for name in ("solver_state", "controller_state"):
+        inner, passed = getattr(state, name), solve[f"passed_{name}"]
+        still = undifferentiated(inner, why=_KNOWN_GRADIENTS) if passed else stopped(inner)
+        state = with_fields(state, **{name: still})
     return {**solve, **fixed, "args": args, "terms": terms, "init_state": state}
 
 
@@ -182,12 +212,17 @@ def _kept(integrals: Any, y: Any) -> Any:
     if not all(isinstance(flag, bool) for flag in left_out):
         raise OptionError(f"{words}: must be a function that selects leaves of y, or a pytree of bools.")
     if all(left_out):
-        raise OptionError(f"{words} leaves nothing of y to control the steps by.")
+        raise OptionError(f"{words} leaves nothing of y to control the steps by: leave one leaf in.")
     return jax.tree.unflatten(structure, [not flag for flag in left_out])
 
 
 def _refuse(*, saveat: Any, terms: Any, solver: Any, event: Any, y: Any) -> None:
     """Raise for what diffrax's ``BacksolveAdjoint`` refuses."""
+    if _holds(terms, diffrax.UnsafeBrownianPath):
+        raise UnsupportedError(
+            f"{_CALL} with an `UnsafeBrownianPath`: the backward solve would not see its noise. Use "
+            "`diffrax.VirtualBrownianTree`."
+        )
     why = None
     if saveat.dense:
         why = "`saveat=SaveAt(dense=True)`"
@@ -201,8 +236,6 @@ def _refuse(*, saveat: Any, terms: Any, solver: Any, event: Any, y: Any) -> None
         why = "`event=...`"
     elif not jax.tree_util.all_leaves([solver.term_structure]):
         why = f"`solver={type(solver).__name__}(...)`, which takes several terms,"
-    elif _holds(terms, diffrax.UnsafeBrownianPath):
-        why = "an `UnsafeBrownianPath`"
     elif _holds(terms, diffrax.AbstractBrownianPath) and isinstance(solver, diffrax.AbstractItoSolver):
         why = f"`solver={type(solver).__name__}(...)`, which converges to the Itô solution,"
     elif is_complex(y):

@@ -46,7 +46,7 @@ class Shelf(eqx.Module):
             step, states = step + 1, advance(step, get(shelf.rows, place))
             place = shelf.places[shelf.top + 1]
             kept = (step == stop) & (step < i)
-            top = shelf.top + kept
+            top = shelf.top + kept.astype(shelf.top.dtype)
             steps = put(shelf.steps, top, jnp.where(kept, step, shelf.steps[top]))
             shelf = dataclasses.replace(shelf, rows=put(shelf.rows, place, states), steps=steps, top=top)
             return step, place, jnp.where(kept, shelf._next_stop(i), stop), shelf
@@ -54,7 +54,7 @@ class Shelf(eqx.Module):
         way = (self.steps[self.top], self.places[self.top], self._next_stop(i), self)
         _, place, _, shelf = lax.while_loop(goes_on, go_on, way)
         states = get(shelf.rows, place)
-        return states, dataclasses.replace(shelf, top=shelf.top - (shelf.steps[shelf.top] == i))
+        return states, dataclasses.replace(shelf, top=shelf.top - (shelf.steps[shelf.top] == i).astype(shelf.top.dtype))
 
     def _next_stop(self, i: Any) -> Any:
         """The step on the way from the top to step ``i`` at which to keep the next state."""

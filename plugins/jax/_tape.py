@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax.numpy as jnp
 
+from steptape.compat._diffrax import with_fields
 from steptape.compat._equinox import nonbatchable, unvmap_max
 from steptape.jax._rows import allocate, get, put
 from steptape.jax._shelf import Shelf
@@ -101,4 +102,4 @@ class Tape(eqx.Module):
         if self.proposed is None:
             return row, Times(row.tnext, begun, row.tnext)
         times = Times(row.tnext, begun, get(self.proposed, i + 1))
-        return dataclasses.replace(row, tnext=get(self.proposed, i)), times
+        return with_fields(row, tnext=get(self.proposed, i)), times

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from steptape.compat._diffrax import with_fields
 from steptape.compat._equinox import common_rewrite, nonbatchable, select_if_vmap, unvmap_max
 from steptape.jax._rows import allocate, get, put
 from steptape.jax._shelf import Shelf
@@ -39,7 +40,7 @@ class Trajectory(eqx.Module):
     def __call__(self, t: Any) -> Any:
         """The state at ``t``, a scalar."""
         row = jnp.searchsorted(self.ends, t, side="left", method="scan_unrolled")
-        row = jnp.clip(row, 0, jnp.maximum(jnp.sum(jnp.isfinite(self.ends)) - 1, 0))
+        row = jnp.clip(row, 0, jnp.maximum(jnp.sum(jnp.isfinite(self.ends), dtype=row.dtype) - 1, 0))
         return self.interpolation_cls(t0=self.begins[row], t1=self.ends[row], **get(self.infos, row)).evaluate(t)
 
 
@@ -72,7 +73,7 @@ class Record(eqx.Module):
 
     def close(self, state: Any) -> "Record":
         """The record of a solve that came to ``state``."""
-        return dataclasses.replace(self, infos=state.dense_infos, count=state.num_accepted_steps)
+        return dataclasses.replace(self, infos=state.dense_infos, count=state.num_accepted_steps.astype(jnp.int32))
 
     @property
     def blocks(self) -> Any:
@@ -99,7 +100,7 @@ class Blocks:
 
     def trips(self) -> Any:
         """How many blocks to open, in a batch for the element that has most of them."""
-        return nonbatchable(unvmap_max(self.record.blocks.astype(jnp.int32)))
+        return nonbatchable(unvmap_max(self.record.blocks))
 
     def closed(self) -> tuple[Any, Shelf | None]:
         """What ``open`` works on."""
@@ -113,27 +114,38 @@ class Blocks:
         past = block < record.blocks - 1
         trips = nonbatchable(unvmap_max(jnp.where(past, record.size, 0)))
         _, again = self._walk(block, first, trips, infos)
-        infos = jax.tree.map(lambda x, y: select_if_vmap(past, x, y), again, infos)
+        infos = _if_batched(past, again, infos)
         return self._trajectory(block, infos), (infos, shelf)
 
     def _walk(self, block: Any, states: Any, trips: Any = None, infos: Any = None) -> tuple[Any, Any]:
         """What is before the block after ``block``, and its dense output in ``infos``, if there is room for it."""
         record = self.record
-        start = eqx.combine(get(record.tape.scalars, block), states)
+        # An element of a batch that has no such step takes its last one from its first state, for nothing: what is
+        # evaluated may raise where the solve never was.
+        states = _if_batched(block < record.blocks, states, get(record.tape.states, 0))
+        scalars = get(record.tape.scalars, jnp.minimum(block, jnp.maximum(record.blocks - 1, 0)))
+        start = eqx.combine(scalars, states)
 
         def step(i, walked):
             before, infos = walked
-            y, solver_state, info = self.take(get(record.steps, block * record.size + i), before.y, before.solver_state)
-            before = dataclasses.replace(before, y=y, solver_state=solver_state)
+            n, last = block * record.size + i, jnp.maximum(record.count - 1, 0)
+            step = get(record.steps, jnp.minimum(n, last))
+            y, solver_state, info = self.take(step, before.y, before.solver_state)
+            y, solver_state = _if_batched(n <= last, (y, solver_state), (before.y, before.solver_state))
+            before = with_fields(before, y=y, solver_state=solver_state)
             return before, None if infos is None else put(infos, i, info)
 
         return lax.fori_loop(0, record.size if trips is None else trips, step, (start, infos))
 
     def _trajectory(self, block: Any, infos: Any) -> Trajectory:
         record = self.record
-        n = block * record.size + jnp.arange(record.size)
+        n = block * record.size + jnp.arange(record.size, dtype=block.dtype)
         begins, ends, _ = (times[jnp.minimum(n, record.count)] for times in record.steps)
         return Trajectory(begins, jnp.where(n < record.count, ends, jnp.inf), infos, self.interpolation_cls)
+
+
+def _if_batched(pred: Any, x: Any, y: Any) -> Any:
+    return jax.tree.map(lambda x, y: select_if_vmap(pred, x, y), x, y)
 
 
 def _step(state: Any) -> Step:
@@ -143,7 +155,7 @@ def _step(state: Any) -> Step:
 def _before(state: Any) -> Any:
     """What is kept of the loop's state before a block."""
     nothing = eqx.filter(state, False)
-    return dataclasses.replace(nothing, y=state.y, solver_state=state.solver_state, tnext=state.tnext)
+    return with_fields(nothing, y=state.y, solver_state=state.solver_state, tnext=state.tnext)
 
 
 def recorded_while_loop(
@@ -155,7 +167,7 @@ def recorded_while_loop(
 
     def body_of_block(state):
         after = body_fun(state)
-        return dataclasses.replace(after, dense_save_index=after.dense_save_index % record.size)
+        return with_fields(after, dense_save_index=after.dense_save_index % record.size)
 
     cond, body, carry, _ = common_rewrite(cond_fun, body_of_block, init_val, max_steps, buffers, False)
 
