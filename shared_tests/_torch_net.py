@@ -25,7 +25,7 @@ from steptape.shared_tests._torch_oracle import ADAPTIVE
 from steptape.torch import odeint_adjoint
 from steptape.torch._tableau import tableau_of
 
-SIZE = 3
+BATCH, SIZE = 5, 3
 METHODS = [name for name, solver in SOLVERS.items() if tableau_of(solver) is not None]
 WEIGHTS = (
     "plain",
@@ -253,7 +253,7 @@ def run_ode(call: OdeCall, ours: bool, adjoint_method: str = "aca") -> Outcome:
     real = torch.empty(0, dtype=call.dtype).real.dtype
     middle = call.start + call.direction * 0.4
     field = Field(call.weights, call.frequency, middle, real)
-    y0 = torch.randn(2, SIZE).to(call.dtype).requires_grad_()
+    y0 = torch.randn(BATCH, SIZE).to(call.dtype).requires_grad_()
     gaps = torch.tensor([0.0] + [0.7 / call.outputs] * call.outputs, dtype=call.t_dtype)
     t = (call.start + call.direction * gaps.cumsum(0)).requires_grad_(call.moving)
     inputs = [*([t] if call.moving else []), y0, *(p for p in field.parameters() if p.requires_grad)]
@@ -288,7 +288,7 @@ def _solution(call: OdeCall, solve: Callable[..., Any], field: Field, y0: Tensor
     func: Any = (lambda t, y: field(t, y)) if call.no_module else field
     state: Any = y0
     if call.is_tuple:
-        state = (y0, torch.zeros(2, dtype=call.dtype))
+        state = (y0, torch.zeros(BATCH, dtype=call.dtype))
         func = _Pair(field) if not call.no_module else _Pair(field).forward
     settings = {"method": call.method, "rtol": call.tolerance, "atol": call.tolerance, "options": options}
     if not call.event:

@@ -524,3 +524,25 @@ def test_forward_mode_and_hessians_are_refused_in_our_words(adjoint, compiled):
 def test_wrong_options_are_named(kwargs, match):
     with pytest.raises(OptionError, match=match):
         QuadratureAdjoint(**kwargs)
+
+
+@pytest.mark.parametrize("nodes", [None, 3])
+@pytest.mark.parametrize(("t0", "omega"), [(300.0, 6.2832), (10.0, 20.0), (0.0, 100.0)])
+def test_what_drives_the_state_and_not_the_cotangent(t0, omega, nodes):
+    """y' = w cos(ωt) - y/10: a(t) is smooth, so its error says nothing of the integral of a cos(ωt)."""
+
+    def gradient(adjoint, tolerance):
+        term = diffrax.ODETerm(lambda t, y, w: w * jnp.cos(omega * t) - y / 10)
+        controller = diffrax.PIDController(rtol=tolerance, atol=tolerance)
+        call = {"stepsize_controller": controller, "adjoint": adjoint, "max_steps": 4096}
+
+        def loss(w):
+            return diffrax.diffeqsolve(term, diffrax.Dopri5(), t0, t0 + 1, 0.01, 1.0, args=w, **call).ys[-1]
+
+        return jax.jit(jax.grad(loss))(1.0)
+
+    # ∫ exp(-(t1 - t)/10) cos(ωt) dt over the interval
+    primitive = [(np.cos(omega * t) / 10 + omega * np.sin(omega * t)) / (0.01 + omega**2) for t in (t0, t0 + 1)]
+    expected = primitive[1] - np.exp(-0.1) * primitive[0]
+    discrete = abs(gradient(HOST, 1e-7) - expected)
+    assert abs(gradient(QuadratureAdjoint(nodes=nodes), 1e-7) - expected) <= 1e-6 + 10 * discrete

@@ -29,8 +29,13 @@ def drawn(few):
 
 
 def outcomes(run, call, refusal):
-    """Of ours and of back-propagation; None if ours is refused as it may be."""
-    expected = run(call, ours=False)
+    """Of ours and of back-propagation; None if ours is refused as it may be, or the host cannot solve it at all."""
+    try:
+        expected = run(call, ours=False)
+    except AssertionError as error:
+        with pytest.raises(AssertionError, match=re.escape(str(error)[:20])):
+            run(call, ours=True)
+        return None
     try:
         found = run(call, ours=True)
     except SteptapeError as error:

@@ -184,7 +184,7 @@ class _Solve(eqx.Module):
         )
 
     def _step(self, loop: _Loop) -> _Loop:
-        s1 = self.outputs.cut(loop.s, loop.size, self.end, loop.ahead)
+        s1 = self.outputs.cut(loop.s, self._size(loop), self.end, loop.ahead)
         a, error, gain, carried = self.steps.step(loop.s, s1, loop.a, loop.carried)
         error = jax.tree.map(lambda x: jnp.where(jnp.isnan(x), jnp.inf, x), error)
         order = self.steps.solver.error_order(diffrax.ODETerm(self.steps.pull.slope))
@@ -200,6 +200,15 @@ class _Solve(eqx.Module):
         carried = lax.cond((ahead < loop.ahead) | (keep & jump), lambda: self.steps.start(s, a), lambda: carried)
         ok = result == diffrax.RESULTS.successful
         return _Loop(s, size, a, integral, carried, state, ahead, loop.count + 1, ok)
+
+    def _size(self, loop: _Loop) -> Any:
+        """Of the next step: no error norm sees how ∂f/∂θ varies, but the forward solve did, so none longer than its.
+
+        A controller that takes the steps it was told to is left alone.
+        """
+        if isinstance(self.controller, (diffrax.ConstantStepSize, diffrax.StepTo)):
+            return loop.size
+        return jnp.minimum(loop.size, self.steps.pull.trajectory.reach(-loop.s).astype(loop.size.dtype))
 
 
 def solve_backward(

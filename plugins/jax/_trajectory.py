@@ -39,9 +39,20 @@ class Trajectory(eqx.Module):
 
     def __call__(self, t: Any) -> Any:
         """The state at ``t``, a scalar."""
-        row = jnp.searchsorted(self.ends, t, side="left", method="scan_unrolled")
-        row = jnp.clip(row, 0, jnp.maximum(jnp.sum(jnp.isfinite(self.ends), dtype=row.dtype) - 1, 0))
+        row = self._row(t)
         return self.interpolation_cls(t0=self.begins[row], t1=self.ends[row], **get(self.infos, row)).evaluate(t)
+
+    def reach(self, t: Any) -> Any:
+        """How far below ``t`` as much happened as in one step: the mean of the steps around, by their part."""
+        row = self._row(t)
+        size, before = (self.ends[n] - self.begins[n] for n in (row, jnp.maximum(row - 1, 0)))
+        x = (t - self.begins[row]) / size
+        reach = x * size + (1 - x) * before
+        return jnp.where(reach > 0, reach, jnp.inf)
+
+    def _row(self, t: Any) -> Any:
+        row = jnp.searchsorted(self.ends, t, side="left", method="scan_unrolled")
+        return jnp.clip(row, 0, jnp.maximum(jnp.sum(jnp.isfinite(self.ends), dtype=row.dtype) - 1, 0))
 
 
 class Record(eqx.Module):
