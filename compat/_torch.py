@@ -12,6 +12,9 @@ try:
     # Unlike debug_unwrap, which is public, it tells a batch from a level of differentiation.
     from torch._C._functorch import is_batchedtensor as is_batched
 
+    # The batches of cotangents are of another kind.
+    from torch._C._functorch import is_legacy_batchedtensor
+
     # The transforms around a call, taken off this thread's stack and put back: the host's solvers hold an
     # autograd.Function that cannot run inside them.
     from torch._functorch.pyfunctorch import (
@@ -29,6 +32,11 @@ try:
     _run_backward = torch.autograd.Variable._execution_engine.run_backward
 except (ImportError, AttributeError) as error:
     raise unsupported("torch", error, "torch") from error
+
+
+def is_batch_of_cotangents(x: torch.Tensor) -> bool:
+    """Whether ``torch.autograd.grad(..., is_grads_batched=True)`` made this batch."""
+    return is_legacy_batchedtensor(x)
 
 
 def pull(

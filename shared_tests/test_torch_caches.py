@@ -218,3 +218,71 @@ def test_inside_a_transform_the_cache_has_its_derivatives(method):
     call |= {"method": method, "adjoint_method": "aca", "adjoint_params": ()}
     found = torch.func.grad(loss)(W, odeint_adjoint, **call)
     torch.testing.assert_close(found, expected, rtol=1e-6 if method == "dopri5" else 1e-12, atol=1e-12)
+
+
+class LastTime(Field):
+    """Keeps what it computed for the last time; ``OfTimes`` for all of them, ``OfBoth`` for time and state."""
+
+    def kept(self, t, y):
+        if self.A is None or self.A[0] != t:
+            self.A = t.clone(), torch.sin(self.W * (1 + t))
+        return self.A[1]
+
+    def forward(self, t, y):
+        return torch.tanh(y @ self.kept(t, y))
+
+
+class OfTimes(LastTime):
+    def kept(self, t, y):
+        return self.memory.setdefault(t.item(), torch.sin(self.W * (1 + t)))
+
+
+class OfBoth(LastTime):
+    def kept(self, t, y):
+        if self.A is None or self.A[0] != t or not torch.equal(self.A[1], y):
+            self.A = t.clone(), y.detach().clone(), torch.sin(self.W * (1 + t)) + y.T @ y
+        return self.A[2]
+
+
+class OfThisState(LastTime):
+    def kept(self, t, y):
+        if self.A is None or self.A[0] is not y:
+            self.A = y, torch.sin(self.W * (1 + t)) + y.T @ y
+        return self.A[1]
+
+
+@pytest.mark.parametrize("call", SOLVES.values(), ids=SOLVES)
+@pytest.mark.parametrize("cache", [LastTime, OfTimes, OfBoth])
+def test_what_is_kept_for_a_time_or_a_state_is_refused(cache, call):
+    with pytest.raises(GradientError, match=SAID):
+        solve(cache(), **call)
+
+
+@pytest.mark.parametrize("method", ["dopri5", "rk4"])
+def test_what_is_kept_for_this_very_tensor_is_right(method):
+    def gradient(odeint, **adjoint):
+        func = OfThisState()
+        options = {"first_step": 0.1} if method == "dopri5" else None
+        ys = odeint(func, Y0, T, method=method, options=options, **adjoint)
+        return torch.autograd.grad(ys.sum(), func.W)[0]
+
+    expected, found = gradient(torchdiffeq.odeint), gradient(odeint_adjoint, adjoint_method="aca")
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-14)
+
+
+def test_an_sde_whose_drift_and_diffusion_share_what_is_kept_for_a_time():
+    pytest.importorskip("torchsde")
+    from steptape.torch import sdeint_adjoint
+
+    class Shared(LastTime):
+        noise_type, sde_type = "diagonal", "ito"
+
+        def f(self, t, y):
+            return torch.tanh(y @ self.kept(t, y))
+
+        def g(self, t, y):
+            return torch.sigmoid(y @ self.kept(t, y))
+
+    y0 = Y0.clone().requires_grad_()
+    with pytest.raises(GradientError, match=r"^sdeint_adjoint.*computed"):
+        sdeint_adjoint(Shared(), y0, [0.0, 1.0], dt=0.1, method="euler", adjoint_method="aca").sum().backward()

@@ -103,6 +103,10 @@ def _with_norm_of_state(options: dict[str, Any]) -> dict[str, Any]:
     norm = options.get("norm")
     if isinstance(norm, Seminorm):
         return {**options, "norm": norm.of_cotangent}
+    if isinstance(norm, str) and norm != "seminorm":
+        raise OptionError(
+            f"{_CALL}, adjoint_options={{'norm': {norm!r}}}): must be a norm of a state, seminorm(y0) or 'seminorm'."
+        )
     # The state of this backward solve has no integrals to leave out.
     return {name: value for name, value in options.items() if name != "norm" or value != "seminorm"}
 

@@ -8,8 +8,7 @@ constants.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from torch import Tensor
@@ -22,35 +21,54 @@ _WITHOUT_HISTORY = {"detach", "detach_", "bernoulli", "multinomial", "poisson"}
 
 
 class CacheWatch:
-    """Looks at the first two evaluations of a solve, for what the first one leaves to the second.
+    """Looks at the first two evaluations of a solve, for what they leave to others.
 
+    Where one leaves something, func is evaluated once more for equal arguments, to see whether it is used: so what is
+    kept for a time alone, or for a state, is seen as well. Two, since the first may use what a host's own checks left.
     ``call`` and ``func`` word the refusal.
     """
 
     def __init__(self, call: str, func: str):
         self._call, self._func = call, func
-        self._first: tuple[Any, ...] | None = None
+        self._looks = 0
+        self._last: tuple[Any, ...] = ()
         self._made: dict[int, weakref.ref[Tensor]] = {}
-        self._left = self._done = False
 
-    def evaluated(self, evaluate: Callable[..., Any], *args: Any) -> Any:
-        """``evaluate(*args)``, or raise ``GradientError``."""
-        if self._done:
+    def evaluated(self, unnoticed: Callable[[], Any], evaluate: Callable[..., Any], *args: Any) -> Any:
+        """``evaluate(*args)``, or raise ``GradientError``.
+
+        ``unnoticed()``: a block after which what ``evaluate`` changes besides is as before.
+        """
+        if self._looks == 2:
             return evaluate(*args)
-        if self._first is None:
-            self._first = evaluate, *args
-            with _Made() as made:
-                out = evaluate(*args)
-            self._made = made.tensors
-            returned = {id(x) for x in _tensors(out)}
-            self._left = any(held() is not None for key, held in self._made.items() if key not in returned)
-            return out
-        self._done, self._first = True, None
-        own = {id(x) for x in _tensors(args)}
-        with _Seen() if self._left else nullcontext(_Seen()) as seen:
+        self._looks, self._last = self._looks + 1, (evaluate, args)
+        with _Made() as made:
             out = evaluate(*args)
+        # What func returned is alive as a rule; that it returns it once more needs no look at its operations.
+        self._check(args, _tensors(out))
+        self._made = {**self._made, **made.tensors}
+        returned = {id(x) for x in _tensors(out)}
+        if any(held() is not None for key, held in made.tensors.items() if key not in returned):
+            with unnoticed():
+                self._again(evaluate, args)
+        return out
+
+    def finish(self) -> None:
+        """After the solve: if one evaluation was all it took, what it returned is tried as well."""
+        if self._looks == 1 and any(held() is not None for held in self._made.values()):
+            self._again(*self._last)
+        self._last = ()
+
+    def _again(self, evaluate: Callable[..., Any], args: Any) -> None:
+        args = _copied(args)
+        with _Seen() as seen:
+            out = evaluate(*args)
+        self._check(args, (*seen.tensors, *_tensors(out)))
+
+    def _check(self, args: Any, used: Iterable[Tensor]) -> None:
+        own = {id(x) for x in _tensors(args)}
         # What requires a gradient has its history, as autocast's copies of weights do.
-        found = (x for x in (*seen.tensors, *_tensors(out)) if id(x) not in own and not x.requires_grad)
+        found = (x for x in used if id(x) not in own and not x.requires_grad)
         reused = next((x for x in found if _held(self._made, x)), None)
         if reused is not None:
             raise GradientError(
@@ -60,13 +78,6 @@ class CacheWatch:
                 "it in each evaluation; or before the solve, and pass it in adjoint_params in place of what it was "
                 "computed from; or detach() it, if it needs no gradient."
             )
-        return out
-
-    def finish(self) -> None:
-        """After the solve: if one evaluation was all it took, what might have been left by it is tried."""
-        if self._first is not None and any(made() is not None for made in self._made.values()):
-            self.evaluated(*self._first)
-        self._first = None
 
 
 class _Made(OperationMode):
@@ -109,6 +120,13 @@ def _held(tensors: dict[int, weakref.ref[Tensor]], x: Tensor) -> bool:
     """Whether x is one of them; identifiers are used again, of tensors that are no more."""
     held = tensors.get(id(x))
     return held is not None and held() is x
+
+
+def _copied(tree: Any) -> Any:
+    """Equal tensors, and none of them the same."""
+    if isinstance(tree, Tensor):
+        return tree.clone()
+    return type(tree)(map(_copied, tree)) if isinstance(tree, (tuple, list)) else tree
 
 
 def _tensors(tree: Any) -> Iterator[Tensor]:

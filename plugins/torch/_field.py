@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -83,7 +84,8 @@ class Field:
 
     def pull_graph(self, outputs: Sequence[tuple[Tensor, Tensor]], inputs: Sequence[Tensor]) -> list[Tensor]:
         """The cotangents of ``inputs`` from pairs of an output and its own, flat; the parameters' are added up."""
-        return pull_into(self.cotangents, self._params, outputs, inputs)
+        with shared_graphs_refused("odeint_adjoint", "func", self._method):
+            return pull_into(self.cotangents, self._params, outputs, inputs)
 
     def check(self, slope: Tensor, known: Sequence[Tensor]) -> None:
         """Raise, the first time, if a slope depends on leaves besides ``known`` and the parameters."""
@@ -96,6 +98,22 @@ class Field:
                 f"{lost(unknown, method=self._method)} Where parameters are sharded (FSDP), wrap the model that "
                 "contains the solve, not func, with use_orig_params=True."
             )
+
+
+@contextmanager
+def shared_graphs_refused(function: str, func: str, method: str) -> Iterator[None]:
+    """A block in which a graph that is used a second time is an error in words of ours."""
+    try:
+        yield
+    except RuntimeError as error:
+        if isinstance(error, GradientError) or "a second time" not in str(error):
+            raise
+        raise GradientError(
+            f"{function}({func}, ..., adjoint_method={method!r}): {func} uses a tensor that was computed from its "
+            "parameters before this evaluation: before the solve, or in an evaluation that kept it. Evaluations cannot "
+            "share its graph. Compute it in each of them, or pass it in adjoint_params instead of what it was computed "
+            "from."
+        ) from error
 
 
 def pull_into(

@@ -47,9 +47,9 @@ class Keep:
             name, value = next(iter(options.items()))
             raise OptionError(
                 f"{call}{name!r}: {value!r}}}): unknown option. The adaptive checkpoint adjoint takes 'checkpoints', "
-                "'checkpoint_device' and 'graph'."
+                f"'checkpoint_device'{' and' if function == 'odeint_adjoint' else ', and for ODEs'} 'graph'."
             )
-        if checkpoints is not None and (not isinstance(checkpoints, int) or checkpoints < 1):
+        if checkpoints is not None and (type(checkpoints) is not int or checkpoints < 1):
             raise OptionError(
                 f"{call}'checkpoints': {checkpoints!r}}}): must be a positive number of states, or None to keep all."
             )

@@ -24,7 +24,9 @@ def parameters_of(
             f"{call}: {name} is no torch.nn.Module, so its parameters are unknown. Make it one, or pass {spelling}, "
             "which is () if there are none."
         )
-    params = own(func) if adjoint_params is None else adjoint_params
+    params = list(own(func) if adjoint_params is None else adjoint_params)
+    if not all(isinstance(p, Tensor) for p in params):
+        raise OptionError(f"{call} with {spelling}: must be tensors, such as tuple(func.parameters()).")
     once = list({id(p): p for p in params if p.requires_grad}.values())
     if _depend_on_each_other(once):
         raise OptionError(

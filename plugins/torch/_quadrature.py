@@ -27,7 +27,7 @@ from steptape.compat._torch import pull, transforms_active
 from steptape.torch._ambient import Ambient
 from steptape.torch._backward_solver import BackwardSolver
 from steptape.torch._dense import DenseOutput
-from steptape.torch._field import Field
+from steptape.torch._field import Field, shared_graphs_refused
 from steptape.torch._runge_kutta import RungeKuttaSweep
 from steptape.torch._side_state import Restored
 from steptape.torch._tape import Tape
@@ -96,7 +96,8 @@ class AdjointField:
         inputs = ((stage.y,) if with_y else ()) + (tuple(self._params) if with_params else ())
         grads: list[Tensor | None] = [None] * len(inputs)
         if stage.slope.requires_grad:
-            grads = list(pull((stage.slope,), (a,), inputs))
+            with shared_graphs_refused("odeint_adjoint", "func", "quadrature"):
+                grads = list(pull((stage.slope,), (a,), inputs))
         in_y = grads.pop(0) if with_y else None
         return torch.zeros_like(a) if in_y is None else in_y, grads
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
 
-from steptape._errors import GradientError
+from steptape._errors import GradientError, UnsupportedError
+from steptape.compat._torch import is_batch_of_cotangents
 from steptape.compat._torch_hooks import hooks_passed_by
 from steptape.torch._ambient import Ambient
 from steptape.torch._belongings import Belongings
@@ -46,7 +47,13 @@ class Replay(torch.autograd.Function):
         return solution, end
 
     @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> NoReturn:
+        """Refused."""
+        refuse_forward_mode("odeint_adjoint")
+
+    @staticmethod
     def backward(ctx: Any, grad_solution: Tensor, _: Any) -> tuple[Tensor | None, ...]:
+        refuse_batches(grad_solution, "odeint_adjoint")
         y0, t, points, *rest = ctx.saved_tensors
         tape = ctx.tape.refilled(rest[len(ctx.params) :])
         side = Restored(ctx.side, tape.notes)
@@ -58,6 +65,23 @@ class Replay(torch.autograd.Function):
             pull = back.differentiable if torch.is_grad_enabled() else back.plain
             grads = ctx.belongings.given_back(lambda: pull(grad_solution))
         return (None, *(grad if need else None for grad, need in zip(grads, back.needed, strict=True)))
+
+
+def refuse_forward_mode(function: str) -> NoReturn:
+    """Raise where ``torch.autograd.forward_ad`` comes to a solve."""
+    raise UnsupportedError(
+        f"torch.autograd.forward_ad over {function}(..., adjoint_method=...): there is a tape to go back on, none to "
+        "go forward with. Use torch.func.jvp with odeint_adjoint and 'aca', or the host's own function on a fixed grid."
+    )
+
+
+def refuse_batches(cotangent: Tensor, function: str) -> None:
+    """Raise if the cotangent is a batch of them."""
+    if is_batch_of_cotangents(cotangent):
+        raise UnsupportedError(
+            f"{function}(..., adjoint_method=...): several cotangents at once (is_grads_batched=True, vectorize=True). "
+            "Take them one after another: vectorize=False, or a loop over torch.autograd.grad(..., retain_graph=True)."
+        )
 
 
 def check_leaves(timeline: Timeline, known: Sequence[Tensor]) -> None:

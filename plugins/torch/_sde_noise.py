@@ -10,7 +10,8 @@ Every step of the host begins with its query, so that is also where a replay set
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -63,6 +64,15 @@ class NotingBrownian:
         # Where nothing changes, one note serves all steps.
         if now and not same(self._note, note := self._side.note()):
             self._note = shared(note, self._note)
+
+    @contextmanager
+    def unnoticed(self, side: SideState) -> Iterator[None]:
+        """A block whose queries are not noted, and after which the side state is as before."""
+        noted = self._queries, self._versions, self._note
+        self._queries, self._versions = [], []
+        with side.kept():
+            yield
+        self._queries, self._versions, self._note = noted
 
     def taken(self) -> list[Query]:
         """The queries of a step that has been taken."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import bisect
 from collections.abc import Sequence
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -21,8 +21,9 @@ from steptape.compat import _torchsde as host
 from steptape.compat._torch_hooks import hooks_passed_by
 from steptape.torch._ambient import Ambient
 from steptape.torch._belongings import Belongings
-from steptape.torch._field import lost, pull_into, unknown_leaves
+from steptape.torch._field import lost, pull_into, shared_graphs_refused, unknown_leaves
 from steptape.torch._gate import Gate
+from steptape.torch._replay import refuse_batches, refuse_forward_mode
 from steptape.torch._sde_tape import State, Tape
 from steptape.torch._side_state import SideState
 from steptape.torch._sweep import check_end, states_backward
@@ -50,7 +51,13 @@ class SdeReplay(torch.autograd.Function):
         return (solution, *(after if tape.steps else map(torch.clone, after)))
 
     @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> NoReturn:
+        """Refused."""
+        refuse_forward_mode("sdeint_adjoint")
+
+    @staticmethod
     def backward(ctx: Any, grad_solution: Tensor, *grad_after: Tensor) -> tuple[Tensor | None, ...]:
+        refuse_batches(grad_solution, "sdeint_adjoint")
         given = ctx.extras or 0
         _, y0, *saved = ctx.saved_tensors
         extra, tensors = saved[:given], saved[given + len(ctx.params) :]
@@ -173,16 +180,8 @@ class _Back:
     def _pull(self, outputs: Sequence[Tensor], cotangents: Sequence[Tensor], inputs: Sequence[Tensor]) -> list[Tensor]:
         """The cotangents of ``inputs``; those of the parameters are added up."""
         pairs = [(x, c.to(x.dtype)) for x, c in zip(outputs, cotangents, strict=True)]
-        try:
+        with shared_graphs_refused("sdeint_adjoint", "sde", "aca"):
             return pull_into(self._totals, self._params, pairs, inputs)
-        except RuntimeError as error:
-            if "a second time" not in str(error):
-                raise
-            raise GradientError(
-                "sdeint_adjoint(sde, ..., adjoint_method='aca'): sde uses a tensor that was computed from its "
-                "parameters before the solve, and steps cannot share its graph. Compute it in sde's methods, or pass "
-                "it in adjoint_params instead of what it was computed from."
-            ) from error
 
     def _pull_first_extra(self, cotangents: list[Tensor]) -> list[Tensor]:
         """The cotangent of y0 alone, from those of y0 and of the extra state that the host made from it."""

@@ -24,8 +24,8 @@ from steptape.torch._tape import State, Tape, Timeline, sample
 class Clock:
     """func as the host evaluates it in the end, noting when: its arithmetic rounds times in ways of its own."""
 
-    def __init__(self, func: Any, watch: CacheWatch | None):
-        self._func = func if watch is None else functools.partial(watch.evaluated, func)
+    def __init__(self, func: Any, side: SideState, watch: CacheWatch | None):
+        self._func = func if watch is None else functools.partial(watch.evaluated, side.kept, func)
         self.times: list[Tensor] = []
         self.evaluated = False
 
@@ -52,7 +52,7 @@ class Recorder:
 
     def __init__(self, func: Any, keep: Keep, side: SideState, watch: CacheWatch | None, carries_slopes: bool = False):
         self._func = func
-        self._clock = Clock(host.without_sides(func), watch)
+        self._clock = Clock(host.without_sides(func), side, watch)
         self._evaluate = host.with_sides(self._clock)
         self._side = side
         self._carries_slopes = carries_slopes

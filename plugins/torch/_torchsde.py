@@ -36,8 +36,11 @@ class _Call(NamedTuple):
 class Recorder:
     """Stands in for a solver's ``step`` and notes the steps that the host accepts."""
 
-    def __init__(self, solver: Any, noise: NotingBrownian, keep: Keep, watch: CacheWatch | None):
-        self._step: Any = solver.step if watch is None else functools.partial(watch.evaluated, solver.step)
+    def __init__(self, solver: Any, noise: NotingBrownian, keep: Keep, side: SideState, watch: CacheWatch | None):
+        self._step: Any = solver.step
+        if watch is not None:
+            # Its queries of a step taken once more are no step's.
+            self._step = functools.partial(watch.evaluated, lambda: noise.unnoticed(side), solver.step)
         self._adaptive = solver.adaptive
         self._noise = noise
         self._device = keep.device
@@ -152,13 +155,13 @@ class Solve:
         note = side.note()
         noise = NotingBrownian(self.bm, side, self.taped)
         solver = self.solver(self.sde, noise)
-        recorder = Recorder(solver, noise, self.keep, self.watch)
+        recorder = Recorder(solver, noise, self.keep, side, self.watch)
         solver.step = recorder.step
         solution, after = _integrated(solver, y0, self.ts, extra)
         recorder.finish()
         changed = not same(note, side.note())
         if self.watch is not None:
-            with side.kept():
+            with noise.unnoticed(side):
                 self.watch.finish()
         tape = Tape(
             steps=recorder.steps,
