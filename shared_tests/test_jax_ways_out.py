@@ -131,7 +131,13 @@ def unsafe():
 
 TREE = {"y0": (1.0, 1.0)}
 STEPS = {"saveat": diffrax.SaveAt(steps=2, t1=True), "stepsize_controller": CONSTANT, "max_steps": 50}
-GRID = {"stepsize_controller": diffrax.StepTo(np.linspace(0, 1, 33))}
+
+
+def grid():
+    """Steps to given times, in the precision of the test."""
+    return {"stepsize_controller": diffrax.StepTo(np.linspace(0, 1, 33))}
+
+
 SPLIT = {
     "terms": lambda: (diffrax.ODETerm(lambda t, y, p: 0.0 * y), diffrax.ODETerm(lambda t, y, p: jnp.exp(-p) * y)),
     "solver": diffrax.SemiImplicitEuler(),
@@ -303,12 +309,12 @@ CASES = {
         by_aca("of lower order than its steps", QUADRATURE, solver=Crude()),
         Case(
             "StepTo(...)`, and no other one",
-            lambda: grad(QUADRATURE, **GRID),
+            lambda: grad(QUADRATURE, **grid()),
             {
-                "AdaptiveCheckpointAdjoint()": lambda: grad(ACA, **GRID),
+                "AdaptiveCheckpointAdjoint()": lambda: grad(ACA, **grid()),
                 "QuadratureAdjoint(stepsize_controller=...)": lambda: grad(
                     QuadratureAdjoint(stepsize_controller=PID),
-                    **GRID,
+                    **grid(),
                 ),
             },
         ),
