@@ -88,8 +88,9 @@ def odeint_adjoint(
         OptionError: an argument is wrong, such as times that are not monotone or an unknown option.
         UnsupportedError: a solver or a use whose steps cannot be replayed exactly, or whose dense output not be read,
             such as an event_fn that depends on parameters.
-        GradientError: where a gradient would be wrong: at once, if the first evaluation of func caches what it computes
-            from parameters; in the backward pass, if func uses a tensor that requires a gradient and is no parameter.
+        GradientError: where a gradient would be wrong: at once, if one of the first two evaluations of func keeps what
+            it computes from parameters for another one to use; in the backward pass, if func uses a tensor that
+            requires a gradient and is no parameter.
 
     Memory held between forward and backward: one state per accepted step, or ``checkpoints`` states, and a scalar per
     stage of each step, besides the solution itself. Where steps start from slopes they cannot recompute, these are held
@@ -110,6 +111,11 @@ def odeint_adjoint(
         cubic ``interp`` on a fixed grid; a compiled func or model; DistributedDataParallel and FSDP around the model
         that contains the solve; the transforms of ``torch.func``, in forward mode as well, at the memory of
         back-propagation, but not ``vmap`` over solves.
+
+    The gradient is that of what is returned: what func or a callback keeps of the solve itself has none. With
+    ``"quadrature"`` steps are as long as the cotangent and the forward solve let them be, and no error norm sees the
+    parameters' integrand: where a term is 0 that varies fast in its parameter, such as b cos(ωt) at b = 0, give
+    ``adjoint_options={"max_step": ...}``.
 
     Source: Zhuang et al., arXiv 2006.02493 (the tape and its replay); Hu, arXiv 2402.15141 (the step's adjoint, and the
     gradient as an integral). Where ``options["first_step"]`` is not given, the host's own back-propagation also

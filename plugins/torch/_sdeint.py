@@ -83,10 +83,10 @@ def sdeint_adjoint(
         OptionError: an argument is wrong, such as an unknown option or adjoint method.
         UnsupportedError: a use whose steps cannot be replayed exactly: increments that require a gradient, increments
             or states that sde changes in place, and the transforms of ``torch.func``.
-        GradientError: where a gradient would be wrong: at once, if the first step caches what sde computes from its
-            parameters; in the backward pass, if sde uses a tensor that requires one and is no parameter (looked for in
-            the first and the last step), or was computed from parameters before the solve; sde returns
-            other values than before (looked for in the last step), or, with ``checkpoints``, bm.
+        GradientError: where a gradient would be wrong: at once, if one of the first two steps keeps what sde computes
+            from its parameters for another one to use; in the backward pass, if sde uses a tensor that requires one and
+            is no parameter (looked for in the first and the last step), or was computed from parameters before the
+            solve; sde returns other values than before (looked for in the last step), or, with ``checkpoints``, bm.
 
     Memory held between forward and backward: one state and one increment per accepted step (those of its two halves if
     ``adaptive``), with the Lévy areas where the method uses them; or ``checkpoints`` states and a few numbers per
