@@ -216,8 +216,10 @@ def _backward(
     scale = jnp.where(scale == 0, 1, scale)
     outputs = Outputs(ts, jax.tree.map(lambda g: g / scale.astype(g.dtype), cotangents))
     dt0 = call.overrides.get("dt0", blocks.record.last_step())
-    # As many as forward, and those that end with a block.
-    max_steps = call.overrides.get("max_steps", call.solve["max_steps"] + blocks.record.tape.slots.steps)
+    # As many as forward, where it may be that none is longer, those that are rejected, and those that end with a block
+    # or at an output.
+    steps = 2 * call.solve["max_steps"] + blocks.record.tape.slots.steps + len(ts)
+    max_steps = call.overrides.get("max_steps", steps)
     tried = whole & jnp.isfinite(scale)
     a, integral, ok = solve_backward(
         call.steps(pull), blocks, call.controller(direction), span, outputs, jnp.abs(dt0), max_steps, tried

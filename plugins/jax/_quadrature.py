@@ -25,7 +25,9 @@ class QuadratureAdjoint(diffrax.AbstractAdjoint):
     integral of aᵀ ∂f/∂θ, taken inside each accepted step; no parameter is in the ODE, or in its error estimate. The
     backward solve takes the solver and the step size controller of the forward solve, with its tolerances, limits and
     norm. It begins with the forward solve's last step size, does not depend on the scale of the loss, and goes on with
-    the step size it had from one output to the next. The solution is diffrax's, bit for bit.
+    the step size it had from one output to the next. None of its steps is longer than the forward ones there, since no
+    error norm sees how fast ∂f/∂θ varies: where a term that does is 0, such as b cos(ωt) at b = 0, bound the steps by a
+    controller's ``dtmax``. The solution is diffrax's, bit for bit.
 
     Arguments:
         nodes: the quadrature. ``None``, the default: the stages of the step, with the weights of the method, which

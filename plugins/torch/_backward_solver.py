@@ -60,6 +60,9 @@ class BackwardSolver:
                 )
         given = _with_norm_of_state(given)
         shared = {name: value for name, value in (forward["options"] or {}).items() if name in names}
+        if "max_num_steps" in shared:
+            # Its steps are as many as the forward ones, and a few more where they end at an output.
+            shared["max_num_steps"] = 2 * shared["max_num_steps"] + 2
         rtol, atol = (forward[name] if adjoint[name] is None else adjoint[name] for name in ("rtol", "atol"))
         _, _, _, _, rtol, atol, _, options, _, _ = host.check_inputs(
             lambda t, y: y, y0, t, rtol, atol, method, {**shared, **given}, None, host.SOLVERS
