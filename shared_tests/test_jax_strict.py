@@ -24,8 +24,10 @@ DTYPES = {
 }
 
 
-# A continuous adjoint of a complex state is refused.
-PAIRS = [(n, d) for n in ADJOINTS for d in DTYPES if d != "complex" or n in ("default", "checkpoints", "stage")]
+# A continuous adjoint of a complex state is refused, and the host's own backward solve promotes the times to y's dtype.
+DISCRETE = ("default", "checkpoints", "stage")
+PAIRS = [(n, d) for n in ADJOINTS for d in DTYPES if d != "complex" or n in DISCRETE]
+PAIRS.remove(("seminorm", "float32 times"))
 
 
 def test_the_tests_run_without_promotion():

@@ -127,7 +127,8 @@ class HostSteps(_Steps):
         points, weights = np.polynomial.legendre.leggauss(self.nodes)
         s = s0 + (s1 - s0) * jnp.asarray((points + 1) / 2, s0.dtype)
         interpolation = self.solver.interpolation_cls(t0=s0, t1=s1, **dense)
-        gain = self.pull.integral(s, jax.vmap(interpolation.evaluate)(s), (s1 - s0) * weights / 2)
+        weights = jnp.asarray(weights / 2)
+        gain = self.pull.integral(s, jax.vmap(interpolation.evaluate)(s), (s1 - s0).astype(weights.dtype) * weights)
         return a1, error, gain, (state, jnp.array(False))
 
 

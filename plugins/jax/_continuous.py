@@ -157,7 +157,7 @@ def _solve_bwd(residuals, cotangents, perturbed, moving, call):
     wanted = is_wanted(rows[2:])
     ts, ys, g_ts, g_ys = jax.tree.map(lambda x: x[start:], rows)
     rates = jax.vmap(lambda t, y: rate(terms, t, y, args))(jnp.where(jnp.isfinite(ts), ts, end), ys)
-    g_ts = g_ts + _product(g_ys, rates, axis=0)
+    g_ts = g_ts + _product(g_ys, rates, axis=0).astype(g_ts.dtype)
 
     # The last row is for the time at which the solve ended, which in case of an event is neither t1 nor in ts.
     last = saved.save_index - 1 - start
@@ -177,7 +177,7 @@ def _solve_bwd(residuals, cotangents, perturbed, moving, call):
     a, (g_terms, more) = _backward(call, pull, blocks, terms.direction, (times[0], end), Outputs(ts, g_ys), whole)
     g_args = more if g_args is None else jax.tree.map(jnp.add, more, g_args)
     g_y0 = jax.tree.map(lambda a, g: a + g[0], a, rows[3]) if start else a
-    g_t0 = (rows[2][0] if start else 0) - _product(a, rate(terms, times[0], y0, args))
+    g_t0 = (rows[2][0] if start else 0) - _product(a, rate(terms, times[0], y0, args)).astype(end.dtype)
     g_in = None if times[2] is None else jnp.where(is_last, 0, g_ts)[: len(times[2])]
     g_times = (g_t0, jnp.where(ended, 0, g_end), g_in)
     grads = (*eqx.filter((g_y0, g_args, g_terms, g_times), perturbed[:4]), g_conditions)
