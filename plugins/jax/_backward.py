@@ -124,10 +124,10 @@ class HostSteps(_Steps):
         state, jumped = carried
         term = diffrax.ODETerm(self.pull.slope)
         a1, error, dense, state, _ = self.solver.step(term, s0, s1, a0, None, state, jumped)
-        points, weights = np.polynomial.legendre.leggauss(self.nodes)
+        points, gauss = np.polynomial.legendre.leggauss(self.nodes)
         s = s0 + (s1 - s0) * jnp.asarray((points + 1) / 2, s0.dtype)
         interpolation = self.solver.interpolation_cls(t0=s0, t1=s1, **dense)
-        weights = jnp.asarray(weights / 2)
+        weights = jnp.asarray(gauss / 2)
         gain = self.pull.integral(s, jax.vmap(interpolation.evaluate)(s), (s1 - s0).astype(weights.dtype) * weights)
         return a1, error, gain, (state, jnp.array(False))
 
