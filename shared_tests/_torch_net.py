@@ -71,12 +71,10 @@ class Field(torch.nn.Module):
     def _prepare(self, weights: str) -> None:
         if weights == "orthogonal":
             parametrizations.orthogonal(self.net, orthogonal_map="cayley")
-        elif weights == "weight norm":
+        elif weights in ("weight norm", "cached"):
             parametrizations.weight_norm(self.net)
         elif weights == "spectral norm":
             parametrizations.spectral_norm(self.net)
-        elif weights == "cached":
-            parametrizations.weight_norm(self.net)
         elif weights == "dropout":
             self.more = torch.nn.Dropout(0.3)
         elif weights == "batch norm":
@@ -189,7 +187,7 @@ def ode_calls(draw: Any) -> OdeCall:
         outputs=draw(st.integers(1, 4)),
         frequency=draw(st.sampled_from([1.0, 6.2832, 40.0, 300.0])),
         tolerance=draw(st.sampled_from([1e-2, 1e-3, 1e-4] if adaptive else [1e-3])),
-        options=draw(_options(method, start, event)),
+        options=draw(_options(method, event)),
         keep=draw(_keeps(method)),
         event=event,
         is_tuple=draw(st.booleans()) and dtype not in (torch.complex64, torch.complex128),
@@ -213,7 +211,7 @@ def quadrature_calls(draw: Any) -> OdeCall:
         start=draw(st.sampled_from([0.0, -7.0, 10.0])),
         frequency=draw(st.sampled_from([1.0, 6.2832, 40.0])),
         tolerance=1e-9,
-        options=draw(_options(method, 0.0, event=False)) | {"min_step": 1e-6},
+        options=draw(_options(method, event=False)) | {"min_step": 1e-6},
         keep={name: value for name, value in call.keep.items() if name != "graph"},
         second=False,
         no_module=False,
@@ -221,7 +219,7 @@ def quadrature_calls(draw: Any) -> OdeCall:
 
 
 @st.composite
-def _options(draw: Any, method: str, start: float, event: bool) -> dict[str, Any]:
+def _options(draw: Any, method: str, event: bool) -> dict[str, Any]:
     if method not in ADAPTIVE:
         interp = draw(st.sampled_from(["linear", "cubic"]))
         options = {"step_size": draw(st.sampled_from([0.09, 0.2])), "interp": interp, "perturb": draw(st.booleans())}

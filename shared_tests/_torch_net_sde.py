@@ -104,8 +104,7 @@ def run_sde(call: SdeCall, ours: bool) -> Outcome:
     sde = Sde(call)
     y0 = torch.randn(sdes.BATCH, sdes.STATE).to(call.dtype).requires_grad_()
     ts = call.start + torch.linspace(0, 0.7, call.outputs + 1, dtype=call.t_dtype)
-    channels = sdes.CHANNELS[call.case.noise_type] + bool(call.logqp)
-    size = (sdes.BATCH, sdes.CHANNELS[call.case.noise_type]) if not call.logqp else (sdes.BATCH, channels)
+    size = (sdes.BATCH, sdes.CHANNELS[call.case.noise_type] + call.logqp)
     levy = sdes.LEVY.get(call.case.method, "none")
     bm = torchsde.BrownianInterval(
         ts[0], ts[-1], size=size, entropy=call.seed, dtype=call.dtype, levy_area_approximation=levy

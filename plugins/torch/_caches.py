@@ -41,7 +41,7 @@ class CacheWatch:
         """
         if self._looks == 2:
             return evaluate(*args)
-        self._looks, self._last = self._looks + 1, (evaluate, args)
+        self._looks, self._last = self._looks + 1, (unnoticed, evaluate, args)
         with _Made() as made:
             out = evaluate(*args)
         # What func returned is alive as a rule; that it returns it once more needs no look at its operations.
@@ -49,8 +49,7 @@ class CacheWatch:
         self._made = {**self._made, **made.tensors}
         returned = {id(x) for x in _tensors(out)}
         if any(held() is not None for key, held in made.tensors.items() if key not in returned):
-            with unnoticed():
-                self._again(evaluate, args)
+            self._again(*self._last)
         return out
 
     def finish(self) -> None:
@@ -59,9 +58,9 @@ class CacheWatch:
             self._again(*self._last)
         self._last = ()
 
-    def _again(self, evaluate: Callable[..., Any], args: Any) -> None:
+    def _again(self, unnoticed: Callable[[], Any], evaluate: Callable[..., Any], args: Any) -> None:
         args = _copied(args)
-        with _Seen() as seen:
+        with unnoticed(), _Seen() as seen:
             out = evaluate(*args)
         self._check(args, (*seen.tensors, *_tensors(out)))
 

@@ -201,8 +201,7 @@ class Solve:
         else:
             end, solution = solver.integrate_until_event(t[0], self.event_fn)
         if self.watch is not None:
-            with side.kept():
-                self.watch.finish()
+            self.watch.finish()
         if any(x.y.dtype != y0.dtype or x.y.shape != y0.shape for x in recorder.states.values()):
             raise UnsupportedError(
                 f"odeint_adjoint(..., adjoint_method='aca'): the state y0 ({y0.dtype}, shape {tuple(y0.shape)}) turned "
