@@ -157,6 +157,11 @@ def call_after_steps(solver: Any, note: Any) -> None:
     solver._adaptive_step = noted_step
 
 
+def last_state(solver: Any) -> torch.Tensor:
+    """The state at the end of the last step that an adaptive solver took."""
+    return solver.rk_state.y1
+
+
 def check_inputs(*args: Any) -> tuple[Any, ...]:
     """The host's normal form of a call, its func with callbacks also where the host knows none."""
     checked = _check_inputs(*args)
