@@ -270,12 +270,18 @@ def test_what_is_kept_for_this_very_tensor_is_right(method):
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-14)
 
 
-def test_an_sde_whose_drift_and_diffusion_share_what_is_kept_for_a_time():
+@pytest.mark.parametrize(
+    ("sde_type", "method"),
+    # Of the last two, only the next step uses what is kept for a time.
+    [("ito", "euler"), ("ito", "milstein"), ("stratonovich", "heun"), ("stratonovich", "euler_heun")],
+    ids=lambda x: x,
+)
+def test_an_sde_whose_drift_and_diffusion_share_what_is_kept_for_a_time(sde_type, method):
     pytest.importorskip("torchsde")
     from steptape.torch import sdeint_adjoint
 
     class Shared(LastTime):
-        noise_type, sde_type = "diagonal", "ito"
+        noise_type = "diagonal"
 
         def f(self, t, y):
             return torch.tanh(y @ self.kept(t, y))
@@ -284,5 +290,7 @@ def test_an_sde_whose_drift_and_diffusion_share_what_is_kept_for_a_time():
             return torch.sigmoid(y @ self.kept(t, y))
 
     y0 = Y0.clone().requires_grad_()
+    sde = Shared()
+    sde.sde_type = sde_type
     with pytest.raises(GradientError, match=r"^sdeint_adjoint.*computed"):
-        sdeint_adjoint(Shared(), y0, [0.0, 1.0], dt=0.1, method="euler", adjoint_method="aca").sum().backward()
+        sdeint_adjoint(sde, y0, [0.0, 1.0], dt=0.1, method=method, adjoint_method="aca")

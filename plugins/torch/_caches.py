@@ -32,6 +32,7 @@ class CacheWatch:
         self._call, self._func = call, func
         self._looks = 0
         self._last: tuple[Any, ...] = ()
+        self._latest: dict[int, weakref.ref[Tensor]] = {}
         self._made: dict[int, weakref.ref[Tensor]] = {}
 
     def evaluated(self, unnoticed: Callable[[], Any], evaluate: Callable[..., Any], *args: Any) -> Any:
@@ -42,27 +43,30 @@ class CacheWatch:
         if self._looks == 2:
             return evaluate(*args)
         self._looks, self._last = self._looks + 1, (unnoticed, evaluate, args)
-        with _Made() as made:
-            out = evaluate(*args)
+        out = self._looked_at(evaluate, args)
         # What func returned is alive as a rule; that it returns it once more needs no look at its operations.
-        self._check(args, _tensors(out))
-        self._made = {**self._made, **made.tensors}
-        returned = {id(x) for x in _tensors(out)}
-        if any(held() is not None for key, held in made.tensors.items() if key not in returned):
+        others = set(self._latest) - {id(x) for x in _tensors(out)}
+        if any(self._latest[key]() is not None for key in others):
             self._again(*self._last)
         return out
 
     def finish(self) -> None:
         """After the solve: if one evaluation was all it took, what it returned is tried as well."""
-        if self._looks == 1 and any(held() is not None for held in self._made.values()):
+        if self._looks == 1 and any(held() is not None for held in self._latest.values()):
             self._again(*self._last)
         self._last = ()
 
     def _again(self, unnoticed: Callable[[], Any], evaluate: Callable[..., Any], args: Any) -> None:
-        args = _copied(args)
-        with unnoticed(), _Seen() as seen:
+        with unnoticed():
+            self._looked_at(evaluate, _copied(args))
+
+    def _looked_at(self, evaluate: Callable[..., Any], args: Any) -> Any:
+        """``evaluate(*args)``, if it uses nothing that was made before; what it makes is noted."""
+        with _Made() as made, _Seen() as seen:
             out = evaluate(*args)
         self._check(args, (*seen.tensors, *_tensors(out)))
+        self._latest, self._made = made.tensors, {**self._made, **made.tensors}
+        return out
 
     def _check(self, args: Any, used: Iterable[Tensor]) -> None:
         own = {id(x) for x in _tensors(args)}
