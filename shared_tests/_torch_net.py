@@ -23,7 +23,7 @@ from torch import Tensor
 from steptape.compat._torchdiffeq import SOLVERS
 from steptape.shared_tests._torch_oracle import ADAPTIVE
 from steptape.torch import odeint_adjoint
-from steptape.torch._tableau import tableau_of
+from steptape.torch._hosts.tableau import tableau_of
 
 BATCH, SIZE = 5, 3
 METHODS = [name for name, solver in SOLVERS.items() if tableau_of(solver) is not None]

@@ -25,7 +25,7 @@ def rows(title):
 def test_the_table_of_torchdiffeq_s_methods():
     pytest.importorskip("torchdiffeq")
     from steptape.compat._torchdiffeq import SOLVERS
-    from steptape.torch._tableau import tableau_of
+    from steptape.torch._hosts.tableau import tableau_of
 
     told = dict(rows("torchdiffeq, by `method`:"))
     for name, solver in SOLVERS.items():

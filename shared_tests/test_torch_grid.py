@@ -13,7 +13,7 @@ import torchdiffeq
 from steptape.compat._torchdiffeq import SOLVERS, option_names
 from steptape.shared_tests._torch_oracle import ADAMS, ADAPTIVE, distance
 from steptape.torch import odeint_adjoint
-from steptape.torch._tableau import tableau_of
+from steptape.torch._hosts.tableau import tableau_of
 
 SUPPORTED = [name for name, solver in SOLVERS.items() if tableau_of(solver) is not None]
 JUMP = 0.75

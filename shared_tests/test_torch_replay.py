@@ -11,7 +11,7 @@ from steptape.compat._torchdiffeq import SOLVERS
 from steptape.shared_tests._torch_oracle import ADAPTIVE, FIXED_GRID, Module
 from steptape.shared_tests.problems import PROBLEMS
 from steptape.torch import odeint_adjoint
-from steptape.torch._tableau import tableau_of
+from steptape.torch._hosts.tableau import tableau_of
 
 STAGES = {"dopri5": 6, "dopri8": 13, "bosh3": 3, "fehlberg2": 2, "adaptive_heun": 1}
 STAGES |= {"euler": 1, "midpoint": 2, "heun2": 2, "heun3": 3, "rk4": 4}

@@ -13,7 +13,7 @@ from steptape.compat import _torchdiffeq as host
 from steptape.shared_tests._torch_oracle import differentiate, distance
 from steptape.shared_tests.problems import PROBLEMS
 from steptape.torch import odeint_adjoint
-from steptape.torch._tableau import tableau_of
+from steptape.torch._hosts.tableau import tableau_of
 
 ALL = [name for name in host.SOLVERS if name != "aca"]
 REPLAYED = [name for name in ALL if tableau_of(host.SOLVERS[name]) is not None]

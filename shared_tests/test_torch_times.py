@@ -7,7 +7,7 @@ import torchdiffeq
 from steptape.compat._torchdiffeq import SOLVERS
 from steptape.shared_tests._torch_oracle import ADAPTIVE
 from steptape.torch import odeint_adjoint
-from steptape.torch._tableau import tableau_of
+from steptape.torch._hosts.tableau import tableau_of
 
 METHODS = [name for name, solver in SOLVERS.items() if tableau_of(solver) is not None]
 pytestmark = pytest.mark.filterwarnings("ignore:Functional iteration did not converge")

@@ -673,7 +673,7 @@ def test_a_way_out_that_is_named_works(case):
 def sources():
     """Each refusal in the source: where it is, and the words of its own."""
     errors = ("OptionError", "UnsupportedError", "GradientError", "HostChangedError")
-    for path in sorted(Path(steptape.torch.__file__).parent.glob("*.py")):
+    for path in sorted(Path(steptape.torch.__file__).parent.rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Raise) and getattr(getattr(node.exc, "func", None), "id", "") in errors:
                 constants = [str(x.value) for x in ast.walk(node.exc) if isinstance(x, ast.Constant)]

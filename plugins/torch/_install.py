@@ -13,8 +13,8 @@ from typing import Any
 
 from steptape._errors import HostChangedError, OptionError
 from steptape.compat import _torchdiffeq as host
+from steptape.torch._method import AcaSolver
 from steptape.torch._odeint import odeint_adjoint
-from steptape.torch._solver import AcaSolver
 
 _LOCK = threading.RLock()
 _active: list[Installation] = []

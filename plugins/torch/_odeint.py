@@ -12,13 +12,13 @@ from torch import Tensor
 
 from steptape._errors import OptionError, UnsupportedError
 from steptape.compat import _torchdiffeq as host
-from steptape.torch._backward_solver import BackwardSolver
-from steptape.torch._keep import Keep
+from steptape.torch._continuous.quadrature import QuadratureBack, check_supported
+from steptape.torch._continuous.solver import BackwardSolver
+from steptape.torch._hosts.tableau import tableau_of
+from steptape.torch._hosts.torchdiffeq import Solve
 from steptape.torch._parameters import parameters_of
-from steptape.torch._quadrature import QuadratureBack, check_supported
 from steptape.torch._stats import replay
-from steptape.torch._tableau import tableau_of
-from steptape.torch._torchdiffeq import Solve
+from steptape.torch._tape.checkpoints import Keep
 from steptape.torch._without_effect import changed, tell
 
 State = Any

@@ -12,13 +12,13 @@ from torch import Tensor
 from steptape._errors import OptionError, UnsupportedError
 from steptape.compat import _torchsde as host
 from steptape.compat._torch import transforms_active
-from steptape.torch._caches import CacheWatch
-from steptape.torch._keep import Keep
+from steptape.torch._autograd.caches import CacheWatch
+from steptape.torch._hosts.torchsde import Solve
 from steptape.torch._parameters import parameters_of
-from steptape.torch._sde_replay import SdeReplay
+from steptape.torch._replay.sde import SdeReplay
 from steptape.torch._sde_seminorm import with_seminorm
 from steptape.torch._stats import recorded_sde
-from steptape.torch._torchsde import Solve
+from steptape.torch._tape.checkpoints import Keep
 from steptape.torch._without_effect import changed, tell
 
 

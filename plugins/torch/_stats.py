@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from steptape.compat._torch import transforms_active
-from steptape.torch._caches import CacheWatch
-from steptape.torch._replay import Replay
-from steptape.torch._side_state import SideState
-from steptape.torch._transforms import solve_in_transforms
+from steptape.torch._autograd.caches import CacheWatch
+from steptape.torch._autograd.side_state import SideState
+from steptape.torch._replay.function import Replay
+from steptape.torch._replay.transforms import solve_in_transforms
 
 
 @dataclasses.dataclass

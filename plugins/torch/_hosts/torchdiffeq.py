@@ -14,11 +14,11 @@ from steptape._errors import GradientError, UnsupportedError
 from steptape._plan import Keeper
 from steptape.compat import _torchdiffeq as host
 from steptape.compat._unsupported import unsupported
-from steptape.torch._caches import CacheWatch
-from steptape.torch._keep import Keep
-from steptape.torch._side_state import Note, SideState, same, shared
-from steptape.torch._tableau import Tableau
-from steptape.torch._tape import State, Tape, Timeline, sample
+from steptape.torch._autograd.caches import CacheWatch
+from steptape.torch._autograd.side_state import Note, SideState, same, shared
+from steptape.torch._hosts.tableau import Tableau
+from steptape.torch._tape.checkpoints import Keep
+from steptape.torch._tape.tape import State, Tape, Timeline, sample
 
 
 class Clock:

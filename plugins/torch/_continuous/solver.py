@@ -10,9 +10,9 @@ from torch import Tensor
 
 from steptape._errors import OptionError, UnsupportedError
 from steptape.compat import _torchdiffeq as host
-from steptape.torch._keep import Keep
+from steptape.torch._hosts.tableau import Tableau, tableau_of
 from steptape.torch._seminorm import Seminorm
-from steptape.torch._tableau import Tableau, tableau_of
+from steptape.torch._tape.checkpoints import Keep
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from steptape._errors import GradientError
 from steptape._plan import reversal
-from steptape.torch._field import Field
-from steptape.torch._tape import State, Tape, Timeline, sample
+from steptape.torch._autograd.field import Field
+from steptape.torch._tape.tape import State, Tape, Timeline, sample
 
 S = TypeVar("S")
 

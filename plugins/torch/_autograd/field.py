@@ -11,8 +11,8 @@ from torch import Tensor
 
 from steptape._errors import GradientError, OptionError
 from steptape.compat._torch import pull
-from steptape.torch._ambient import Ambient
-from steptape.torch._side_state import Restored
+from steptape.torch._autograd.ambient import Ambient
+from steptape.torch._autograd.side_state import Restored
 
 
 class Stage(NamedTuple):

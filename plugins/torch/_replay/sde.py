@@ -19,15 +19,15 @@ from torch import Tensor
 from steptape._errors import GradientError
 from steptape.compat import _torchsde as host
 from steptape.compat._torch_hooks import hooks_passed_by
-from steptape.torch._ambient import Ambient
-from steptape.torch._belongings import Belongings
-from steptape.torch._field import lost, pull_into, shared_graphs_refused, unknown_leaves
-from steptape.torch._gate import Gate
-from steptape.torch._replay import refuse_batches, refuse_forward_mode
-from steptape.torch._sde_tape import State, Tape
-from steptape.torch._side_state import SideState
-from steptape.torch._sweep import check_end, states_backward
-from steptape.torch._torchsde import Solve, Stepper
+from steptape.torch._autograd.ambient import Ambient
+from steptape.torch._autograd.belongings import Belongings
+from steptape.torch._autograd.field import lost, pull_into, shared_graphs_refused, unknown_leaves
+from steptape.torch._autograd.gate import Gate
+from steptape.torch._autograd.side_state import SideState
+from steptape.torch._hosts.torchsde import Solve, Stepper
+from steptape.torch._replay.function import refuse_batches, refuse_forward_mode
+from steptape.torch._replay.sweep import check_end, states_backward
+from steptape.torch._tape.sde import State, Tape
 
 
 class SdeReplay(torch.autograd.Function):

@@ -24,14 +24,14 @@ from torch import Tensor
 
 from steptape._errors import GradientError, UnsupportedError
 from steptape.compat._torch import pull, transforms_active
-from steptape.torch._ambient import Ambient
-from steptape.torch._backward_solver import BackwardSolver
-from steptape.torch._dense import DenseOutput
-from steptape.torch._field import Field, shared_graphs_refused
-from steptape.torch._runge_kutta import RungeKuttaSweep
-from steptape.torch._side_state import Restored
-from steptape.torch._tape import Tape
-from steptape.torch._torchdiffeq import Solve
+from steptape.torch._autograd.ambient import Ambient
+from steptape.torch._autograd.field import Field, shared_graphs_refused
+from steptape.torch._autograd.side_state import Restored
+from steptape.torch._continuous.dense import DenseOutput
+from steptape.torch._continuous.solver import BackwardSolver
+from steptape.torch._hosts.torchdiffeq import Solve
+from steptape.torch._replay.runge_kutta import RungeKuttaSweep
+from steptape.torch._tape.tape import Tape
 
 
 def check_supported(points: Tensor) -> None:

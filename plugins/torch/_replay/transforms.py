@@ -15,11 +15,11 @@ from torch import Tensor
 from steptape._errors import UnsupportedError
 from steptape.compat import _torch
 from steptape.compat import _torchdiffeq as host
-from steptape.torch._ambient import Ambient
-from steptape.torch._chain import chain
-from steptape.torch._field import Field
-from steptape.torch._side_state import Restored, SideState
-from steptape.torch._torchdiffeq import Solve
+from steptape.torch._autograd.ambient import Ambient
+from steptape.torch._autograd.field import Field
+from steptape.torch._autograd.side_state import Restored, SideState
+from steptape.torch._hosts.torchdiffeq import Solve
+from steptape.torch._replay.unrolled import chain
 
 
 def solve_in_transforms(solve: Solve, y0: Tensor, t: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:

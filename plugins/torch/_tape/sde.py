@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from steptape.torch._side_state import Note
+from steptape.torch._autograd.side_state import Note
 
 State = tuple[Tensor, ...]  # Where a step starts: y, and the solver's extra state.
 

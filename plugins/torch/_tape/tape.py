@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from steptape.torch._side_state import Note
+from steptape.torch._autograd.side_state import Note
 
 
 class State(NamedTuple):

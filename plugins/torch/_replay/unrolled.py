@@ -11,11 +11,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from steptape.torch._field import Field
-from steptape.torch._tableau import Tableau
-from steptape.torch._tape import Tape, Timeline
-from steptape.torch._torchdiffeq import Solve
-from steptape.torch._whole_step import step_sizes, whole_step
+from steptape.torch._autograd.field import Field
+from steptape.torch._hosts.tableau import Tableau
+from steptape.torch._hosts.torchdiffeq import Solve
+from steptape.torch._replay.host_step import step_sizes, whole_step
+from steptape.torch._tape.tape import Tape, Timeline
 
 
 def chain(solve: Solve, tape: Tape, timeline: Timeline, field: Field, y0: Tensor) -> Tensor:

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from steptape._errors import OptionError, UnsupportedError
 from steptape.compat import _torchdiffeq as host
-from steptape.torch._keep import Keep
 from steptape.torch._odeint import check_event, solve_of
 from steptape.torch._parameters import parameters_of
 from steptape.torch._stats import replay
+from steptape.torch._tape.checkpoints import Keep
 
 
 class AcaSolver:

@@ -16,10 +16,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from steptape.torch._field import Field, Stage
-from steptape.torch._sweep import Sweep, check_end
-from steptape.torch._tableau import Tableau
-from steptape.torch._tape import State, Tape, Timeline
+from steptape.torch._autograd.field import Field, Stage
+from steptape.torch._hosts.tableau import Tableau
+from steptape.torch._replay.sweep import Sweep, check_end
+from steptape.torch._tape.tape import State, Tape, Timeline
 
 
 class _Link(NamedTuple):

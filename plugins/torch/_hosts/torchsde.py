@@ -15,13 +15,13 @@ from steptape._errors import UnsupportedError
 from steptape._plan import Keeper
 from steptape.compat import _torchsde as host
 from steptape.compat._unsupported import unsupported
-from steptape.torch._ambient import Ambient
-from steptape.torch._caches import CacheWatch
-from steptape.torch._keep import Keep
-from steptape.torch._sde_noise import NotingBrownian, Query, ReplayingBrownian
-from steptape.torch._sde_once import REPEATING, Once
-from steptape.torch._sde_tape import State, Step, Tape, serving
-from steptape.torch._side_state import SideState, same
+from steptape.torch._autograd.ambient import Ambient
+from steptape.torch._autograd.caches import CacheWatch
+from steptape.torch._autograd.side_state import SideState, same
+from steptape.torch._hosts.brownian import NotingBrownian, Query, ReplayingBrownian
+from steptape.torch._hosts.memo import REPEATING, Once
+from steptape.torch._tape.checkpoints import Keep
+from steptape.torch._tape.sde import State, Step, Tape, serving
 
 
 class _Call(NamedTuple):

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from steptape.compat import _torchdiffeq as host
-from steptape.torch._field import Field
-from steptape.torch._sweep import Sweep, check_end
-from steptape.torch._tape import State, Tape, Timeline
-from steptape.torch._torchdiffeq import Solve
+from steptape.torch._autograd.field import Field
+from steptape.torch._hosts.torchdiffeq import Solve
+from steptape.torch._replay.sweep import Sweep, check_end
+from steptape.torch._tape.tape import State, Tape, Timeline
 
 
 class WholeStepSweep(Sweep):

@@ -12,17 +12,17 @@ from torch import Tensor
 from steptape._errors import GradientError, UnsupportedError
 from steptape.compat._torch import is_batch_of_cotangents
 from steptape.compat._torch_hooks import hooks_passed_by
-from steptape.torch._ambient import Ambient
-from steptape.torch._belongings import Belongings
-from steptape.torch._chain import chain
-from steptape.torch._field import Field, lost, unknown_leaves
-from steptape.torch._gate import Gate
-from steptape.torch._runge_kutta import RungeKuttaSweep
-from steptape.torch._side_state import Restored, SideState
-from steptape.torch._sweep import Sweep, check_end
-from steptape.torch._tape import Tape, Timeline
-from steptape.torch._torchdiffeq import Solve
-from steptape.torch._whole_step import WholeStepSweep
+from steptape.torch._autograd.ambient import Ambient
+from steptape.torch._autograd.belongings import Belongings
+from steptape.torch._autograd.field import Field, lost, unknown_leaves
+from steptape.torch._autograd.gate import Gate
+from steptape.torch._autograd.side_state import Restored, SideState
+from steptape.torch._hosts.torchdiffeq import Solve
+from steptape.torch._replay.host_step import WholeStepSweep
+from steptape.torch._replay.runge_kutta import RungeKuttaSweep
+from steptape.torch._replay.sweep import Sweep, check_end
+from steptape.torch._replay.unrolled import chain
+from steptape.torch._tape.tape import Tape, Timeline
 
 
 class Replay(torch.autograd.Function):

@@ -1,0 +1,1 @@
+"""func under autograd, in the surroundings it was solved in."""

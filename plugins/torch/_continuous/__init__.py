@@ -1,0 +1,1 @@
+"""Continuous adjoints: a backward solve of its own."""

@@ -1,0 +1,1 @@
+"""The hosts: what each gives to be replayed, as an abstract solve."""

@@ -1,0 +1,1 @@
+"""The replay: the accepted steps of a tape taken again, and differentiated."""

@@ -1,0 +1,1 @@
+"""The tape: what is held between the forward and the backward pass."""
