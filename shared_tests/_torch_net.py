@@ -23,10 +23,10 @@ from torch import Tensor
 from steptape.compat._torchdiffeq import SOLVERS
 from steptape.shared_tests._torch_oracle import ADAPTIVE
 from steptape.torch import odeint_adjoint
-from steptape.torch._hosts.tableau import tableau_of
+from steptape.torch._hosts.scheme import scheme_of
 
 BATCH, SIZE = 5, 3
-METHODS = [name for name, solver in SOLVERS.items() if tableau_of(solver) is not None]
+METHODS = [name for name, solver in SOLVERS.items() if scheme_of(solver) is not None]
 WEIGHTS = (
     "plain",
     "doubled by a hook",
@@ -239,8 +239,8 @@ def _keeps(draw: Any, method: str) -> dict[str, Any]:
         keep["checkpoints"] = draw(st.integers(1, 4))
     if draw(st.integers(0, 3)) == 0:
         keep["checkpoint_device"] = "cpu"
-    tableau = tableau_of(SOLVERS[method])
-    if tableau is not None and not tableau.whole and draw(st.booleans()):
+    scheme = scheme_of(SOLVERS[method])
+    if scheme is not None and scheme.tableau is not None and draw(st.booleans()):
         keep["graph"] = "stage"
     return keep
 

@@ -25,11 +25,11 @@ def rows(title):
 def test_the_table_of_torchdiffeq_s_methods():
     pytest.importorskip("torchdiffeq")
     from steptape.compat._torchdiffeq import SOLVERS
-    from steptape.torch._hosts.tableau import tableau_of
+    from steptape.torch._hosts.scheme import scheme_of
 
     told = dict(rows("torchdiffeq, by `method`:"))
     for name, solver in SOLVERS.items():
-        assert told[name] == ("yes" if tableau_of(solver) else "refused")
+        assert told[name] == ("yes" if scheme_of(solver) else "refused")
 
 
 def test_the_table_of_diffrax_s_solvers():

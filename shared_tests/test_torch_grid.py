@@ -13,9 +13,9 @@ import torchdiffeq
 from steptape.compat._torchdiffeq import SOLVERS, option_names
 from steptape.shared_tests._torch_oracle import ADAMS, ADAPTIVE, distance
 from steptape.torch import odeint_adjoint
-from steptape.torch._hosts.tableau import tableau_of
+from steptape.torch._hosts.scheme import scheme_of
 
-SUPPORTED = [name for name, solver in SOLVERS.items() if tableau_of(solver) is not None]
+SUPPORTED = [name for name, solver in SOLVERS.items() if scheme_of(solver) is not None]
 JUMP = 0.75
 POINTS = ("step_t", "jump_t")
 
@@ -72,7 +72,7 @@ WANTED = [["y0", "params", "times"], ["y0", "params"], ["y0"], ["params"], ["tim
 
 def iterates(method):
     """Whether a solver of the host solves for all stages of an implicit Runge-Kutta method."""
-    return tableau_of(SOLVERS[method]).whole and method not in ADAMS
+    return scheme_of(SOLVERS[method]).tableau is None and method not in ADAMS
 
 
 def factors(method):
@@ -85,7 +85,7 @@ def factors(method):
         "times": TIMES,
         "reverse": [False, True],
         "tolerances": ["one", "each"],
-        "memory": [m for m in MEMORY if not (tableau_of(solver).whole and "graph" in m)],
+        "memory": [m for m in MEMORY if not (scheme_of(solver).tableau is None and "graph" in m)],
         "wanted": WANTED,
         **{f"options {i}": values for i, values in enumerate(OPTIONS) if set().union(*values) <= option_names(solver)},
     }

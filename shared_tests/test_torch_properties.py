@@ -12,9 +12,9 @@ from torch import Tensor
 from steptape.compat._torchdiffeq import SOLVERS
 from steptape.shared_tests._torch_oracle import ADAMS, ADAPTIVE, distance
 from steptape.torch import odeint_adjoint
-from steptape.torch._hosts.tableau import tableau_of
+from steptape.torch._hosts.scheme import scheme_of
 
-SUPPORTED = [name for name, solver in SOLVERS.items() if tableau_of(solver) is not None]
+SUPPORTED = [name for name, solver in SOLVERS.items() if scheme_of(solver) is not None]
 pytestmark = pytest.mark.filterwarnings("ignore:Functional iteration did not converge")
 
 
@@ -149,7 +149,7 @@ def test_close_to_the_closed_form(problem):
 @repeatable(100)
 @given(problems(), st.integers(1, 12), st.sampled_from(["step", "stage"]))
 def test_less_memory_gives_the_same_gradient(problem, checkpoints, graph):
-    graph = {} if tableau_of(SOLVERS[problem.call["method"]]).whole else {"graph": graph}
+    graph = {} if scheme_of(SOLVERS[problem.call["method"]]).tableau is None else {"graph": graph}
     _, expected = problem.solve()
     _, found = problem.solve(checkpoints=checkpoints, **graph)
     assert distance([found], [expected]) <= 1e-12

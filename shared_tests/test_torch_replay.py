@@ -11,7 +11,7 @@ from steptape.compat._torchdiffeq import SOLVERS
 from steptape.shared_tests._torch_oracle import ADAPTIVE, FIXED_GRID, Module
 from steptape.shared_tests.problems import PROBLEMS
 from steptape.torch import odeint_adjoint
-from steptape.torch._hosts.tableau import tableau_of
+from steptape.torch._hosts.scheme import scheme_of
 
 STAGES = {"dopri5": 6, "dopri8": 13, "bosh3": 3, "fehlberg2": 2, "adaptive_heun": 1}
 STAGES |= {"euler": 1, "midpoint": 2, "heun2": 2, "heun3": 3, "rk4": 4}
@@ -117,7 +117,7 @@ def test_the_tape_holds_states_and_scalars_and_no_graph(method):
     # y0 is both an input and the first state.
     assert len(states) == 1 + steps + (steps - 1 if method in CARRIES_A_SLOPE else 0)
     scalars = sum(x.numel() for x in held) - sum(x.numel() for x in states) - func.params.numel()
-    stages = tableau_of(SOLVERS[method]).stages
+    stages = scheme_of(SOLVERS[method]).tableau.stages
     assert scalars <= (2 + stages) * steps + 1 + 2 * len(ys) + 2 * y0.numel()
 
 

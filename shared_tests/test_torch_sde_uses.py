@@ -262,9 +262,9 @@ def test_a_state_of_reversible_heun_has_its_slopes_with_it():
 def test_the_states_wait_for_no_garbage_collector(sde_type, method, areas, backward):
     sde, bm = Sde(sde_type, "diagonal"), interval("diagonal", LEVY.get(method, "none"))
     ys = sdeint_adjoint(sde, initial(), [0.0, 1.0], bm=bm, method=method, dt=1 / 8, adjoint_method="aca")
-    # The answers of bm come last, and bm has them too; before them the states after each step.
+    # The answers of bm come last, and bm has them too; before them samples and times; then states.
     answers = 8 * (1 + areas)
-    states = [weakref.ref(x.untyped_storage()) for x in ys.grad_fn.saved_tensors[-8 - answers : -answers]]
+    states = [weakref.ref(x.untyped_storage()) for x in ys.grad_fn.saved_tensors[-9 - answers : -2 - answers]]
     assert all(state() is not None for state in states)
     gc.disable()
     try:
@@ -281,7 +281,7 @@ def test_no_graph_is_held():
     """No autograd node but the solve's own lies between the solution and its inputs."""
     for sde_type, method in (("ito", "srk"), ("stratonovich", "reversible_heun")):
         node, *_ = solved("diagonal", method, 16, sde_type=sde_type)
-        while node is not None and "SdeReplay" not in type(node).__name__:
+        while node is not None and "Replay" not in type(node).__name__:
             node = node.next_functions[0][0]
         assert all(type(parent).__name__ == "AccumulateGrad" for parent, _ in node.next_functions if parent is not None)
 

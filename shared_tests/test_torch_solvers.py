@@ -13,12 +13,12 @@ from steptape.compat import _torchdiffeq as host
 from steptape.shared_tests._torch_oracle import differentiate, distance
 from steptape.shared_tests.problems import PROBLEMS
 from steptape.torch import odeint_adjoint
-from steptape.torch._hosts.tableau import tableau_of
+from steptape.torch._hosts.scheme import scheme_of
 
 ALL = [name for name in host.SOLVERS if name != "aca"]
-REPLAYED = [name for name in ALL if tableau_of(host.SOLVERS[name]) is not None]
-FIXED_GRID = [name for name in REPLAYED if not tableau_of(host.SOLVERS[name]).chained]
-WHOLE = [name for name in REPLAYED if tableau_of(host.SOLVERS[name]).whole]
+REPLAYED = [name for name in ALL if scheme_of(host.SOLVERS[name]) is not None]
+FIXED_GRID = [name for name in REPLAYED if not scheme_of(host.SOLVERS[name]).hands_on]
+WHOLE = [name for name in REPLAYED if scheme_of(host.SOLVERS[name]).tableau is None]
 IMPLICIT = [name for name in WHOLE if not issubclass(host.SOLVERS[name], host.Adams)]
 ACA = {"adjoint_method": "aca"}
 

@@ -195,7 +195,7 @@ def test_events_and_the_registered_solver_are_recorded():
 
 
 def test_outside_of_a_block_nothing_is_wrapped(monkeypatch):
-    monkeypatch.setattr(_stats, "_Recorded", None)
+    monkeypatch.setattr(_stats, "_Meter", None)
     with record_solves():
         pass
     solve()

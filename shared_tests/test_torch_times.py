@@ -7,9 +7,9 @@ import torchdiffeq
 from steptape.compat._torchdiffeq import SOLVERS
 from steptape.shared_tests._torch_oracle import ADAPTIVE
 from steptape.torch import odeint_adjoint
-from steptape.torch._hosts.tableau import tableau_of
+from steptape.torch._hosts.scheme import scheme_of
 
-METHODS = [name for name, solver in SOLVERS.items() if tableau_of(solver) is not None]
+METHODS = [name for name, solver in SOLVERS.items() if scheme_of(solver) is not None]
 pytestmark = pytest.mark.filterwarnings("ignore:Functional iteration did not converge")
 
 
@@ -48,7 +48,7 @@ def test_times_are_those_of_the_solve(method, dtype, t_dtype):
     for start in (0.0, 300.0):
         t = start + torch.tensor([0.0, 0.4, 0.8], dtype=t_dtype)
         more = {"interp": "cubic", "perturb": True} if start and method not in ADAPTIVE else {}
-        keep = {} if tableau_of(SOLVERS[method]).whole else {"graph": "stage"}
+        keep = {} if scheme_of(SOLVERS[method]).tableau is None else {"graph": "stage"}
         for adjoint_options in ({}, {"checkpoints": 2}, keep):
             func.times = {True: [], False: []}
             call = {"method": method, "adjoint_method": "aca", "adjoint_options": adjoint_options}

@@ -7,7 +7,7 @@ import torch
 import torchdiffeq
 
 from steptape import OptionError, SteptapeWarning
-from steptape.torch import _without_effect, odeint_adjoint
+from steptape.torch import _options, odeint_adjoint
 
 T = torch.tensor([0.0, 1.0], dtype=torch.float64)
 ABOUT = "have no effect, since a replay solves nothing backward"
@@ -15,7 +15,7 @@ ABOUT = "have no effect, since a replay solves nothing backward"
 
 @pytest.fixture(autouse=True)
 def _nothing_told_yet(monkeypatch):
-    monkeypatch.setattr(_without_effect, "_told", set())
+    monkeypatch.setattr(_options, "_told", set())
 
 
 class Decay(torch.nn.Module):

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from steptape._errors import OptionError, UnsupportedError
 from steptape.compat import _torchdiffeq as host
-from steptape.torch._odeint import check_event, solve_of
-from steptape.torch._parameters import parameters_of
-from steptape.torch._stats import replay
-from steptape.torch._tape.checkpoints import Keep
+from steptape.torch._hosts.torchdiffeq import OdeSolve
+from steptape.torch._odeint import check_event
+from steptape.torch._options import keep_of, parameters_of
+from steptape.torch._stats import recorded
 
 
 class AcaSolver:
@@ -36,7 +36,7 @@ class AcaSolver:
         _check_func(func)
         _check_options(method, options)
         self._call = (func, y0, rtol, atol, method, options)
-        self._keep = Keep.from_options(adjoint_options)
+        self._keep = keep_of(adjoint_options)
         self._params = _parameters(func, adjoint_params)
 
     @classmethod
@@ -53,8 +53,8 @@ class AcaSolver:
 
     def _replay(self, t: Tensor, event_fn: Any) -> tuple[Tensor, Tensor]:
         func, y0, rtol, atol, method, options = self._call
-        solve, points = solve_of(func, y0, t, rtol, atol, method, options, self._keep, event_fn)
-        solution, end = replay(solve, y0, t, points, *self._params)
+        solve, points = OdeSolve.from_call(func, y0, t, rtol, atol, method, options, self._keep, event_fn)
+        solution, end = recorded(solve, y0, t, points, *self._params)
         if event_fn is not None:
             check_event(event_fn, end, solution[-1])
         return solution, end

@@ -12,14 +12,12 @@ from torch import Tensor
 
 from steptape._errors import OptionError, UnsupportedError
 from steptape.compat import _torchdiffeq as host
+from steptape.torch._autograd.graph import Call
 from steptape.torch._continuous.quadrature import QuadratureBack, check_supported
 from steptape.torch._continuous.solver import BackwardSolver
-from steptape.torch._hosts.tableau import tableau_of
-from steptape.torch._hosts.torchdiffeq import Solve
-from steptape.torch._parameters import parameters_of
-from steptape.torch._stats import replay
-from steptape.torch._tape.checkpoints import Keep
-from steptape.torch._without_effect import changed, tell
+from steptape.torch._hosts.torchdiffeq import OdeSolve
+from steptape.torch._options import changed, keep_of, parameters_of, tell
+from steptape.torch._stats import recorded
 
 State = Any
 
@@ -144,7 +142,7 @@ def odeint_adjoint(
     if adjoint_method == "aca":
         tell("odeint_adjoint", changed({"adjoint_rtol": (adjoint_rtol, rtol), "adjoint_atol": (adjoint_atol, atol)}))
         tell("odeint_adjoint", (f"func.{name}_adjoint" for name in adjoint_callbacks(func)))
-        keep = Keep.from_options(adjoint_options, of_hosts=host.all_option_names())
+        keep = keep_of(adjoint_options, of_hosts=host.all_option_names())
     else:
         forward = {"rtol": rtol, "atol": atol, "method": method, "options": options}
         adjoint = {"rtol": adjoint_rtol, "atol": adjoint_atol, "options": adjoint_options}
@@ -154,15 +152,16 @@ def odeint_adjoint(
     shapes, func, y0, t, rtol, atol, method, options, event_fn, reverse = host.check_inputs(
         func, y0, t, rtol, atol, method, options, event_fn, host.SOLVERS
     )
-    solve, points = solve_of(func, y0, t, rtol, atol, method, options, keep, event_fn)
+    solve, points = OdeSolve.from_call(func, y0, t, rtol, atol, method, options, keep, event_fn)
     if solver is not None:
         check_supported(points)
         callbacks = {
             name: _in_terms_of_user(callback, shapes, reverse)
             for name, callback in adjoint_callbacks(user_func).items()
         }
-        solve = dataclasses.replace(solve, back=functools.partial(QuadratureBack, solver, callbacks))
-    solution, end = replay(solve, y0, t, points, *params)
+        back = functools.partial(QuadratureBack, solver, callbacks)
+        solve = dataclasses.replace(solve, back=back, call=Call(method="quadrature"))
+    solution, end = recorded(solve, y0, t, points, *params)
     if event_fn is not None:
         check_event(event_fn, end, solution[-1])
     if shapes is not None:
@@ -218,49 +217,3 @@ def _check_times(t: Any) -> None:
             f"odeint_adjoint(func, y0, t={t.tolist()}): t must be strictly increasing or strictly decreasing. "
             "Sort it and drop repeated times."
         )
-
-
-def _check_options(options: dict[str, Any], event_fn: Any) -> None:
-    # A grid is a function of the step_size, whose gradient it has as that of any tensor a grid_constructor reads.
-    able = ("step_t", "jump_t") if event_fn else ("step_t", "jump_t", "step_size")
-    for name, value in options.items():
-        if name not in able and isinstance(value, Tensor) and value.requires_grad:
-            raise UnsupportedError(
-                f"odeint_adjoint(..., options={{{name!r}: {value!r}}}): it requires a gradient, and is held constant. "
-                "Pass it with .detach(), or differentiate with torchdiffeq.odeint."
-            )
-
-
-def solve_of(
-    func: Any,
-    y0: Tensor,
-    t: Tensor,
-    rtol: Any,
-    atol: Any,
-    method: str,
-    options: dict[str, Any],
-    keep: Keep,
-    event_fn: Any,
-) -> tuple[Solve, Tensor]:
-    """The call as a ``Solve``, and the points its steps may be cut short to end at: step_t, then jump_t."""
-    tableau = tableau_of(host.SOLVERS[method], options.get("interp", "linear"))
-    if tableau is None:
-        able = [name for name, solver in host.SOLVERS.items() if tableau_of(solver) is not None]
-        raise UnsupportedError(
-            f"odeint_adjoint(..., method={method!r}, adjoint_method='aca'): steps of {method!r} cannot be replayed. "
-            f"Use one of {', '.join(able)}, or leave out adjoint_method for the host's own adjoint."
-        )
-    if tableau.whole and keep.graph == "stage":
-        raise UnsupportedError(
-            f"odeint_adjoint(..., method={method!r}, adjoint_method='aca', adjoint_options={{'graph': 'stage'}}): "
-            f"a step of {method!r} is replayed as a whole. Leave out 'graph'."
-        )
-    _check_options(options, event_fn)
-    dtype = torch.promote_types(options.get("dtype", torch.float64), y0.real.dtype) if tableau.chained else t.dtype
-    points = [
-        torch.as_tensor([] if options.get(name) is None else options[name], dtype=dtype, device=y0.device)
-        for name in (("step_t", "jump_t") if tableau.chained else ())
-    ]
-    jumps = len(points[1]) if points else 0
-    solve = Solve(func, host.original_func(func), rtol, atol, method, options, tableau, jumps, keep, event_fn)
-    return solve, torch.cat([t.new_zeros(0, dtype=dtype), *points])

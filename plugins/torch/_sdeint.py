@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -12,14 +11,11 @@ from torch import Tensor
 from steptape._errors import OptionError, UnsupportedError
 from steptape.compat import _torchsde as host
 from steptape.compat._torch import transforms_active
-from steptape.torch._autograd.caches import CacheWatch
-from steptape.torch._hosts.torchsde import Solve
-from steptape.torch._parameters import parameters_of
-from steptape.torch._replay.sde import SdeReplay
-from steptape.torch._sde_seminorm import with_seminorm
-from steptape.torch._stats import recorded_sde
+from steptape.torch._hosts.torchsde import SdeSolve
+from steptape.torch._options import changed, keep_of, parameters_of, tell
+from steptape.torch._seminorm import with_seminorm
+from steptape.torch._stats import recorded
 from steptape.torch._tape.checkpoints import Keep
-from steptape.torch._without_effect import changed, tell
 
 
 def sdeint_adjoint(
@@ -143,20 +139,9 @@ def sdeint_adjoint(
     sde, y0, ts, bm, method, options = host.check_contract(sde, y0, ts, bm, method, adaptive, options, names, logqp)
     host.assert_no_grad(["ts", "dt", "rtol", "atol", "dt_min"], [ts, dt, rtol, atol, dt_min])
     settings = {"dt": dt, "adaptive": adaptive, "rtol": rtol, "atol": atol, "dt_min": dt_min, "options": options}
-    solve = Solve(sde, user_sde, bm, ts, method, settings, keep)
-    inputs = (y0, *(extra_solver_state or ()), *params)
-    replayed = torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
-    if replayed:
-        watch = CacheWatch("sdeint_adjoint(sde, ..., adjoint_method='aca'", "sde")
-        solve = dataclasses.replace(solve, watch=watch)
-
-    def run(solve: Any) -> tuple[Tensor, ...]:
-        if replayed:
-            return SdeReplay.apply(solve, None if extra_solver_state is None else len(extra_solver_state), *inputs)
-        ys, after = solve.integrate(y0, extra_solver_state)
-        return (ys, *after)
-
-    ys, *after = recorded_sde(solve, run, (*inputs, ts))
+    extras = None if extra_solver_state is None else len(extra_solver_state)
+    solve = SdeSolve(sde, user_sde, bm, ts, method, settings, keep, extras)
+    ys, *after = recorded(solve, y0, *(extra_solver_state or ()), *params)
     return host.parse_return(y0, ys, tuple(after), extra, logqp)
 
 
@@ -181,7 +166,7 @@ _DEFAULTS = {"adjoint_adaptive": False, "adjoint_rtol": 1e-5, "adjoint_atol": 1e
 
 
 def _keep_of(adjoint_options: dict[str, Any] | None) -> Keep:
-    keep = Keep.from_options(adjoint_options, "sdeint_adjoint", of_hosts={"norm", *host.OPTION_NAMES})
+    keep = keep_of(adjoint_options, "sdeint_adjoint", of_hosts={"norm", *host.OPTION_NAMES})
     if keep.graph == "stage":
         raise UnsupportedError(
             "sdeint_adjoint(..., adjoint_method='aca', adjoint_options={'graph': 'stage'}): a step of an SDE solver is "

@@ -1,7 +1,11 @@
-"""The seminorm for torchdiffeq's own adjoint: the norm of the state and its cotangent, and of no integral.
+"""The seminorm for the hosts' own adjoints: the norm of the state and its cotangent, and of no integral.
 
-What the host solves backward is one tuple: the time's cotangent, y, its cotangent a, and the cotangents of the
+What torchdiffeq solves backward is one tuple: the time's cotangent, y, its cotangent a, and the cotangents of the
 parameters. But for y and a these are plain integrals, on which nothing depends, so their error need not gate a step.
+
+torchsde solves one flat state backward: y, a, and the cotangents of the parameters. It has no norm to choose, but its
+tolerances may be tensors. An infinite one takes a channel out of the error, and since the host's mean square goes on to
+count these channels, the others' tolerances shrink by the root of their share.
 
 Source: Kidger et al., "Hey, that's not an ODE", arXiv 2009.09457.
 """
@@ -14,7 +18,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from steptape._errors import OptionError
+from steptape._errors import OptionError, UnsupportedError
 
 Norm = Callable[[Any], Any]
 
@@ -122,3 +126,32 @@ def _rms(x: Tensor) -> Tensor:
 
 def _tuples(shapes: Sequence[torch.Size]) -> list[tuple[int, ...]]:
     return [tuple(shape) for shape in shapes]
+
+
+def with_seminorm(call: dict[str, Any], y0: Tensor, params: list[Tensor]) -> dict[str, Any]:
+    """The keyword arguments of a call of torchsde's sdeint_adjoint, its adjoint option ``"norm"`` put into effect."""
+    options = dict(call["adjoint_options"])
+    norm = options.pop("norm")
+    _check_sde(call, norm)
+    states = 2 * (y0.numel() + (len(y0) if call["logqp"] else 0))
+    integrals = sum(p.numel() for p in params)
+    share = (states / (states + integrals)) ** 0.5
+    atol = y0.new_full((1, states + integrals), torch.inf, requires_grad=False)
+    atol[:, :states] = share * call["adjoint_atol"]
+    return {**call, "adjoint_options": options, "adjoint_rtol": share * call["adjoint_rtol"], "adjoint_atol": atol}
+
+
+def _check_sde(call: dict[str, Any], norm: Any) -> None:
+    words = f"sdeint_adjoint(..., adjoint_options={{'norm': {norm!r}}}"
+    if norm != "seminorm":
+        raise OptionError(f"{words}): must be 'seminorm', or left out for the host's norm of all channels.")
+    if not call["adjoint_adaptive"]:
+        raise OptionError(
+            f"{words}, adjoint_adaptive=False): the backward solve takes fixed steps and estimates no error. Pass "
+            "adjoint_adaptive=True, or leave out 'norm'."
+        )
+    if call["method"] == "reversible_heun" and call["adjoint_method"] in (None, "adjoint_reversible_heun"):
+        raise UnsupportedError(
+            f"{words}, method='reversible_heun'): its adjoint has other channels than states and parameters. Use "
+            "adjoint_method='aca', which is exact as well and takes adaptive steps, or leave out 'norm'."
+        )

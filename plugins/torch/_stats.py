@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from steptape.compat._torch import transforms_active
-from steptape.torch._autograd.caches import CacheWatch
-from steptape.torch._autograd.side_state import SideState
-from steptape.torch._replay.function import Replay
-from steptape.torch._replay.transforms import solve_in_transforms
+from steptape.torch._autograd.surroundings import Surroundings
+from steptape.torch._hosts.base import Solve
+from steptape.torch._replay.function import run
+from steptape.torch._tape.tape import Tape
 
 
 @dataclasses.dataclass
@@ -86,79 +86,67 @@ def record_solves() -> Iterator[Solves]:
         _RECORDINGS.reset(token)
 
 
-def replay(solve: Any, y0: Tensor, t: Tensor, points: Tensor, *params: Tensor) -> tuple[Tensor, Tensor]:
-    """The solve as autograd or ``torch.func`` is to see it, recorded where that was asked for."""
-    if transforms_active():
-        return solve_in_transforms(solve, y0, t, points)
-    inputs = (y0, t, points, *params)
-    if torch.is_grad_enabled() and any(x.requires_grad for x in inputs):
-        method = "aca" if solve.back is None else "quadrature"
-        watch = CacheWatch(f"odeint_adjoint(func, ..., adjoint_method={method!r}", "func")
-        solve = dataclasses.replace(solve, watch=watch)
-    solution, end = _recorded(_Recorded, solve, lambda solve: Replay.apply(solve, *inputs), inputs)
-    return solution, end
-
-
-def recorded_sde(solve: Any, run: Callable[[Any], tuple[Tensor, ...]], inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """``run(solve)``: the solution of an SDE and its extra state at the end, recorded where that was asked for."""
-    return _recorded(_RecordedSde, solve, run, inputs)
-
-
-def _recorded(
-    kind: type[_Recorded], solve: Any, run: Callable[[Any], tuple[Tensor, ...]], inputs: Sequence[Tensor]
-) -> tuple[Tensor, ...]:
+def recorded(solve: Solve, *inputs: Tensor) -> tuple[Tensor, ...]:
+    """What a solve returns, differentiable in its inputs, and recorded where that was asked for."""
     recordings = _RECORDINGS.get()
-    if not recordings:
-        return run(solve)
-    recorded = kind(solve, inputs[0].device)
-    outputs = run(recorded)
-    recorded.finish(outputs, inputs)
+    if not recordings or transforms_active():
+        return run(solve, *inputs)
+    meter = _Meter(solve, inputs[0].device)
+    results = run(meter, *inputs)
+    meter.finish(results, (*inputs, *solve.others))
     for solves in recordings:
-        solves.append(recorded.stats)
-    return outputs
+        solves.append(meter.stats)
+    return results
 
 
-class _Recorded:
+class _Meter:
     """A solve that notes what it does."""
 
-    def __init__(self, solve: Any, device: torch.device):
-        self._tally = _Tally(SolveStats(solve.method))
-        self.stats = self._tally.stats
-        self._solve = self._counted(solve)
+    def __init__(self, solve: Solve, device: torch.device):
+        self.stats = SolveStats(solve.method)
+        self._solve = solve.counted(self._count)
         self._device = device
+        self._forward = True
         self._held: list[Tensor] = []
         self._began = 0.0
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._solve, name)
 
-    def record(self, *inputs: Any) -> Any:
-        """The solve's own record: the last it returns is the tape."""
-        began = self._now()
-        solved = self._solve.record(*inputs)
-        self.stats.seconds_forward = self._now() - began
-        self._read(solved[-1])
-        return solved
+    def integrate(self, *given: Tensor) -> tuple[Tensor, ...]:
+        """The solve where no gradient is asked for: what it tapes is not held."""
+        results, _ = self.record(given, Surroundings(self._device, self._solve.user_func), None)
+        self._held = []
+        return results
 
-    def finish(self, outputs: Sequence[Tensor], inputs: Sequence[Tensor]) -> None:
+    def record(self, *arguments: Any) -> tuple[tuple[Tensor, ...], Tape]:
+        """The solve's own record."""
+        began = self._now()
+        results, tape = self._solve.record(*arguments)
+        stats = self.stats
+        stats.seconds_forward = self._now() - began
+        stats.accepted_steps, stats.rejected_steps = tape.length, tape.rejected
+        stats.states_kept = len(tape.states) + sum(map(len, getattr(tape, "interpolants", ())))
+        self._held = tape.held()
+        return results, tape
+
+    def finish(self, results: Sequence[Tensor], inputs: Sequence[Tensor]) -> None:
         """After the forward pass: weigh the tape if it is held, and wait for backward passes."""
-        self._tally.forward = False
+        self._forward = False
         held, self._held = self._held, []
-        solution = outputs[0]
+        solution = results[0]
         if solution.grad_fn is None or not held:
             return
-        own = {_memory(x) for x in (*inputs, *outputs)}
+        own = {_memory(x) for x in (*inputs, *results)}
         self.stats.bytes_held = sum(size for _, size in {_memory(x) for x in held} - own)
         solution.grad_fn.register_prehook(self._begin_backward)
         solution.grad_fn.register_hook(self._end_backward)
 
-    def _counted(self, solve: Any) -> Any:
-        return dataclasses.replace(solve, func=_Counted(solve.func, self._tally))
-
-    def _read(self, tape: Any) -> None:
-        self.stats.accepted_steps = len(tape.fresh)
-        self.stats.states_kept = len(tape.kept) + sum(map(len, tape.pieces))
-        self._held = [*tape.tensors(), *(state for notes in tape.notes for note in notes for state in note)]
+    def _count(self) -> None:
+        if self._forward:
+            self.stats.evaluations_forward += 1
+        else:
+            self.stats.evaluations_backward += 1
 
     def _begin_backward(self, _: Any) -> None:
         self._began = self._now()
@@ -171,62 +159,6 @@ class _Recorded:
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
         return time.perf_counter()
-
-
-class _RecordedSde(_Recorded):
-    """The solve of an SDE that notes what it does."""
-
-    def integrate(self, y0: Tensor, extra: Sequence[Tensor] | None) -> tuple[Tensor, Sequence[Tensor]]:
-        """The solve where no gradient is asked for: what it tapes is not held."""
-        solution, after, _ = self.record(y0, extra, SideState(y0.device, self._solve.user_sde))
-        self._held = []
-        return solution, after
-
-    def _counted(self, solve: Any) -> Any:
-        return solve.counted(self._tally.count)
-
-    def _read(self, tape: Any) -> None:
-        self.stats.accepted_steps, self.stats.rejected_steps = len(tape.steps), tape.rejected
-        self.stats.states_kept = len(tape.kept)
-        times = (time for step in tape.steps for time in step.times)
-        self._held = [*tape.tensors(), *times, *(tape.note or ()), *(x for note in tape.notes for x in note)]
-
-
-@dataclasses.dataclass
-class _Tally:
-    """Where a func's evaluations are counted: as of the forward pass, or of a backward pass."""
-
-    stats: SolveStats
-    forward: bool = True
-
-    def count(self) -> None:
-        if self.forward:
-            self.stats.evaluations_forward += 1
-        else:
-            self.stats.evaluations_backward += 1
-
-
-class _Counted:
-    """A func in the host's normal form whose evaluations and rejected tries are counted."""
-
-    def __init__(self, func: Any, tally: _Tally):
-        self._func = func
-        self._tally = tally
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
-        self._tally.count()
-        return self._func(*args, **kwargs)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._func, name)
-
-    @property
-    def base_func(self) -> _Counted:
-        return _Counted(self._func.base_func, self._tally)
-
-    def callback_reject_step(self, t: Tensor, y: Tensor, h: Tensor) -> None:
-        self._tally.stats.rejected_steps += 1
-        self._func.callback_reject_step(t, y, h)
 
 
 def _memory(x: Tensor) -> tuple[int, int]:

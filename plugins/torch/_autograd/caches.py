@@ -15,6 +15,7 @@ from torch import Tensor
 
 from steptape._errors import GradientError
 from steptape.compat._torch import OperationMode
+from steptape.torch._autograd.graph import Call
 
 # Whose values do not depend on those of their tensors, or not in a way that autograd would follow.
 _WITHOUT_HISTORY = {"detach", "detach_", "bernoulli", "multinomial", "poisson"}
@@ -25,11 +26,10 @@ class CacheWatch:
 
     Where one leaves something, func is evaluated once more for equal arguments, to see whether it is used: so what is
     kept for a time alone, or for a state, is seen as well. Two, since the first may use what a host's own checks left.
-    ``call`` and ``func`` word the refusal.
     """
 
-    def __init__(self, call: str, func: str):
-        self._call, self._func = call, func
+    def __init__(self, call: Call):
+        self._call = call
         self._looks = 0
         self._last: tuple[Any, ...] = ()
         self._latest: dict[int, weakref.ref[Tensor]] = {}
@@ -75,7 +75,7 @@ class CacheWatch:
         reused = next((x for x in found if _held(self._made, x)), None)
         if reused is not None:
             raise GradientError(
-                f"{self._call}): {self._func} computed a tensor of shape {tuple(reused.shape)} in its first "
+                f"{self._call}: {self._call.func} computed a tensor of shape {tuple(reused.shape)} in its first "
                 "evaluation and used it again in the next one (parametrize.cached(), `if self.A is None: ...`). The "
                 "solve builds no graph, so the gradient of what that tensor was computed from would be lost. Compute "
                 "it in each evaluation; or before the solve, and pass it in adjoint_params in place of what it was "

@@ -20,18 +20,19 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
 import torch
+from numpy.polynomial.legendre import leggauss
 from torch import Tensor
 
 from steptape._errors import GradientError, UnsupportedError
 from steptape.compat._torch import pull, transforms_active
-from steptape.torch._autograd.ambient import Ambient
-from steptape.torch._autograd.field import Field, shared_graphs_refused
-from steptape.torch._autograd.side_state import Restored
+from steptape.torch._autograd.field import Field
+from steptape.torch._autograd.graph import Parameters, shared_graphs_refused
+from steptape.torch._autograd.surroundings import Restored, Surroundings
 from steptape.torch._continuous.dense import DenseOutput
 from steptape.torch._continuous.solver import BackwardSolver
-from steptape.torch._hosts.torchdiffeq import Solve
+from steptape.torch._hosts.torchdiffeq import OdeSolve
 from steptape.torch._replay.runge_kutta import RungeKuttaSweep
-from steptape.torch._tape.tape import Tape
+from steptape.torch._tape.tape import OdeTape
 
 
 def check_supported(points: Tensor) -> None:
@@ -61,17 +62,17 @@ class AdjointField:
         self,
         field: Field,
         dense: DenseOutput,
-        params: Sequence[Tensor],
         solver: BackwardSolver,
         callbacks: dict[str, Callable[[Tensor, Tensor, Tensor], Any]],
     ):
-        self._field, self._dense, self._params, self._callbacks = field, dense, params, callbacks
+        self._field, self._dense, self._callbacks = field, dense, callbacks
+        self._params = field.parameters.params
         b = solver.tableau.rows[-1]
         self._weights = (b if solver.nodes is None else 0 * b).tolist()
         self._nodes = [] if solver.nodes is None else gauss_legendre(solver.nodes)
         self._first: Sequence[Tensor | None] = ()
         self._latest: Sequence[Tensor | None] = ()
-        self._try = [torch.zeros_like(p) for p in params]
+        self._try = [torch.zeros_like(p) for p in self._params]
         self._stage = 0
         self.step = 0.0, 0.0
         self.scale = 1.0
@@ -96,7 +97,7 @@ class AdjointField:
         inputs = ((stage.y,) if with_y else ()) + (tuple(self._params) if with_params else ())
         grads: list[Tensor | None] = [None] * len(inputs)
         if stage.slope.requires_grad:
-            with shared_graphs_refused("odeint_adjoint", "func", "quadrature"):
+            with shared_graphs_refused(self._field.parameters.call):
                 grads = list(pull((stage.slope,), (a,), inputs))
         in_y = grads.pop(0) if with_y else None
         return torch.zeros_like(a) if in_y is None else in_y, grads
@@ -121,7 +122,7 @@ class AdjointField:
         self._tell("callback_accept_step", s, a, h)
         self.step = s.item(), h.item()
         _add(self._try, self._first, self._weights[0])
-        _add(self._field.cotangents, self._try, h.item() * self.scale)
+        _add(self._field.parameters.cotangents, self._try, h.item() * self.scale)
         self._begin_try()
         self._stage = 0
 
@@ -140,7 +141,7 @@ class AdjointField:
             a = torch.stack([c * x**power for power, c in enumerate(coefficients)]).sum(0)
             s = a.real.new_tensor(start + x * size)
             _, in_params = self._pull(s, a, with_params=True, with_y=False)
-            _add(self._field.cotangents, in_params, weight * size * self.scale)
+            _add(self._field.parameters.cotangents, in_params, weight * size * self.scale)
 
 
 def _add(totals: Sequence[Tensor], shares: Sequence[Tensor | None], weight: float) -> None:
@@ -151,41 +152,40 @@ def _add(totals: Sequence[Tensor], shares: Sequence[Tensor | None], weight: floa
 
 
 def gauss_legendre(count: int) -> list[tuple[float, float]]:
-    """The nodes in [0, 1] and the weights of the quadrature that is exact up to degree 2 count - 1 (Golub–Welsch)."""
-    i = torch.arange(1, count, dtype=torch.float64)
-    beside = i / (4 * i**2 - 1).sqrt()
-    nodes, vectors = torch.linalg.eigh(torch.diag(beside, 1) + torch.diag(beside, -1))
-    return list(zip(((nodes + 1) / 2).tolist(), (vectors[0] ** 2).tolist(), strict=True))
+    """The nodes in [0, 1] and the weights of the quadrature that is exact up to degree 2 count - 1."""
+    nodes, weights = leggauss(count)
+    return list(zip(((nodes + 1) / 2).tolist(), (weights / 2).tolist(), strict=True))
 
 
 class QuadratureBack:
-    """One backward pass: from the cotangent of the solution to those of the inputs (y0, t, points, *params)."""
+    """One backward pass: from the cotangent of the solution to those of y0, t, the points and the parameters."""
 
     def __init__(
         self,
         solver: BackwardSolver,
         callbacks: dict[str, Callable[[Tensor, Tensor, Tensor], Any]],
-        solve: Solve,
-        ambient: Ambient,
-        side: Restored,
-        tape: Tape,
-        inputs: tuple[Tensor, ...],
-        needed: tuple[bool, ...],
+        solve: OdeSolve,
+        surroundings: Surroundings,
+        tape: OdeTape,
+        given: Sequence[Tensor],
+        parameters: Parameters,
+        needed: Sequence[bool],
     ):
         self._callbacks = callbacks
-        self._solver, self._solve, self._tape, self._inputs, self.needed = solver, solve, tape, inputs, needed
-        y0, params = inputs[0], inputs[3:]
-        self._field = Field(solve.vector_field, ambient, side, y0.shape, params, in_time=False, method="quadrature")
-        self._dense = DenseOutput(tape.nodes.tolist(), self._pieces())
+        self._solver, self._solve, self._tape, self._given, self._needed = solver, solve, tape, given, needed
+        side = Restored(surroundings.side, tape.notes)
+        self._field = Field(solve.vector_field, surroundings, side, given[0].shape, parameters, in_time=False)
+        self._surroundings = surroundings
+        self._dense = DenseOutput(tape.nodes.tolist(), self._interpolants())
 
-    def differentiable(self, grad_solution: Tensor) -> NoReturn:
+    def differentiable(self, cotangents: Sequence[Tensor]) -> NoReturn:
         """Refused."""
         raise UnsupportedError(
             "odeint_adjoint(..., adjoint_method='quadrature'): second derivatives (create_graph=True). The backward "
             "solve is not differentiated in its turn. Use adjoint_method='aca'."
         )
 
-    def plain(self, grad_solution: Tensor) -> list[Tensor]:
+    def plain(self, cotangents: Sequence[Tensor]) -> list[Tensor]:
         """By solving for a, output to output."""
         if not self._tape.settled:
             raise GradientError(
@@ -193,33 +193,33 @@ class QuadratureBack:
                 "buffers, so the vector field of the backward solve would be another one. Use adjoint_method='aca', "
                 "which takes the very evaluations of the solve again."
             )
-        y0, t, points, *params = self._inputs
+        (grad_solution,), (y0, t, points) = cotangents, self._given
         times = torch.cat([t[:1].to(self._tape.outputs), self._tape.outputs])
         in_t = torch.zeros_like(t)
-        adjoint = AdjointField(self._field, self._dense, params, self._solver, self._callbacks)
+        adjoint = AdjointField(self._field, self._dense, self._solver, self._callbacks)
         a, first_step = torch.zeros_like(y0), self._tape.sizes[-1:].sum().item()
         for i in range(len(times) - 1, 0, -1):
             a = a + grad_solution[i]
-            if self.needed[1] and self._solve.event_fn is None:
+            if self._needed[1] and self._solve.event_fn is None:
                 in_t[i] = _dot(grad_solution[i], self._slope(times[i]))
             scale = a.abs().max().item()
             if not math.isfinite(scale):
-                return [torch.full_like(x, math.nan) for x in self._inputs]
+                return [torch.full_like(x, math.nan) for x in (*self._given, *self._field.parameters.params)]
             if scale > 0:
                 adjoint.scale = scale
                 a = scale * self._solver.run(adjoint, a / scale, -times[i], -times[i - 1], first_step)
                 first_step = adjoint.proposed
         if len(times) > 1:
             in_t[0] = -_dot(a, self._first_slope(times[0]))
-        return [a + grad_solution[0], in_t, torch.zeros_like(points), *self._field.cotangents]
+        return [a + grad_solution[0], in_t, torch.zeros_like(points), *self._field.parameters.cotangents]
 
     def _slope(self, t: Tensor) -> Tensor:
-        return self._field.value(t.to(self._inputs[0].real.dtype), self._dense(t.item()))
+        return self._field.value(t.to(self._given[0].real.dtype), self._dense(t.item()))
 
     def _first_slope(self, t: Tensor) -> Tensor:
         """f at the start, which must be what the forward solve took it for, also where a graph is built."""
-        start = self._field.evaluate(t.to(self._inputs[0].real.dtype), self._dense(t.item()))
-        slope, taped = start.slope.detach(), self._dense.slope(t.item()).view(self._inputs[0].shape)
+        start = self._field.evaluate(t.to(self._given[0].real.dtype), self._dense(t.item()))
+        slope, taped = start.slope.detach(), self._dense.slope(t.item()).view(self._given[0].shape)
         near = max(1e-3, 4 * torch.finfo(slope.dtype).eps)
         if not torch.allclose(slope, taped, rtol=near, atol=near * taped.abs().max().item(), equal_nan=True):
             raise GradientError(
@@ -229,14 +229,14 @@ class QuadratureBack:
             )
         return slope
 
-    def _pieces(self) -> Iterator[Tensor]:
-        """The interpolants of the steps, the last one first: from the tape, or from its steps taken again."""
-        solve, tape, (y0, t, points, *_) = self._solve, self._tape, self._inputs
-        if tape.pieces:
-            yield from (piece.to(y0.device) for piece in reversed(tape.pieces))
+    def _interpolants(self) -> Iterator[Tensor]:
+        """Those of the steps, the last one first: from the tape, or from its steps taken again."""
+        solve, tape, y0 = self._solve, self._tape, self._given[0]
+        if tape.interpolants:
+            yield from (piece.to(y0.device) for piece in reversed(tape.interpolants))
             return
-        timeline = solve.timeline(tape, y0, t, points)
-        sweep = RungeKuttaSweep(solve.tableau, tape, timeline, self._field, y0, whole_steps=False)
+        _, timeline = solve.start(tape, self._given, self._surroundings)
+        sweep = RungeKuttaSweep(solve.scheme.tableau, tape, timeline, self._field, y0, whole_steps=False)
         for n, state in sweep.steps_backward():
             yield sweep.interpolant(n, state)
 

@@ -10,9 +10,13 @@ from torch import Tensor
 
 from steptape._errors import OptionError, UnsupportedError
 from steptape.compat import _torchdiffeq as host
-from steptape.torch._hosts.tableau import Tableau, tableau_of
+from steptape.torch._hosts.scheme import Adaptive, scheme_of
+from steptape.torch._hosts.tableau import Tableau
+from steptape.torch._options import keep_of
 from steptape.torch._seminorm import Seminorm
 from steptape.torch._tape.checkpoints import Keep
+
+POINTS = ("step_t", "jump_t")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,25 +71,29 @@ class BackwardSolver:
         _, _, _, _, rtol, atol, _, options, _, _ = host.check_inputs(
             lambda t, y: y, y0, t, rtol, atol, method, {**shared, **given}, None, host.SOLVERS
         )
-        for name in ("step_t", "jump_t"):
+        for name in POINTS:
             if options.get(name) is not None:
                 options[name] = -torch.as_tensor(options[name])
-        kept = Keep.from_options(keep, adjoint_method="quadrature")
+        kept = keep_of(keep, adjoint_method="quadrature")
         return cls(method, tableau, rtol, atol, options, nodes), kept.for_dense_output()
 
     def run(self, field: Any, a: Tensor, start: Tensor, end: Tensor, first_step: float) -> Tensor:
-        """a at ``end``, from that at ``start`` before it, with a step that ends there."""
-        points = {}
-        for name in ("step_t", "jump_t"):
-            given = self.options.get(name)
-            given = end.new_zeros(0) if given is None else torch.as_tensor(given).to(end)
-            points[name] = given[(given > start) & (given < end)]
-        points["step_t"] = torch.cat([points["step_t"], end[None]])
-        options = {**self.options, **points, "first_step": first_step}
+        """a at ``end``, from that at ``start`` before it, with steps that end at the points between and there."""
+        given = [torch.as_tensor(self.options[name]).to(end) for name in POINTS if self.options.get(name) is not None]
+        between = [x for points in given for x in points.unbind() if start < x < end]
+        # One solve from point to point: of several, the host loses sight where a step happens to end at one.
+        for to in (*sorted(between), end):
+            a, start, first_step = self._steps_to(to, field, a, start, first_step), to, field.proposed
+        return a
+
+    def _steps_to(self, end: Tensor, field: Any, a: Tensor, start: Tensor, first_step: float) -> Tensor:
+        options = {name: value for name, value in self.options.items() if name not in POINTS}
         func = host.with_sides(field)
         for name in host.CALLBACKS:
             setattr(func, name, getattr(field, name))
-        solver = host.SOLVERS[self.method](func=func, y0=a, rtol=self.rtol, atol=self.atol, **options)
+        solver = host.SOLVERS[self.method](
+            func=func, y0=a, rtol=self.rtol, atol=self.atol, **options, step_t=end[None], first_step=first_step
+        )
         host.attach(solver, func, seeks_event=False)
         longest = solver.max_step
 
@@ -118,8 +126,8 @@ def _with_norm_of_state(options: dict[str, Any]) -> dict[str, Any]:
 
 def _adaptive(method: str, call: str) -> Tableau:
     """The tableau of an adaptive solver."""
-    tableaus = {name: tableau_of(solver) for name, solver in host.SOLVERS.items()}
-    able = {name: tableau for name, tableau in tableaus.items() if tableau is not None and tableau.chained}
+    schemes = {name: scheme_of(solver) for name, solver in host.SOLVERS.items()}
+    able = {name: scheme.tableau for name, scheme in schemes.items() if isinstance(scheme, Adaptive)}
     if method not in host.SOLVERS:
         raise OptionError(f"{call}): no solver of torchdiffeq. Use one of {', '.join(able)}.")
     if method not in able:

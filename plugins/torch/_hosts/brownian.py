@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from steptape._errors import GradientError, UnsupportedError
-from steptape.torch._autograd.side_state import Note, SideState, same, shared
+from steptape.torch._autograd.surroundings import Note, SideState, same, shared
 
 _ENTRIES = 8
 

@@ -14,24 +14,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from steptape.compat import _torchdiffeq as host
-
 
 @dataclasses.dataclass(frozen=True)
 class Tableau:
     """An explicit Runge–Kutta method with s stages and a dense output of degree p.
 
-    ``rows`` is (s + 1, s), float64: a, then b. ``dense`` is (p, s): w(x) = Σ_q dense[q] x^(q+1). ``chained``: the last
-    stage of a step is handed to the next step as its first. ``whole``: not a Runge–Kutta method, but a step of the
-    host's that is replayed as a whole; only ``c``, the ends of the step, and the degree of ``dense`` count.
-    ``hermite``: the dense output is the cubic through the ends of the step and their slopes.
+    ``rows`` is (s + 1, s), float64: a, then b. ``dense`` is (p, s): w(x) = Σ_q dense[q] x^(q+1). ``hermite``: the dense
+    output is the cubic through the ends of the step and their slopes.
     """
 
     rows: Tensor
     c: tuple[float, ...]
     dense: Tensor
-    chained: bool
-    whole: bool = False
     hermite: bool = False
 
     @property
@@ -84,18 +78,20 @@ _FIXED_GRID: dict[str, tuple[list[list[float]], list[float], tuple[float, ...]]]
 }
 
 
-def _fixed_grid(name: str, interp: str) -> Tableau:
+def fixed_grid_tableau(name: str, interp: str) -> Tableau:
+    """That of a fixed-grid solver, by its name, with its kind of interpolation."""
     a, b, c = _FIXED_GRID[name]
     if interp == "linear":
-        return Tableau(_rows(a, b), c, torch.tensor([b], dtype=torch.float64), chained=False)
+        return Tableau(_rows(a, b), c, torch.tensor([b], dtype=torch.float64))
     # Cubic Hermite: h10(x) k_0 + h01(x) Σ b_i k_i + h11(x) f(y_1), whose last slope is one more stage.
     a, b, c = [*a, b], [*b, 0.0], (*c, 1.0)
     first, last, end = _unit(0, len(b)), _unit(-1, len(b)), torch.tensor(b, dtype=torch.float64)
     dense = torch.stack([first, 3 * end - 2 * first - last, first - 2 * end + last])
-    return Tableau(_rows(a, b), c, dense, chained=False, hermite=True)
+    return Tableau(_rows(a, b), c, dense, hermite=True)
 
 
-def _adaptive(tableau: Any, mid: Tensor) -> Tableau:
+def adaptive_tableau(tableau: Any, mid: Tensor) -> Tableau:
+    """That of an adaptive solver, from the host's own and its weights of the middle of a step."""
     b, mid = tableau.c_sol.double(), mid.double()
     first, last = _unit(0, len(b)), _unit(-1, len(b))
     # The quartic through y_0, y_1, the middle and both end slopes, by powers of x.
@@ -108,19 +104,4 @@ def _adaptive(tableau: Any, mid: Tensor) -> Tableau:
         ]
     )
     a = [row.tolist() for row in tableau.beta]
-    return Tableau(_rows(a, b.tolist()), (0.0, *tableau.alpha.tolist()), dense, chained=True)
-
-
-@functools.lru_cache
-def tableau_of(solver_class: Any, interp: str = "linear") -> Tableau | None:
-    """The tableau by which a solver class of torchdiffeq is replayed, or None if it cannot be."""
-    name = host.FIXED_GRID_NAMES.get(solver_class)
-    if name is not None:
-        return _fixed_grid(name, interp)
-    if host.steps_whole(solver_class):
-        degree = 1 if interp == "linear" else 3
-        zeros = torch.zeros(3, 2, dtype=torch.float64)
-        return Tableau(zeros, (0.0, 1.0), zeros[:degree], chained=False, whole=True)
-    if host.steps_by_tableau(solver_class):
-        return _adaptive(solver_class.tableau, solver_class.mid)
-    return None
+    return Tableau(_rows(a, b.tolist()), (0.0, *tableau.alpha.tolist()), dense)

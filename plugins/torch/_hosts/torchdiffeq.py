@@ -1,179 +1,34 @@
-"""torchdiffeq's solvers: tape the accepted steps, and place steps and outputs in time as functions of the inputs."""
+"""torchdiffeq's solves: read from a call, recorded, and the steps that only the host can take, taken again."""
 
 from __future__ import annotations
 
 import dataclasses
-import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from steptape._errors import GradientError, UnsupportedError
-from steptape._plan import Keeper
+from steptape._errors import UnsupportedError
 from steptape.compat import _torchdiffeq as host
-from steptape.compat._unsupported import unsupported
 from steptape.torch._autograd.caches import CacheWatch
-from steptape.torch._autograd.side_state import Note, SideState, same, shared
+from steptape.torch._autograd.field import Field
+from steptape.torch._autograd.graph import Call, Parameters
+from steptape.torch._autograd.surroundings import Restored, Surroundings
+from steptape.torch._hosts.base import HostSteps, Solve, Timeline
+from steptape.torch._hosts.recorder import Recorder
+from steptape.torch._hosts.scheme import Scheme, scheme_of
 from steptape.torch._hosts.tableau import Tableau
+from steptape.torch._hosts.timeline import timeline_of
 from steptape.torch._tape.checkpoints import Keep
-from steptape.torch._tape.tape import State, Tape, Timeline, sample
-
-
-class Clock:
-    """func as the host evaluates it in the end, noting when: its arithmetic rounds times in ways of its own."""
-
-    def __init__(self, func: Any, side: SideState, watch: CacheWatch | None):
-        self._func = func if watch is None else functools.partial(watch.evaluated, side.kept, func)
-        self.times: list[Tensor] = []
-        self.evaluated = False
-
-    def __call__(self, t: Tensor, y: Tensor) -> Tensor:
-        self.times.append(t)
-        self.evaluated = True
-        return self._func(t, y)
-
-    def restarted(self, times: list[Tensor]) -> list[Tensor]:
-        """Go on noting in another list, which is ``times`` so far."""
-        self.times = times
-        return times
-
-
-class Recorder:
-    """The func a solver integrates: the user's, noting each accepted step through the host's own callbacks.
-
-    After the solve: ``starts`` and ``sizes`` of all steps, the ``times`` at which func was evaluated for each, whether
-    they were ``cut`` short to end at an entry of ``step_t`` or ``jump_t``, the ``states`` that were kept, with their
-    first slopes if asked for, the ``last`` one in any case, the ``notes`` of what func changes besides: before a step's
-    first evaluation, which may be the last of the step before, and before the next one; and the ``pieces`` of the dense
-    output, if they are handed in.
-    """
-
-    def __init__(self, func: Any, keep: Keep, side: SideState, watch: CacheWatch | None, carries_slopes: bool = False):
-        self._func = func
-        self._clock = Clock(host.without_sides(func), side, watch)
-        self._evaluate = host.with_sides(self._clock)
-        self._side = side
-        self._carries_slopes = carries_slopes
-        self._device = keep.device
-        self._keeper = Keeper(keep.checkpoints)
-        self._evaluation = self._start = side.note()
-        self._after_first: Note | None = None
-        self._try: tuple[Note, ...] = ()
-        self._tried: Tensor | None = None
-        self._latest: Tensor | None = None
-        self._first: tuple[Tensor, ...] = ()
-        self._stages: list[Tensor] = []
-        self.starts: list[Tensor] = []
-        self.sizes: list[Tensor] = []
-        self.times: list[list[Tensor]] = []
-        self.cut: list[bool] = []
-        self.states: dict[int, State] = {}
-        self.last = State(torch.empty(0), ())
-        self._notes: list[tuple[Note, ...]] = []
-        self.pieces: list[Tensor] = []
-        self.callback_reject_step = func.callback_reject_step
-
-    @property
-    def notes(self) -> list[tuple[Note, ...]]:
-        """For each step the notes of the side state; none if the whole solve changed nothing there."""
-        return [] if same(self._start, self._side.note()) else self._notes
-
-    @property
-    def settled(self) -> bool:
-        """Whether what func changes besides, it changed in its first evaluation alone, as by noise that it keeps."""
-        return self._after_first is None or same(self._after_first, self._side.note())
-
-    def __call__(self, t: Tensor, y: Tensor, **kwargs: Any) -> Tensor:
-        self._evaluation = self._side.note()
-        if self._after_first is None and self._clock.evaluated:
-            self._after_first = self._evaluation
-        slope = self._evaluate(t, y, **kwargs)
-        if self._carries_slopes:
-            self._latest = slope
-        return slope
-
-    def callback_step(self, t: Tensor, y: Tensor, h: Tensor) -> None:
-        self._func.callback_step(t, y, h)
-        # The latest evaluation before a step's first try is the slope the host steps from.
-        if self._latest is not None and not self._first:
-            self._first = (self._latest.to(y.dtype, copy=True),)
-        self._tried = h
-        if self._try:
-            self._stages = self._clock.restarted(self._stages[:1])
-        else:
-            # That slope's own time: of the first step the solve's first evaluation.
-            latest = self._clock.times
-            self._stages = self._clock.restarted(latest[-1:] if self.starts else latest[:1])
-        # Until a step is accepted, its first slope stays as it is; that of the first step is the solve's first one.
-        first = self._try[0] if self._try else self._evaluation if self.starts else self._start
-        self._try = (first, self._side.note())
-
-    def callback_accept_step(self, t: Tensor, y: Tensor, h: Tensor) -> None:
-        self._func.callback_accept_step(t, y, h)
-        # The host makes a new size when it cuts a try short.
-        self._take(t, State(y, self._first), h, self._stages[:], self._try, cut=h is not self._tried)
-        self._first = self._try = ()
-
-    def note_interpolant(self, coefficients: Sequence[Tensor]) -> None:
-        """Keep that of the step just accepted."""
-        piece = torch.stack([x.reshape(-1) for x in coefficients])
-        self.pieces.append(piece if self._device is None else piece.to(self._device))
-
-    def _take(
-        self, t: Tensor, state: State, h: Tensor, times: list[Tensor], notes: tuple[Note, ...], cut: bool = False
-    ) -> None:
-        step = len(self.starts)
-        self.starts.append(t)
-        self.sizes.append(h)
-        self.times.append(times)
-        self.cut.append(cut)
-        if step:
-            # Where nothing changes, one note serves all steps.
-            last = self._notes[-1]
-            notes = last if same(last[-1], notes[-1]) else tuple(shared(note, last[-1]) for note in notes)
-        self._notes.append(notes)
-        self.last = state
-        self.states[step] = state if step == 0 or self._device is None else state.to(self._device)
-        dropped = self._keeper.offer(step)
-        if dropped is not None:
-            del self.states[dropped]
-
-
-class FixedGridRecorder(Recorder):
-    """The same for a fixed grid, where every step is accepted."""
-
-    def callback_step(self, t: Tensor, y: Tensor, h: Tensor) -> None:
-        self._func.callback_step(t, y, h)
-        self._take(t, State(y, ()), h, self._clock.restarted([]), (self._side.note(),))
-
-
-class WholeStepRecorder(Recorder):
-    """The same for a solver whose steps may start from the slopes of earlier ones as well."""
-
-    def __init__(self, func: Any, keep: Keep, side: SideState, watch: CacheWatch | None, solver: Any):
-        super().__init__(func, keep, side, watch)
-        self._solver = solver
-        self._moved: dict[int, tuple[Tensor, Tensor]] = {}
-
-    def callback_step(self, t: Tensor, y: Tensor, h: Tensor) -> None:
-        self._func.callback_step(t, y, h)
-        slopes = host.history(self._solver)
-        if self._device is not None:
-            # Successive histories share their slopes; so do their copies.
-            self._moved = {id(x): self._moved.get(id(x)) or (x, x.to(self._device)) for x in slopes}
-            slopes = [self._moved[id(x)][1] for x in slopes]
-        self._take(t, State(y, tuple(slopes)), h, self._clock.restarted([]), (self._side.note(),))
+from steptape.torch._tape.tape import OdeTape, State, sample
 
 
 @dataclasses.dataclass(frozen=True)
-class Solve:
-    """One call of odeint in the host's normal form, without the tensors that may need gradients.
+class OdeSolve(Solve):
+    """One call of odeint, given y0, t, and the points at which steps may be cut short.
 
-    ``user_func``: func as the user passed it. ``jumps``: how many of the points, the last ones, come from ``jump_t``.
-    ``back``: what makes the backward pass of a tape; None: its replay. ``watch``: looks at the first evaluations, where
-    a gradient is asked for.
+    Returns the solution and the time it ends. ``jumps``: how many of the points, the last ones, come from ``jump_t``.
     """
 
     func: Any
@@ -182,150 +37,229 @@ class Solve:
     atol: Any
     method: str
     options: dict[str, Any]
-    tableau: Tableau
+    scheme: Scheme
     jumps: int
     keep: Keep
     event_fn: Any = None
     back: Any = None
-    watch: CacheWatch | None = None
+    call: Call = Call()  # noqa: RUF009
 
-    def record(self, y0: Tensor, t: Tensor, points: Tensor, side: SideState) -> tuple[Tensor, Tensor, Tape]:
-        """Run the host's solver: its solution, (len(t), *y0.shape), the time it ends, and the tape of its steps."""
-        solver = self.solver(y0)
-        recorder = self._recorder(solver, side)
-        host.attach(solver, recorder, seeks_event=self.event_fn is not None)
-        if self.keep.pieces:
-            host.call_after_steps(solver, recorder.note_interpolant)
-        if self.event_fn is None:
-            end, solution = t[-1], solver.integrate(t)
-        else:
-            end, solution = solver.integrate_until_event(t[0], self.event_fn)
-        if self.watch is not None:
-            self.watch.finish()
-        if any(x.y.dtype != y0.dtype or x.y.shape != y0.shape for x in recorder.states.values()):
+    given = 3
+    constants = 1
+
+    @classmethod
+    def from_call(
+        cls,
+        func: Any,
+        y0: Tensor,
+        t: Tensor,
+        rtol: Any,
+        atol: Any,
+        method: str,
+        options: dict[str, Any],
+        keep: Keep,
+        event_fn: Any,
+    ) -> tuple[OdeSolve, Tensor]:
+        """Read a call in the host's normal form; also the points its steps may end at: step_t, then jump_t."""
+        scheme = scheme_of(host.SOLVERS[method], options.get("interp", "linear"))
+        if scheme is None:
+            able = [name for name, solver in host.SOLVERS.items() if scheme_of(solver) is not None]
             raise UnsupportedError(
-                f"odeint_adjoint(..., adjoint_method='aca'): the state y0 ({y0.dtype}, shape {tuple(y0.shape)}) turned "
-                "into another dtype or shape on the way. Return the dtype and shape of y from func; where both are "
-                f"scalars, give y0 at least the precision of t ({t.dtype})."
+                f"odeint_adjoint(..., method={method!r}, adjoint_method='aca'): steps of {method!r} cannot be "
+                f"replayed. Use one of {', '.join(able)}, or leave out adjoint_method for the host's own adjoint."
             )
-        if not recorder.settled and not self.tableau.chained and self.options.get("interp", "linear") != "linear":
+        if scheme.tableau is None and keep.graph == "stage":
             raise UnsupportedError(
-                f"odeint_adjoint(..., method={self.method!r}, options={{'interp': {self.options['interp']!r}}}, "
-                "adjoint_method='aca'): func drew random numbers (dropout?) or changed its buffers, and this "
-                "interpolation evaluates it anew for each output. Use 'interp': 'linear', or an adaptive method."
+                f"odeint_adjoint(..., method={method!r}, adjoint_method='aca', adjoint_options={{'graph': 'stage'}}): "
+                f"a step of {method!r} is replayed as a whole. Leave out 'graph'."
             )
-        outputs = t[1:] if self.event_fn is None else end[None]
-        return solution, end, self._tape(recorder, outputs, points, solution[-1])
+        _check_options(options, event_fn)
+        dtype = scheme.points_dtype(t, y0, options)
+        points = [
+            torch.as_tensor([] if options.get(name) is None else options[name], dtype=dtype, device=y0.device)
+            for name in scheme.point_names
+        ]
+        jumps = len(points[1]) if points else 0
+        solve = cls(func, host.original_func(func), rtol, atol, method, options, scheme, jumps, keep, event_fn)
+        return solve, torch.cat([t.new_zeros(0, dtype=dtype), *points])
 
-    def timeline(self, tape: Tape, y0: Tensor, t: Tensor, points: Tensor) -> Timeline:
-        """The tape's times as a function of y0 (a grid constructor may read it), t and the points."""
-        if not len(tape.fresh):
-            none = t.new_zeros(0)
-            return Timeline(t.new_zeros(0, self.tableau.stages), none, none, none, none)
-        if self.tableau.chained or self.event_fn is not None:
-            inputs = torch.cat([t[:1].to(tape.nodes.dtype), points])
-            # Zero with a gradient: the times keep the very bits the host stepped with.
-            shift = (inputs - inputs.detach())[torch.tensor(tape.anchors, device=t.device)]
-            nodes, sizes = tape.nodes + shift, tape.sizes + shift.diff()
-        else:
-            nodes = self._grid(tape, y0, t)
-            sizes = nodes.diff()
-        serving = torch.tensor(tape.serving, dtype=torch.long, device=t.device)
-        outputs = t[1:].to(nodes.dtype) if self.event_fn is None else tape.outputs
-        spans = nodes[serving + 1] - nodes[serving]
-        places = (outputs - nodes[serving]) / spans
-        if not self.tableau.chained and len(self.tableau.dense) == 1:
-            # A linear interpolation returns the state at the end of a step as it is.
-            places = torch.where(places == 1, places.detach(), places)
-        if self.tableau.chained:
-            # As the host rounds them.
-            sizes, places = sizes.to(y0.real.dtype), places.to(y0.real.dtype)
-        return Timeline(self._stages(tape, nodes, y0.real.dtype), sizes, outputs, spans, places)
-
-    def _stages(self, tape: Tape, nodes: Tensor, dtype: torch.dtype) -> Tensor:
-        """When func is evaluated: as it was in the solve, to the bit, and moving with the ends of the steps."""
-        if self.tableau.whole:
-            return torch.stack([nodes[:-1], nodes[1:]], dim=1)
-        c = torch.tensor(self.tableau.c, dtype=nodes.dtype, device=nodes.device)
-        moved = (nodes[:-1, None] + c * nodes.diff()[:, None]).to(dtype)
-        return tape.times + (moved - moved.detach()) if moved.requires_grad else tape.times
-
-    def _times(self, recorder: Recorder) -> Tensor:
-        if self.tableau.whole:
-            return torch.empty(0)
-        # A fixed grid takes the slope at the end of a step for outputs inside it alone, and then for each one.
-        count = self.tableau.stages
-        whole = [(times + times[-1:])[:count] for times in recorder.times]
-        if any(len(times) != count for times in whole):
-            raise unsupported("torchdiffeq", f"{count} evaluations in a step of {self.method!r}", "torch")
-        return torch.stack([t for times in whole for t in times]).view(-1, count)
-
-    def _recorder(self, solver: Any, side: SideState) -> Recorder:
-        if self.tableau.whole:
-            return WholeStepRecorder(self.func, self.keep, side, self.watch, solver)
-        if self.tableau.chained:
-            return Recorder(self.func, self.keep, side, self.watch, carries_slopes=not self.tableau.last_at_end)
-        return FixedGridRecorder(self.func, self.keep, side, self.watch)
+    @property
+    def tableau(self) -> Tableau | None:
+        """That of the scheme."""
+        return self.scheme.tableau
 
     @property
     def vector_field(self) -> Any:
-        """func as a replay calls it: at times already on their side of a jump, or by a step of the host's."""
-        return self.func if self.tableau.whole else host.without_sides(self.func)
+        """func as a replay calls it."""
+        return self.scheme.vector_field(self.func)
+
+    def counted(self, count: Callable[[], None]) -> OdeSolve:
+        return dataclasses.replace(self, func=_Counted(self.func, count))
 
     def solver(self, y0: Tensor) -> Any:
         """A new solver of the host for this call."""
         return host.SOLVERS[self.method](func=self.func, y0=y0, rtol=self.rtol, atol=self.atol, **self.options)
 
-    def _grid(self, tape: Tape, y0: Tensor, t: Tensor) -> Tensor:
-        grid = self.solver(y0).grid_constructor(self.func, y0, t)
-        if not torch.equal(grid, tape.nodes):
-            raise GradientError(
-                "odeint_adjoint(..., options={'grid_constructor': ...}): the grid constructor returned another grid in "
-                "the backward pass than in the forward pass. Make it a function of its arguments alone."
+    def integrate(self, *given: Tensor) -> tuple[Tensor, Tensor]:
+        y0, t, _ = given
+        solver = self.solver(y0)
+        host.attach(solver, self.func, seeks_event=self.event_fn is not None)
+        return self._integrated(solver, t)
+
+    def record(
+        self, given: Sequence[Tensor], surroundings: Surroundings, watch: CacheWatch | None
+    ) -> tuple[tuple[Tensor, Tensor], OdeTape]:
+        y0, t, points = given
+        solver = self.solver(y0)
+        recorder = self.scheme.recorder(self.func, self.keep, surroundings.side, watch, solver)
+        host.attach(solver, recorder, seeks_event=self.event_fn is not None)
+        if self.keep.interpolants:
+            host.call_after_steps(solver, recorder.note_interpolant)
+        solution, end = self._integrated(solver, t)
+        if watch is not None:
+            watch.finish()
+        self._check(recorder, y0, t)
+        outputs = t[1:] if self.event_fn is None else end[None]
+        return (solution, end.clone()), self._tape(recorder, outputs, points, solution[-1])
+
+    def _integrated(self, solver: Any, t: Tensor) -> tuple[Tensor, Tensor]:
+        if self.event_fn is None:
+            return solver.integrate(t), t[-1]
+        end, solution = solver.integrate_until_event(t[0], self.event_fn)
+        return solution, end
+
+    def _check(self, recorder: Recorder, y0: Tensor, t: Tensor) -> None:
+        """Raise where the recorded steps cannot be taken again as they were."""
+        if any(y.dtype != y0.dtype or y.shape != y0.shape for y, *_ in recorder.states.values()):
+            raise UnsupportedError(
+                f"odeint_adjoint(..., adjoint_method='aca'): the state y0 ({y0.dtype}, shape {tuple(y0.shape)}) turned "
+                "into another dtype or shape on the way. Return the dtype and shape of y from func; where both are "
+                f"scalars, give y0 at least the precision of t ({t.dtype})."
             )
-        return grid
+        interp = self.options.get("interp", "linear")
+        if not recorder.settled and not self.scheme.hands_on and interp != "linear":
+            raise UnsupportedError(
+                f"odeint_adjoint(..., method={self.method!r}, options={{'interp': {interp!r}}}, "
+                "adjoint_method='aca'): func drew random numbers (dropout?) or changed its buffers, and this "
+                "interpolation evaluates it anew for each output. Use 'interp': 'linear', or an adaptive method."
+            )
 
-    def _tape(self, recorder: Recorder, outputs: Tensor, points: Tensor, end: Tensor) -> Tape:
-        if not recorder.starts:
-            none = outputs[:0]
-            return Tape(none, none, none, outputs, none, (), (), (), (), None, (), (), (), ())
-        starts, sizes = torch.stack(recorder.starts), torch.stack(recorder.sizes)
-        last_node = starts[-1:] + sizes[-1:]
-        if recorder.cut[-1]:
-            last_node = points[(points - last_node).abs().argmin()][None]
-        elif not self.tableau.chained:
-            given = outputs[-1:].to(last_node.dtype)
-            last_node = given if self.event_fn is None else starts[-1:] + self.options["step_size"]
-        nodes = torch.cat([starts, last_node])
-
-        fresh, anchors = [True], [0]
+    def _tape(self, recorder: Recorder, outputs: Tensor, points: Tensor, end: Tensor) -> OdeTape:
+        if recorder.starts:
+            sizes = torch.stack(recorder.sizes)
+            nodes = self._nodes(recorder, sizes, outputs, points)
+            times = self.scheme.times(self.method, recorder.times)
+        else:
+            nodes = sizes = times = outputs[:0]
+        moves_with, evaluates = [0], [True]
         for n, cut in enumerate(recorder.cut):
             point = int((points == nodes[n + 1]).nonzero()[0]) if cut else None
-            anchors.append(anchors[-1] if point is None else point + 1)
-            fresh.append(not self.tableau.chained or (point is not None and point >= len(points) - self.jumps))
+            moves_with.append(moves_with[-1] if point is None else point + 1)
+            at_jump = point is not None and point >= len(points) - self.jumps
+            evaluates.append(at_jump or not self.scheme.hands_on)
         outputs = outputs.to(nodes.dtype)
-        serving = torch.searchsorted(nodes[1:].contiguous(), outputs.contiguous())
-        states = [
-            state._replace(slopes=()) if fresh[n] and self.tableau.chained else state
-            for n, state in recorder.states.items()
-        ]
-        slopes = list({id(slope): slope for state in states for slope in state.slopes}.values())
-        places = {id(slope): i for i, slope in enumerate(slopes)}
-        return Tape(
+        inside = outputs if recorder.starts else outputs[:0]
+        return OdeTape(
+            length=len(recorder.starts),
+            states={n: self.scheme.taped(state, evaluates[n]) for n, state in recorder.states.items()},
+            slots=self.keep.checkpoints,
+            step_of_output=torch.searchsorted(nodes[1:].contiguous(), inside.contiguous()).tolist(),
+            fingerprints=torch.stack([sample(recorder.last[0]), sample(end)]) if recorder.starts else outputs[:0],
+            rejected=recorder.rejected,
+            notes=recorder.notes,
             nodes=nodes,
             sizes=sizes,
-            times=self._times(recorder),
+            times=times,
             outputs=outputs,
-            marks=torch.stack([sample(recorder.last.y), sample(end)]),
-            ys=[state.y.reshape(-1) for state in states],
-            slopes=[slope.reshape(-1) for slope in slopes],
-            history=[[places[id(slope)] for slope in state.slopes] for state in states],
-            kept=list(recorder.states),
-            slots=self.keep.checkpoints,
-            fresh=fresh[:-1],
-            anchors=anchors,
-            serving=serving.tolist(),
-            notes=recorder.notes,
+            evaluates_first_stage=evaluates[:-1],
+            moves_with=moves_with,
             settled=recorder.settled,
-            pieces=recorder.pieces,
+            interpolants=recorder.interpolants,
         )
+
+    def _nodes(self, recorder: Recorder, sizes: Tensor, outputs: Tensor, points: Tensor) -> Tensor:
+        """The ends of all steps, in the host's own numbers."""
+        starts = torch.stack(recorder.starts)
+        last = starts[-1:] + sizes[-1:]
+        if recorder.cut[-1]:
+            last = points[(points - last).abs().argmin()][None]
+        elif not self.scheme.hands_on:
+            end = outputs[-1:].to(last.dtype)
+            last = end if self.event_fn is None else starts[-1:] + self.options["step_size"]
+        return torch.cat([starts, last])
+
+    def start(self, tape: Any, given: Sequence[Tensor], surroundings: Surroundings) -> tuple[State, Timeline]:
+        y0, t, points = given
+
+        def grid() -> Tensor:
+            return self.solver(y0).grid_constructor(self.func, y0, t)
+
+        return (y0,), timeline_of(self.scheme, tape, y0, t, points, grid, self.event_fn is not None)
+
+    def host_steps(
+        self, tape: Any, timeline: Timeline, given: Sequence[Tensor], parameters: Parameters, surroundings: Surroundings
+    ) -> HostSteps:
+        y0, side = given[0], Restored(surroundings.side, tape.notes)
+        field = Field(self.vector_field, surroundings, side, y0.shape, parameters, in_time=False, checks=False)
+        # As the host hands them to its step: where it seeks an event, the very step_size of the call.
+        sizes = list(timeline.sizes) if self.event_fn is None else [self.options["step_size"]] * tape.length
+        return _OdeSteps(self.solver(y0), field, timeline, sizes)
+
+
+class _OdeSteps(HostSteps):
+    """Of a solver whose steps start from y and the slopes of earlier steps, or iterate for their stages."""
+
+    def __init__(self, solver: Any, field: Field, timeline: Timeline, sizes: Sequence[Any]):
+        self._solver, self._field, self._timeline, self._sizes = solver, field, timeline, sizes
+
+    def times(self, n: int, outputs: slice) -> list[Tensor]:
+        size = [self._sizes[n]] if isinstance(self._sizes[n], Tensor) else []
+        return [*self._timeline.stages[n], *size, *self._timeline.outputs[outputs]]
+
+    def take(self, n: int, state: Sequence[Tensor], times: Sequence[Tensor], outputs: slice) -> tuple[State, State]:
+        self._field.side.before(n, 0)
+        (t0, t1, *ts), (y, *slopes), h = times, state, self._sizes[n]
+        if isinstance(h, Tensor):
+            h, *ts = ts
+        increment, slope, after = host.whole_step(self._solver, slopes, self._field.slope, t0, t1, h, y)
+        y1 = y + increment
+        end_slope = self._field.slope(t1, y1) if ts and self._solver.interp != "linear" else None
+        inside = [host.interpolated(self._solver, t0, y, slope, t1, y1, end_slope, t) for t in ts]
+        return (y1, *after), tuple(inside)
+
+    def place(self, cotangents: Timeline, n: int, outputs: slice, in_times: Sequence[Tensor]) -> None:
+        at_start, at_end, *others = in_times
+        cotangents.stages[n] = torch.stack([at_start, at_end])
+        if isinstance(self._sizes[n], Tensor):
+            cotangents.sizes[n], *others = others
+        if others:
+            cotangents.outputs[outputs] = torch.stack(others)
+
+
+class _Counted:
+    """A func in the host's normal form before each evaluation of which another is called."""
+
+    def __init__(self, func: Any, count: Callable[[], None]):
+        self._func, self._count = func, count
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
+        self._count()
+        return self._func(*args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._func, name)
+
+    @property
+    def base_func(self) -> _Counted:
+        return _Counted(self._func.base_func, self._count)
+
+
+def _check_options(options: dict[str, Any], event_fn: Any) -> None:
+    # A grid is a function of the step_size, whose gradient it has as that of any tensor a grid_constructor reads.
+    able = ("step_t", "jump_t") if event_fn else ("step_t", "jump_t", "step_size")
+    for name, value in options.items():
+        if name not in able and isinstance(value, Tensor) and value.requires_grad:
+            raise UnsupportedError(
+                f"odeint_adjoint(..., options={{{name!r}: {value!r}}}): it requires a gradient, and is held constant. "
+                "Pass it with .detach(), or differentiate with torchdiffeq.odeint."
+            )

@@ -1,4 +1,4 @@
-"""torchsde's solvers: tape the accepted steps, and take them again."""
+"""torchsde's solves: recorded by their accepted steps, which the host takes again."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ import torch
 from torch import Tensor
 
 from steptape._errors import UnsupportedError
-from steptape._plan import Keeper
 from steptape.compat import _torchsde as host
 from steptape.compat._unsupported import unsupported
-from steptape.torch._autograd.ambient import Ambient
 from steptape.torch._autograd.caches import CacheWatch
-from steptape.torch._autograd.side_state import SideState, same
+from steptape.torch._autograd.graph import Call, Parameters
+from steptape.torch._autograd.surroundings import SideState, Surroundings, same
+from steptape.torch._hosts.base import HostSteps, Solve, Timeline
 from steptape.torch._hosts.brownian import NotingBrownian, Query, ReplayingBrownian
 from steptape.torch._hosts.memo import REPEATING, Once
-from steptape.torch._tape.checkpoints import Keep
-from steptape.torch._tape.sde import State, Step, Tape, serving
+from steptape.torch._tape.checkpoints import Keep, KeptStates, moved
+from steptape.torch._tape.tape import SdeStep, SdeTape, State, sample
 
 
 class _Call(NamedTuple):
@@ -33,7 +33,7 @@ class _Call(NamedTuple):
     queries: list[Query]
 
 
-class Recorder:
+class SdeRecorder:
     """Stands in for a solver's ``step`` and notes the steps that the host accepts."""
 
     def __init__(self, solver: Any, noise: NotingBrownian, keep: Keep, side: SideState, watch: CacheWatch | None):
@@ -43,14 +43,19 @@ class Recorder:
             self._step = functools.partial(watch.evaluated, lambda: noise.unnoticed(side), solver.step)
         self._adaptive = solver.adaptive
         self._noise = noise
-        self._device = keep.device
-        self._keeper = Keeper(keep.checkpoints)
+        # Under a limit on the states, a query keeps a few entries alone.
+        self._answers_to = None if keep.checkpoints is not None else keep.device
+        self._kept = KeptStates(keep)
         self._try: list[_Call] = []
-        self.steps: list[Step] = []
+        self.steps: list[SdeStep] = []
         self.queries: list[Query] = []
-        self.states: dict[int, State] = {}
-        self.end: State = ()
+        self.last: State = ()
         self.rejected = 0
+
+    @property
+    def states(self) -> dict[int, State]:
+        """The states that were kept, by the step they start."""
+        return self._kept.states
 
     def step(self, t0: Tensor, t1: Tensor, y: Tensor, extra: Sequence[Tensor]) -> tuple[Tensor, Sequence[Tensor]]:
         """The solver's own step, noted."""
@@ -62,7 +67,6 @@ class Recorder:
                 "sdeint_adjoint(sde, ..., adjoint_method='aca'): sde changed the state y in place, so the replay could "
                 "not start from it again. Make a new tensor of it instead."
             )
-        self.end = (after[0],)
         call = _Call(t0, t1, state, self._noise.taken())
         if not self._adaptive:
             self._accept(call)
@@ -93,20 +97,12 @@ class Recorder:
             self.rejected += 1
 
     def _accept(self, *calls: _Call) -> None:
-        step = len(self.steps)
+        self._kept.offer(len(self.steps), calls[0].state)
+        self.last = calls[0].state
         times = (calls[0].t0, *(call.t1 for call in calls))
-        self.steps.append(Step(times, len(self.queries)))
-        self.queries += [self._stored(query) for call in calls for query in call.queries]
-        state = calls[0].state
-        self.states[step] = state if step == 0 or self._device is None else tuple(x.to(self._device) for x in state)
-        dropped = self._keeper.offer(step)
-        if dropped is not None:
-            del self.states[dropped]
-
-    def _stored(self, query: Query) -> Query:
-        if self._device is None or self._keeper.slots is not None:
-            return query
-        return query._replace(answer=tuple(x.to(self._device) for x in query.answer))
+        self.steps.append(SdeStep(times, len(self.queries)))
+        queries = [query for call in calls for query in call.queries]
+        self.queries += [query._replace(answer=moved(query.answer, self._answers_to)) for query in queries]
 
 
 def _unknown_tries() -> Exception:
@@ -114,29 +110,44 @@ def _unknown_tries() -> Exception:
 
 
 @dataclasses.dataclass(frozen=True)
-class Solve:
-    """One call of sdeint in the host's normal form, without the tensors that may need gradients.
+class SdeSolve(Solve):
+    """One call of sdeint, given y0 and the ``extras`` tensors of its solver's state; None: the host makes these.
 
-    ``user_sde``: the SDE as the user passed it. ``settings``: dt, adaptive, rtol, atol, dt_min and options. ``watch``:
-    looks at the first steps, where a gradient is asked for.
+    Returns the solution and the solver's extra state at the end. ``settings``: dt, adaptive, rtol, atol, dt_min and
+    options.
     """
 
     sde: Any
-    user_sde: Any
+    user_func: Any
     bm: Any
     ts: Tensor
     method: str
     settings: dict[str, Any]
     keep: Keep
-    watch: CacheWatch | None = None
+    extras: int | None
+    call: Call = Call("sdeint_adjoint", "sde")  # noqa: RUF009
+
+    constants = 0
+    tableau = None
+
+    @property
+    def given(self) -> int:  # type: ignore[override]
+        return 1 + (self.extras or 0)
+
+    @property
+    def others(self) -> tuple[Tensor, ...]:  # type: ignore[override]
+        return (self.ts,)
+
+    @property
+    def vector_field(self) -> Any:
+        return self.sde
 
     @property
     def taped(self) -> bool:
         """Whether the increments are on the tape; else the Brownian object is asked again."""
         return self.keep.checkpoints is None
 
-    def counted(self, count: Callable[[], None]) -> Solve:
-        """The same, with a call of ``count`` before each call of a method of the SDE."""
+    def counted(self, count: Callable[[], None]) -> SdeSolve:
         return dataclasses.replace(self, sde=host.ForwardSDE(_Counted(host.sde_under(self.sde), count)))
 
     def solver(self, sde: Any, bm: Any) -> Any:
@@ -144,41 +155,61 @@ class Solve:
         settings = {**self.settings, "options": dict(self.settings["options"])}
         return host.select(method=self.method, sde_type=sde.sde_type)(sde=sde, bm=bm, **settings)
 
-    def integrate(self, y0: Tensor, extra: Sequence[Tensor] | None) -> tuple[Tensor, Sequence[Tensor]]:
-        """Run the host's solver as it is: its solution, (len(ts), *y0.shape), and its extra state at the end."""
-        return _integrated(self.solver(self.sde, self.bm), y0, self.ts, extra)
+    def integrate(self, *given: Tensor) -> tuple[Tensor, ...]:
+        return self._integrated(self.solver(self.sde, self.bm), given)
+
+    def _integrated(self, solver: Any, given: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        y0, *extra = given
+        if self.extras is None:
+            extra = solver.init_extra_solver_state(self.ts[0], y0)
+        solution, after = solver.integrate(y0, self.ts, tuple(extra))
+        return (solution, *after)
 
     def record(
-        self, y0: Tensor, extra: Sequence[Tensor] | None, side: SideState
-    ) -> tuple[Tensor, Sequence[Tensor], Tape]:
-        """The same, and the tape of the accepted steps."""
+        self, given: Sequence[Tensor], surroundings: Surroundings, watch: CacheWatch | None
+    ) -> tuple[tuple[Tensor, ...], SdeTape]:
+        side = surroundings.side
         note = side.note()
         noise = NotingBrownian(self.bm, side, self.taped)
         solver = self.solver(self.sde, noise)
-        recorder = Recorder(solver, noise, self.keep, side, self.watch)
+        recorder = SdeRecorder(solver, noise, self.keep, side, watch)
         solver.step = recorder.step
-        solution, after = _integrated(solver, y0, self.ts, extra)
+        solution, *after = self._integrated(solver, given)
         recorder.finish()
         changed = not same(note, side.note())
-        if self.watch is not None:
-            self.watch.finish()
-        tape = Tape(
-            steps=recorder.steps,
-            serving=serving(recorder.steps, self.ts[1:]),
-            kept=list(recorder.states),
+        if watch is not None:
+            watch.finish()
+        ends = torch.tensor([float(step.times[-1]) for step in recorder.steps], dtype=torch.float64)
+        outputs = self.ts[1:].detach().double().cpu().contiguous()
+        tape = SdeTape(
+            length=len(recorder.steps),
+            states=recorder.states,
             slots=self.keep.checkpoints,
-            states=list(recorder.states.values()),
-            end=recorder.end,
+            step_of_output=torch.searchsorted(ends, outputs).tolist(),
+            fingerprints=torch.stack([sample(recorder.last[0]), sample(solution[-1])]) if len(ends) else solution[:0],
+            rejected=recorder.rejected,
+            notes=[query.note for query in recorder.queries] if changed else (),
+            ts=self.ts,
+            steps=recorder.steps,
             answers=[query.answer for query in recorder.queries],
             note=note if changed else None,
-            notes=[query.note for query in recorder.queries] if changed else (),
-            rejected=recorder.rejected,
         )
-        return solution, after, tape
+        # Without steps, what comes out is what went in.
+        return (solution, *(after if len(ends) else map(torch.clone, after))), tape
 
+    def start(self, tape: Any, given: Sequence[Tensor], surroundings: Surroundings) -> tuple[State, Timeline]:
+        y0, *extra = given
+        if self.extras is None:
+            if tape.note is not None:
+                surroundings.side.set(tape.note)
+            with surroundings.around_func():
+                extra = self.solver(self.sde, self.bm).init_extra_solver_state(self.ts[0], y0)
+        return (y0, *extra), Timeline.empty(self.ts)
 
-def _integrated(solver: Any, y0: Tensor, ts: Tensor, extra: Sequence[Tensor] | None) -> tuple[Tensor, Sequence[Tensor]]:
-    return solver.integrate(y0, ts, solver.init_extra_solver_state(ts[0], y0) if extra is None else extra)
+    def host_steps(
+        self, tape: Any, timeline: Timeline, given: Sequence[Tensor], parameters: Parameters, surroundings: Surroundings
+    ) -> HostSteps:
+        return _SdeSteps(self, tape, surroundings, given[0].device)
 
 
 class _Counted:
@@ -199,31 +230,31 @@ class _Counted:
         return method
 
 
-class Stepper:
-    """Takes the steps of a tape again, as part of the caller's graph if there is one."""
+class _SdeSteps(HostSteps):
+    """Of a solver of torchsde, with the increments of the solve; they move with no input."""
 
-    def __init__(self, solve: Solve, tape: Tape, ambient: Ambient, side: SideState, device: torch.device):
-        self._ts, self._tape, self._ambient, self._side = solve.ts, tape, ambient, side
-        self._noise = ReplayingBrownian(solve.bm, side, tape.answers, tape.notes, solve.taped, device)
+    def __init__(self, solve: SdeSolve, tape: SdeTape, surroundings: Surroundings, device: torch.device):
+        self._tape, self._surroundings = tape, surroundings
+        self._noise = ReplayingBrownian(solve.bm, surroundings.side, tape.answers, tape.notes, solve.taped, device)
         # What changes something besides, such as the random numbers drawn, must be evaluated as often as in the solve.
         once = solve.method in REPEATING and tape.note is None
         self._once = Once(host.sde_under(solve.sde)) if once else None
         self._solver = solve.solver(solve.sde if self._once is None else host.ForwardSDE(self._once), self._noise)
 
-    def first_extra(self, y0: Tensor) -> Sequence[Tensor]:
-        """The extra state the solver starts with where the user gives none."""
-        if self._tape.note is not None:
-            self._side.set(self._tape.note)
-        with self._ambient.around_func():
-            return self._solver.init_extra_solver_state(self._ts[0], y0)
+    def times(self, n: int, outputs: slice) -> list[Tensor]:
+        return []
 
-    def take(self, n: int, state: State) -> State:
-        """The state at the end of step n, from that at its start."""
-        self._noise.rewind(self._tape.steps[n].query)
+    def take(self, n: int, state: Sequence[Tensor], times: Sequence[Tensor], outputs: slice) -> tuple[State, State]:
+        step = self._tape.steps[n]
+        self._noise.rewind(step.query)
         y, *extra = state
-        with self._ambient.around_func():
-            for t0, t1 in pairwise(self._tape.steps[n].times):
+        with self._surroundings.around_func():
+            for t0, t1 in pairwise(step.times):
                 y, extra = self._solver.step(t0, t1, y, tuple(extra))
                 if self._once is not None:
                     self._once.forget()
-        return (y, *extra)
+        ends = {"t0": step.times[0], "y0": state[0], "t1": step.times[-1], "y1": y}
+        return (y, *extra), tuple(host.linear_interp(**ends, t=t) for t in self._tape.ts[1:][outputs])
+
+    def place(self, cotangents: Timeline, n: int, outputs: slice, in_times: Sequence[Tensor]) -> None:
+        """None do."""

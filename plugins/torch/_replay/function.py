@@ -1,149 +1,148 @@
-"""The autograd function: the host's solve forward, its tape backward, which is replayed unless the solve says else."""
+"""A solve as autograd or ``torch.func`` is to see it: forward the host's own, backward the replay of its tape."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 
-from steptape._errors import GradientError, UnsupportedError
-from steptape.compat._torch import is_batch_of_cotangents
-from steptape.compat._torch_hooks import hooks_passed_by
-from steptape.torch._autograd.ambient import Ambient
-from steptape.torch._autograd.belongings import Belongings
-from steptape.torch._autograd.field import Field, lost, unknown_leaves
-from steptape.torch._autograd.gate import Gate
-from steptape.torch._autograd.side_state import Restored, SideState
-from steptape.torch._hosts.torchdiffeq import Solve
-from steptape.torch._replay.host_step import WholeStepSweep
+from steptape.compat._torch import transforms_active
+from steptape.torch._autograd.caches import CacheWatch
+from steptape.torch._autograd.field import Field
+from steptape.torch._autograd.graph import Gate, Parameters
+from steptape.torch._autograd.surroundings import Restored, Surroundings
+from steptape.torch._hosts.base import Solve, Timeline
+from steptape.torch._replay.checks import check_end, check_leaves, refuse_batches, refuse_forward_mode
+from steptape.torch._replay.host_step import HostStepSweep
 from steptape.torch._replay.runge_kutta import RungeKuttaSweep
-from steptape.torch._replay.sweep import Sweep, check_end
-from steptape.torch._replay.unrolled import chain
-from steptape.torch._tape.tape import Tape, Timeline
+from steptape.torch._replay.sweep import Sweep
+from steptape.torch._replay.transforms import solve_in_transforms
+from steptape.torch._replay.unrolled import unrolled
+from steptape.torch._tape.tape import Tape
+
+
+def run(solve: Any, *inputs: Tensor) -> tuple[Tensor, ...]:
+    """What a solve returns, differentiable in its inputs: what it is given, and then the parameters.
+
+    ``solve``: a ``Solve``, or something around one.
+    """
+    if transforms_active():
+        return solve_in_transforms(solve, *inputs[: solve.given])
+    if torch.is_grad_enabled() and any(x.requires_grad for x in inputs):
+        return Replay.apply(solve, *inputs)
+    with torch.no_grad():
+        return solve.integrate(*inputs[: solve.given])
 
 
 class Replay(torch.autograd.Function):
-    """(y0, t, points, *params) to the solution at t, (len(t), *y0.shape), and the time it ends, which has no gradient.
-
-    Holds the tape in between, and no graph.
-    """
+    """The inputs of a solve to what it returns. Holds the tape in between, and no graph."""
 
     @staticmethod
-    def forward(
-        ctx: Any, solve: Solve, y0: Tensor, t: Tensor, points: Tensor, *params: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        ctx.ambient, ctx.belongings = Ambient(y0.device), Belongings(solve.user_func)
-        ctx.side = SideState(y0.device, solve.user_func)
-        solution, end, tape = solve.record(y0, t, points, ctx.side)
+    def forward(ctx: Any, solve: Solve, *inputs: Tensor) -> tuple[Tensor, ...]:
+        given, params = inputs[: solve.given], inputs[solve.given :]
+        ctx.surroundings = Surroundings(given[0].device, solve.user_func)
+        results, tape = solve.record(given, ctx.surroundings, CacheWatch(solve.call))
         # Saved parameters are watched for changes in place, but hooks such as save_on_cpu unpack other objects, and the
         # check of what func depends on goes by identity.
-        ctx.solve, ctx.tape, ctx.params = solve, tape.emptied(), params
-        ctx.save_for_backward(y0, t, points, *params, *tape.tensors())
-        end = end.clone()
-        ctx.mark_non_differentiable(end)
-        return solution, end
+        ctx.solve, ctx.params = solve, params
+        ctx.tape, tensors = tape.emptied()
+        ctx.save_for_backward(*inputs, *tensors)
+        ctx.mark_non_differentiable(*results[len(results) - solve.constants :])
+        return results
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> NoReturn:
         """Refused."""
-        refuse_forward_mode("odeint_adjoint")
+        refuse_forward_mode(ctx.solve.call.function)
 
     @staticmethod
-    def backward(ctx: Any, grad_solution: Tensor, _: Any) -> tuple[Tensor | None, ...]:
-        refuse_batches(grad_solution, "odeint_adjoint")
-        y0, t, points, *rest = ctx.saved_tensors
-        tape = ctx.tape.refilled(rest[len(ctx.params) :])
-        side = Restored(ctx.side, tape.notes)
-        back = (ctx.solve.back or _Back)(
-            ctx.solve, ctx.ambient, side, tape, (y0, t, points, *ctx.params), ctx.needs_input_grad[1:]
+    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
+        solve, params = ctx.solve, ctx.params
+        refuse_batches(cotangents[0], solve.call.function)
+        saved = ctx.saved_tensors
+        tape = ctx.tape.refilled(saved[solve.given + len(params) :])
+        needed = ctx.needs_input_grad[1:]
+        back = (solve.back or ReplayBack)(
+            solve, ctx.surroundings, tape, saved[: solve.given], Parameters(params, solve.call), needed
         )
-        side_kept = ctx.side.kept() if tape.notes else nullcontext()
-        with ctx.ambient.without_autocast(), side_kept, hooks_passed_by(ctx.params):
-            pull = back.differentiable if torch.is_grad_enabled() else back.plain
-            grads = ctx.belongings.given_back(lambda: pull(grad_solution))
-        return (None, *(grad if need else None for grad, need in zip(grads, back.needed, strict=True)))
+        pull = back.differentiable if torch.is_grad_enabled() else back.plain
+        cotangents = cotangents[: len(cotangents) - solve.constants]
+        with ctx.surroundings.replayed(changed=bool(tape.notes), params=params):
+            grads = ctx.surroundings.with_lent_tensors(lambda: pull(cotangents))
+        return (None, *(grad if need else None for grad, need in zip(grads, needed, strict=True)))
 
 
-def refuse_forward_mode(function: str) -> NoReturn:
-    """Raise where ``torch.autograd.forward_ad`` comes to a solve."""
-    raise UnsupportedError(
-        f"torch.autograd.forward_ad over {function}(..., adjoint_method=...): there is a tape to go back on, none to "
-        "go forward with. Use torch.func.jvp with odeint_adjoint and 'aca', or the host's own function on a fixed grid."
-    )
+class ReplayBack:
+    """One backward pass: from the cotangents of what a solve returns to those of its inputs.
 
+    ``needed``: which of these are.
+    """
 
-def refuse_batches(cotangent: Tensor, function: str) -> None:
-    """Raise if the cotangent is a batch of them."""
-    if is_batch_of_cotangents(cotangent):
-        raise UnsupportedError(
-            f"{function}(..., adjoint_method=...): several cotangents at once (is_grads_batched=True, vectorize=True). "
-            "Take them one after another: vectorize=False, or a loop over torch.autograd.grad(..., retain_graph=True)."
-        )
+    def __init__(
+        self,
+        solve: Solve,
+        surroundings: Surroundings,
+        tape: Tape,
+        given: Sequence[Tensor],
+        parameters: Parameters,
+        needed: Sequence[bool],
+    ):
+        self._solve, self._surroundings, self._tape = solve, surroundings, tape
+        self._given, self._parameters, self._needed = given, parameters, needed
 
-
-def check_leaves(timeline: Timeline, known: Sequence[Tensor]) -> None:
-    """Raise if a time depends on leaves besides ``known``: those that a grid constructor reads."""
-    unknown = {id(x): x for times in timeline if times.requires_grad for x in unknown_leaves(times, known)}
-    if unknown:
-        raise GradientError(lost(list(unknown.values()), reader="the grid_constructor"))
-
-
-class _Back(NamedTuple):
-    """One backward pass: from the cotangent of the solution to those of the inputs (y0, t, points, *params)."""
-
-    solve: Solve
-    ambient: Ambient
-    side: Restored
-    tape: Tape
-    inputs: tuple[Tensor, ...]
-    needed: tuple[bool, ...]
-
-    def plain(self, grad_solution: Tensor) -> list[Tensor]:
+    def plain(self, cotangents: Sequence[Tensor]) -> list[Tensor]:
         """By replaying the tape, last step to first."""
-        solve, tape, inputs = self.solve, self.tape, self.inputs
-        y0, params = inputs[0], inputs[3:]
+        solution, *at_end = cotangents
         with torch.enable_grad():
-            leaves = [x.detach().requires_grad_(need) for x, need in zip(inputs[:3], self.needed[:3], strict=True)]
-            timeline = solve.timeline(tape, *leaves)
-        check_leaves(timeline, (*leaves, *params))
-        field = self._field(timeline)
-        if solve.tableau.whole:
-            sweep: Sweep = WholeStepSweep(solve, tape, timeline, field, y0)
-        else:
-            sweep = RungeKuttaSweep(solve.tableau, tape, timeline, field, y0, solve.keep.graph == "step")
-        cotangents = sweep.run(grad_solution[1:].reshape(len(grad_solution) - 1, y0.numel()))
-        grads = [cotangents.y0 + grad_solution[0], *map(torch.zeros_like, inputs[1:3]), *field.cotangents]
-        moved = [(x, g) for x, g in zip(timeline, cotangents[1:], strict=True) if x.requires_grad]
-        if moved:
-            ends, pulled = zip(*moved, strict=True)
-            movers = [(i, x) for i, x in enumerate((*leaves, *params)) if x.requires_grad]
-            found = torch.autograd.grad(ends, [x for _, x in movers], pulled, allow_unused=True)
-            for (i, _), g in zip(movers, found, strict=True):
-                grads[i] = grads[i] if g is None else grads[i] + g
-        return grads
+            leaves = [x.detach().requires_grad_(need) for x, need in zip(self._given, self._needed, strict=False)]
+            start, timeline = self._solve.start(self._tape, leaves, self._surroundings)
+        known = (*leaves, *self._parameters.params)
+        check_leaves(timeline, known, self._parameters.call, reader="the grid_constructor")
+        sweep = self._sweep(timeline)
+        at_start = sweep.run(solution[1:], [torch.zeros_like(solution[0]), *at_end])
+        at_start[0] = at_start[0] + solution[0]
+        # What the solve starts from is given, or made of what is.
+        places = {id(x): i for i, x in enumerate(leaves)}
+        grads, made = [torch.zeros_like(x) for x in leaves], [*zip(timeline, sweep.cotangents, strict=True)]
+        for x, g in zip(start, at_start, strict=True):
+            if id(x) in places:
+                grads[places[id(x)]] = grads[places[id(x)]] + g
+            else:
+                made.append((x, g))
+        made = [(x, g) for x, g in made if x.requires_grad]
+        if made:
+            moving = [i for i, x in enumerate(leaves) if x.requires_grad]
+            for i, g in zip(moving, self._parameters.pull(made, [leaves[i] for i in moving]), strict=True):
+                grads[i] = grads[i] + g
+        return [*grads, *self._parameters.cotangents]
 
-    def differentiable(self, grad_solution: Tensor) -> list[Tensor]:
-        """The same as functions of the inputs and of ``grad_solution``, for second derivatives."""
-        solve, tape, gate = self.solve, self.tape, Gate()
-        inputs = (*map(gate.through, self.inputs[:3]), *self.inputs[3:])
-        y0 = inputs[0]
-        timeline = solve.timeline(tape, *inputs[:3])
-        check_leaves(timeline, inputs)
-        field = self._field(timeline)
-        solution = chain(solve, tape, timeline, field, y0)
-        if tape.kept:
-            check_end(solution[-1], tape.marks[1], y0)
-        wanted = [x for x, need in zip(inputs, self.needed, strict=True) if need]
+    def differentiable(self, cotangents: Sequence[Tensor]) -> list[Tensor]:
+        """The same as functions of the inputs and of the cotangents, for second derivatives."""
+        gate = Gate()
+        given = [gate.through(x) for x in self._given]
+        inputs = (*given, *self._parameters.params)
+        results = unrolled(
+            self._solve, self._tape, given, self._parameters, self._surroundings, count=len(cotangents[0])
+        )
+        if self._tape.length:
+            check_end(results[0][-1], self._tape.fingerprints[1], given[0], self._parameters.call)
+        pairs = [(x, c) for x, c in zip(results, cotangents, strict=False) if x.requires_grad]
+        if not pairs:
+            return [torch.zeros_like(x) for x in inputs]
+        ends, pulled = zip(*pairs, strict=True)
+        wanted = [x for x, need in zip(inputs, self._needed, strict=True) if need]
+        settings = {"create_graph": True, "allow_unused": True, "materialize_grads": True}
         with gate.closed():
-            grads = torch.autograd.grad(
-                solution, wanted, grad_solution, create_graph=True, allow_unused=True, materialize_grads=True
-            )
-        found = iter(grads)
-        return [next(found) if need else x for x, need in zip(inputs, self.needed, strict=True)]
+            found = iter(torch.autograd.grad(ends, wanted, pulled, **settings))
+        return [next(found) if need else x for x, need in zip(inputs, self._needed, strict=True)]
 
-    def _field(self, timeline: Timeline) -> Field:
-        shape, params = self.inputs[0].shape, self.inputs[3:]
-        return Field(self.solve.vector_field, self.ambient, self.side, shape, params, in_time=timeline.moves)
+    def _sweep(self, timeline: Timeline) -> Sweep:
+        solve, tape, y0 = self._solve, self._tape, self._given[0]
+        if solve.tableau is None:
+            steps = solve.host_steps(tape, timeline, self._given, self._parameters, self._surroundings)
+            return HostStepSweep(steps, tape, timeline, self._parameters, y0.device)
+        side = Restored(self._surroundings.side, tape.notes)
+        field = Field(solve.vector_field, self._surroundings, side, y0.shape, self._parameters, in_time=timeline.moves)
+        return RungeKuttaSweep(solve.tableau, tape, timeline, field, y0, whole_steps=solve.keep.graph == "step")

@@ -17,9 +17,11 @@ import torch
 from torch import Tensor
 
 from steptape.torch._autograd.field import Field, Stage
+from steptape.torch._hosts.base import Timeline
 from steptape.torch._hosts.tableau import Tableau
-from steptape.torch._replay.sweep import Sweep, check_end
-from steptape.torch._tape.tape import State, Tape, Timeline
+from steptape.torch._replay.checks import check_end
+from steptape.torch._replay.sweep import Sweep
+from steptape.torch._tape.tape import OdeTape, State
 
 
 class _Link(NamedTuple):
@@ -29,6 +31,13 @@ class _Link(NamedTuple):
     stage: Stage | None
 
 
+class _After(NamedTuple):
+    """What there is after a step: λ, the cotangent of its end, and what the next one left."""
+
+    end: Tensor
+    link: _Link | None
+
+
 class RungeKuttaSweep(Sweep):
     """The sweep over the steps of a tableau.
 
@@ -36,15 +45,20 @@ class RungeKuttaSweep(Sweep):
     graph alive at a time.
     """
 
-    def __init__(self, tableau: Tableau, tape: Tape, timeline: Timeline, field: Field, y0: Tensor, whole_steps: bool):
-        super().__init__(tape, timeline, field, y0)
-        self.tableau, self.whole_steps = tableau, whole_steps
+    tape: OdeTape
+
+    def __init__(
+        self, tableau: Tableau, tape: OdeTape, timeline: Timeline, field: Field, y0: Tensor, whole_steps: bool
+    ):
+        super().__init__(tape, timeline, y0.device)
+        self.tableau, self.field, self.whole_steps = tableau, field, whole_steps
+        self.times = timeline.stages.detach()
         self.last = tableau.stages - 1
         # How many stages the end of a step needs: all, but for a last one that is evaluated there.
         self.to_end = tableau.stages - tableau.last_at_end
         self.sizes = timeline.sizes.tolist()
-        sizes = timeline.sizes.detach()[torch.tensor(tape.serving, dtype=torch.long, device=y0.device)]
-        weights, slopes, of_start = tableau.weights(timeline.places.detach(), timeline.spans.detach(), sizes)
+        sizes = timeline.sizes.detach()[torch.tensor(tape.step_of_output, dtype=torch.long, device=y0.device)]
+        weights, slopes, of_start = tableau.weights(timeline.positions.detach(), timeline.spans.detach(), sizes)
         self.weights, self.weight_slopes, self.of_start = weights.to(y0), slopes.to(y0.real), of_start.to(y0)
 
         # Of the step at hand: k_i, which g_i replaces once stage i has been pulled, and λ. The table by rows makes the
@@ -56,10 +70,20 @@ class RungeKuttaSweep(Sweep):
         self.by_column = [(self.kg[i + 1 :].T, a[i + 1 :, i].contiguous()) for i in range(tableau.stages)]
         self.to_the_end = (self.kg[: self.to_end].T, a[-1, : self.to_end])
 
-    def _step(
-        self, n: int, state: State, outputs: slice, mu: Tensor, end: Tensor, link: _Link | None
-    ) -> tuple[Tensor, _Link | None]:
-        """Replay step n: from the cotangents of its outputs, its end and its last stage to that of its start."""
+    def run(self, at_outputs: Tensor, at_end: list[Tensor]) -> list[Tensor]:
+        """The same, by flat states."""
+        (y,) = at_end
+        (flat,) = super().run(at_outputs.reshape(len(at_outputs), y.numel()), [y.reshape(-1)])
+        return [flat.view_as(y)]
+
+    def _begun(self, at_end: list[Tensor]) -> _After:
+        return _After(at_end[0], None)
+
+    def _ended(self, before: _After) -> list[Tensor]:
+        return [before.end]
+
+    def _step(self, n: int, state: State, outputs: slice, mu: Tensor, after: _After) -> _After:
+        end, link = after
         # A last stage at the end of the step is the next step's first, or of use to outputs inside the step alone.
         own = self.to_end if link or not len(mu) else self.last + 1
         stages = self._slopes(n, state, own, graphs=self.whole_steps)
@@ -68,7 +92,7 @@ class RungeKuttaSweep(Sweep):
             stages[own] = link.stage
         inside = self.weights[outputs].T @ mu if len(mu) else None
         self.kg[-1] = end
-        handed_on = not self.tape.fresh[n]
+        handed_on = not self.tape.evaluates_first_stage[n]
         for i in range(self.last, handed_on - 1, -1):
             if i == own and not link:
                 self.rows[i].zero_()
@@ -88,17 +112,17 @@ class RungeKuttaSweep(Sweep):
                 self._pull_places(n, 0, outputs, mu, left.cotangent, self.kg[0])
             self.rows[0].zero_()
         start = self.kg.sum(0)
-        return start + self.of_start[outputs] @ mu if len(mu) else start, left
+        return _After(start + self.of_start[outputs] @ mu if len(mu) else start, left)
 
     def _check(self, n: int, state: State) -> None:
         """Hold the steps at the end of the solve against what the tape says of them."""
         left = len(self.sizes) - 1 - n
         if left == 1:
-            check_end(self._end(n, state), self.tape.marks[0], state.y)
+            check_end(self._end(n, state), self.tape.fingerprints[0], state[0], self.field.parameters.call)
         elif left == 0:
-            start = self.of_start[-1] * state.y
+            start = self.of_start[-1] * state[0]
             output = torch.addmv(start, self.kg[:-1].T, self.weights[-1], alpha=self.sizes[n])
-            check_end(output, self.tape.marks[1], state.y)
+            check_end(output, self.tape.fingerprints[1], state[0], self.field.parameters.call)
 
     def _cotangent(self, n: int, i: int, inside: Tensor | None) -> Tensor:
         """ℓ_i, flat."""
@@ -107,27 +131,27 @@ class RungeKuttaSweep(Sweep):
             return torch.addmv(self.kg[-1], *self.by_column[i], alpha=h, beta=0)
         return torch.addmv(inside[i], *self.by_column[i], alpha=h, beta=h)
 
-    def _advance(self, n: int, state: State) -> State:
+    def advance(self, n: int, state: State) -> State:
         """The state at the end of step n."""
         self._slopes(n, state, self.to_end, graphs=False)
-        carries = not self.tableau.last_at_end and self.tableau.chained and not self.tape.fresh[n + 1]
-        return State(self._end(n, state), (self.kg[self.last].clone(),) if carries else ())
+        carries = not self.tableau.last_at_end and not self.tape.evaluates_first_stage[n + 1]
+        return (self._end(n, state), self.kg[self.last].clone()) if carries else (self._end(n, state),)
 
     def _end(self, n: int, state: State) -> Tensor:
         """The end of the step whose slopes are at hand."""
-        return torch.addmv(state.y, *self.to_the_end, alpha=self.sizes[n])
+        return torch.addmv(state[0], *self.to_the_end, alpha=self.sizes[n])
 
     def interpolant(self, n: int, state: State) -> Tensor:
         """The dense output of step n: y by powers of the relative place in the step, (degree + 1, numel)."""
         self._slopes(n, state, self.tableau.stages, graphs=False)
-        return torch.cat([state.y[None], self.sizes[n] * self.tableau.dense.to(state.y) @ self.kg[:-1]])
+        return torch.cat([state[0][None], self.sizes[n] * self.tableau.dense.to(state[0]) @ self.kg[:-1]])
 
     def _slopes(self, n: int, state: State, count: int, graphs: bool) -> list[Stage | None]:
         """Take the first ``count`` stages of step n again: their slopes, and their graphs if asked for."""
         stages: list[Stage | None] = [None] * len(self.rows)
         for i in range(count):
-            if i == 0 and state.slopes:
-                (self.kg[0],) = state.slopes
+            if i == 0 and len(state) > 1:
+                self.kg[0] = state[1]
             elif graphs:
                 stages[i] = stage = self._stage(n, i, state)
                 self.rows[i].copy_(stage.slope)
@@ -141,11 +165,11 @@ class RungeKuttaSweep(Sweep):
         return self.field.evaluate(self.times[n, i], self._place(n, i, state))
 
     def _place(self, n: int, i: int, state: State) -> Tensor:
-        return torch.addmv(state.y, *self.by_row[i], alpha=self.sizes[n]) if i else state.y
+        return torch.addmv(state[0], *self.by_row[i], alpha=self.sizes[n]) if i else state[0]
 
     def _pull_places(self, n: int, i: int, outputs: slice, mu: Tensor, cotangent: Tensor, k: Tensor) -> None:
         """What step n's size, and the places of the outputs inside it, gain by its stage i."""
         h = self.sizes[n]
         # A step is linear in h k: what it asks of its slopes, it asks of h in proportion.
         self.cotangents.sizes[n] += (cotangent.conj() * k).sum().real / h
-        self.cotangents.places[outputs] += (mu.conj() @ k).real * self.weight_slopes[outputs, i] * h
+        self.cotangents.positions[outputs] += (mu.conj() @ k).real * self.weight_slopes[outputs, i] * h

@@ -15,35 +15,31 @@ from torch import Tensor
 from steptape._errors import UnsupportedError
 from steptape.compat import _torch
 from steptape.compat import _torchdiffeq as host
-from steptape.torch._autograd.ambient import Ambient
-from steptape.torch._autograd.field import Field
-from steptape.torch._autograd.side_state import Restored, SideState
-from steptape.torch._hosts.torchdiffeq import Solve
-from steptape.torch._replay.unrolled import chain
+from steptape.torch._autograd.graph import Parameters
+from steptape.torch._autograd.surroundings import Surroundings
+from steptape.torch._hosts.torchdiffeq import OdeSolve
+from steptape.torch._replay.unrolled import unrolled
 
 
-def solve_in_transforms(solve: Solve, y0: Tensor, t: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
+def solve_in_transforms(solve: OdeSolve, y0: Tensor, t: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
     """The host's solution at t and the time it ends, differentiable along the accepted steps in every way torch knows.
 
     Holds the graphs of all accepted steps.
     """
-    if solve.tableau.whole and solve.options.get("perturb"):
+    if solve.tableau is None and solve.options.get("perturb"):
         raise UnsupportedError(
             f"torch.func over odeint_adjoint(..., method={solve.method!r}, options={{'perturb': True}}, "
             "adjoint_method='aca'): the host's own step moves its times in a way that the transforms do not take. "
             "Leave out 'perturb', or use another method."
         )
-    ambient, side = Ambient(y0.device), SideState(y0.device)
-    plain_y0, plain_t, plain_points = map(_value, (y0, t, points))
+    surroundings = Surroundings(y0.device)
     with torch.no_grad(), _torch.outside_transforms() as inside:
         func, event_fn = _Plain(solve.func, inside), solve.event_fn and _inside(solve.event_fn, inside)
         plain = dataclasses.replace(solve, func=func, event_fn=event_fn)
-        solution, end, tape = plain.record(plain_y0, plain_t, plain_points, side)
-    with ambient.without_autocast(), side.kept():
-        timeline = solve.timeline(tape, y0, t, points)
-        side_state = Restored(side, tape.notes)
-        field = Field(solve.vector_field, ambient, side_state, y0.shape, (), in_time=False, checks=False)
-        ys = chain(solve, tape, timeline, field, y0)
+        (solution, end), tape = plain.record([*map(_value, (y0, t, points))], surroundings, None)
+    with surroundings.replayed(changed=True):
+        parameters = Parameters((), solve.call)
+        ys, *_ = unrolled(solve, tape, (y0, t, points), parameters, surroundings, len(solution), checks=False)
     # The host's solution to the bit, with the derivatives of the chain.
     return solution + (ys - ys.detach()), end
 

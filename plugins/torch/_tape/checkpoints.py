@@ -1,66 +1,74 @@
-"""The options of the adaptive checkpoint adjoint: what to keep, where, and how much graph to build at a time."""
+"""Which states a tape keeps and where, and the others taken again: a plan of a few states for a whole solve.
+
+Source: the plan is ``steptape._plan``, after Griewank (1992) and Stumm and Walther (2010).
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection
-from typing import Any, Literal
+from collections.abc import Callable, Iterator
+from typing import Literal
 
 import torch
 
-from steptape._errors import OptionError
-from steptape.torch._without_effect import tell
+from steptape._plan import Keeper, reversal
+from steptape.torch._tape.tape import State, Tape
 
 
 @dataclasses.dataclass(frozen=True)
 class Keep:
     """``checkpoints``: at most so many states (None: all); ``device``: where (None: where they are); ``graph``.
 
-    ``pieces``: the host's interpolant of every step as well.
+    ``interpolants``: that of every step as well.
     """
 
     checkpoints: int | None = None
     device: torch.device | None = None
     graph: Literal["step", "stage"] = "step"
-    pieces: bool = False
-
-    @classmethod
-    def from_options(
-        cls,
-        options: dict[str, Any] | None,
-        function: str = "odeint_adjoint",
-        adjoint_method: str = "aca",
-        of_hosts: Collection[str] = (),
-    ) -> Keep:
-        """Read the ``adjoint_options`` of a call of ``function``, or raise ``OptionError``.
-
-        ``of_hosts``: the names of options for a backward solve, which have no effect.
-        """
-        options = dict(options or {})
-        idle = [name for name in options if name in of_hosts]
-        tell(function, [f"adjoint_options={{{name!r}: {options.pop(name)!r}}}" for name in idle])
-        checkpoints = options.pop("checkpoints", None)
-        device = options.pop("checkpoint_device", None)
-        graph = options.pop("graph", "step")
-        call = f"{function}(..., adjoint_method={adjoint_method!r}, adjoint_options={{"
-        if options:
-            name, value = next(iter(options.items()))
-            raise OptionError(
-                f"{call}{name!r}: {value!r}}}): unknown option. The adaptive checkpoint adjoint takes 'checkpoints', "
-                f"'checkpoint_device'{' and' if function == 'odeint_adjoint' else ', and for ODEs'} 'graph'."
-            )
-        if checkpoints is not None and (type(checkpoints) is not int or checkpoints < 1):
-            raise OptionError(
-                f"{call}'checkpoints': {checkpoints!r}}}): must be a positive number of states, or None to keep all."
-            )
-        if graph not in ("step", "stage"):
-            raise OptionError(f"{call}'graph': {graph!r}}}): must be 'step' or 'stage'.")
-        try:
-            device = None if device is None else torch.device(device)
-        except (RuntimeError, TypeError) as error:
-            raise OptionError(f"{call}'checkpoint_device': {device!r}}}): no torch device ({error}).") from error
-        return cls(checkpoints, device, graph)
+    interpolants: bool = False
 
     def for_dense_output(self) -> Keep:
-        """The same where the steps are not replayed but their interpolants read: all of them, unless states are few."""
-        return self if self.checkpoints else dataclasses.replace(self, checkpoints=1, pieces=True)
+        """The same where steps are not replayed but their interpolants read: all of them, unless states are few."""
+        return self if self.checkpoints else dataclasses.replace(self, checkpoints=1, interpolants=True)
+
+
+class KeptStates:
+    """The ``states`` that are kept, by the step they start, as steps are accepted one after the other."""
+
+    def __init__(self, keep: Keep):
+        self._device = keep.device
+        self._keeper = Keeper(keep.checkpoints)
+        self.states: dict[int, State] = {}
+
+    def offer(self, step: int, state: State) -> None:
+        """Keep the state at which a step starts, and let go of another if one must."""
+        self.states[step] = moved(state, None if step == 0 else self._device)
+        dropped = self._keeper.offer(step)
+        if dropped is not None:
+            del self.states[dropped]
+
+
+def moved(state: State, device: torch.device | None) -> State:
+    """A state on a device, itself if it is there."""
+    return state if device is None else tuple(x.to(device) for x in state)
+
+
+def states_backward(
+    tape: Tape, device: torch.device, advance: Callable[[int, State], State]
+) -> Iterator[tuple[int, State]]:
+    """All steps of a tape, the last one first, each with the state it starts from, on ``device``.
+
+    ``advance(n, state)``: the state at the end of step n, for those that are not kept.
+    """
+    states = dict(tape.states)
+    for move, n in reversal(list(states), tape.length, tape.slots):
+        if move == "load":
+            state = moved(states[n], device)
+        elif move == "advance":
+            state = advance(n, state)
+        elif move == "keep":
+            states[n] = state
+        elif move == "drop":
+            del states[n]
+        else:
+            yield n, state

@@ -3,112 +3,133 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
-import torch
 from torch import Tensor
 
-from steptape.torch._autograd.side_state import Note
+from steptape.torch._autograd.surroundings import Note
+
+# Where a step starts: y, and what it cannot compute from y, such as the slopes of earlier steps, the latest first.
+State = tuple[Tensor, ...]
+T = TypeVar("T", bound="Tape")
 
 
-class State(NamedTuple):
-    """Where a step starts: y, flat, and the slopes it cannot evaluate from y, the latest first."""
-
-    y: Tensor
-    slopes: tuple[Tensor, ...]
-
-    def to(self, device: torch.device) -> State:
-        """The state on a device, itself if it is there."""
-        return State(self.y.to(device), tuple(slope.to(device) for slope in self.slopes))
-
-
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Tape:
-    """N accepted steps, in the host's increasing time.
+    """N accepted steps.
+
+    ``length``: N. ``states``: those that are kept, by the step they start, in at most ``slots`` slots (None: no limit).
+    ``step_of_output``: for each output after the first, the step it lies in. ``fingerprints``: samples of the state at
+    which the last step starts, and of the last output. ``rejected``: how many tries there were besides. ``notes``: what
+    evaluations change besides, at each step or query; empty if the solve changed nothing.
+    """
+
+    WATCHED: ClassVar[tuple[str, ...]] = ("states", "fingerprints")
+
+    length: int
+    states: dict[int, State]
+    slots: int | None
+    step_of_output: Sequence[int]
+    fingerprints: Tensor
+    rejected: int
+    notes: Sequence[Any]
+
+    def held(self) -> list[Tensor]:
+        """All tensors on the tape, each once."""
+        return list(
+            {id(x): x for x in _tensors([getattr(self, field.name) for field in dataclasses.fields(self)])}.values()
+        )
+
+    def emptied(self: T) -> tuple[T, list[Tensor]]:
+        """The tape with numbers in place of the tensors that autograd must watch over, and these, each once."""
+        places: dict[int, int] = {}
+        tensors: list[Tensor] = []
+
+        def number(x: Tensor) -> int:
+            if id(x) not in places:
+                places[id(x)] = len(tensors)
+                tensors.append(x)
+            return places[id(x)]
+
+        return self._with(lambda tree: _mapped(Tensor, number, tree)), tensors
+
+    def refilled(self: T, tensors: Sequence[Tensor]) -> T:
+        """An emptied tape with its tensors again."""
+        return self._with(lambda tree: _mapped(int, tensors.__getitem__, tree))
+
+    def _with(self: T, change: Callable[[Any], Any]) -> T:
+        return dataclasses.replace(self, **{name: change(getattr(self, name)) for name in self.WATCHED})
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OdeTape(Tape):
+    """Steps in the host's increasing time, of which the notes are those before each step's first evaluations.
 
     ``nodes``: the N + 1 ends of the steps. ``sizes``: h_n, N. ``times``: of the evaluations for each step, (N, s), but
     empty where the host's own step finds them again. ``outputs``: the times of the outputs after the first.
-    ``marks``: samples of the state at which the last step starts, and of the last output. ``kept``: the steps whose
-    starting states are kept, in at most ``slots`` slots (None: no limit); ``ys``: these states y_n, flat; ``slopes``:
-    the slopes that go with them, and ``history``: which ones go with which. ``fresh``: whether a step evaluates its own
-    first stage, or takes over the last stage of the step before. ``anchors``: what a node moves with, t[0] (0) or entry
-    i of the points (i + 1). ``serving``: for each output after the first, the step it lies in. ``notes``: for each step
-    what evaluations change besides, before its first ones; empty if the solve changed nothing. ``settled``: whether the
-    first evaluation alone did. ``pieces``: where the dense output was asked for, that of each step, (5, numel): y by
-    powers of the relative place in the step.
+    ``evaluates_first_stage``: whether a step does, or takes over the last stage of the step before. ``moves_with``:
+    what a node moves with, t[0] (0) or entry i of the points (i + 1). ``settled``: whether the first evaluation alone
+    changed anything besides. ``interpolants``: where the dense output was asked for, that of each step, (5, numel): y
+    by powers of the relative place in the step.
     """
+
+    WATCHED = (*Tape.WATCHED, "nodes", "sizes", "times", "outputs", "interpolants")
 
     nodes: Tensor
     sizes: Tensor
     times: Tensor
     outputs: Tensor
-    marks: Tensor
-    ys: Sequence[Tensor]
-    slopes: Sequence[Tensor]
-    history: Sequence[Sequence[int]]
-    kept: Sequence[int]
-    slots: int | None
-    fresh: Sequence[bool]
-    anchors: Sequence[int]
-    serving: Sequence[int]
-    notes: Sequence[Sequence[Note]]
-    settled: bool = True
-    pieces: Sequence[Tensor] = ()
-
-    def states(self) -> dict[int, State]:
-        """The kept states by step."""
-        return {
-            n: State(y, tuple(self.slopes[i] for i in history))
-            for n, y, history in zip(self.kept, self.ys, self.history, strict=True)
-        }
-
-    def tensors(self) -> list[Tensor]:
-        """Everything autograd must watch over between forward and backward."""
-        return [self.nodes, self.sizes, self.times, self.outputs, self.marks, *self.ys, *self.slopes, *self.pieces]
-
-    def emptied(self) -> Tape:
-        """The tape without its tensors."""
-        none = torch.empty(0)
-        emptied = dataclasses.replace(self, nodes=none, sizes=none, times=none, outputs=none, marks=none)
-        return dataclasses.replace(emptied, ys=(), slopes=(), pieces=())
-
-    def refilled(self, tensors: Sequence[Tensor]) -> Tape:
-        """An emptied tape with its tensors again."""
-        (nodes, sizes, times, outputs, marks), states = tensors[:5], tensors[5:]
-        slopes = len(self.kept)
-        pieces = slopes + len({i for history in self.history for i in history})
-        return dataclasses.replace(
-            self,
-            nodes=nodes,
-            sizes=sizes,
-            times=times,
-            outputs=outputs,
-            marks=marks,
-            ys=states[:slopes],
-            slopes=states[slopes:pieces],
-            pieces=states[pieces:],
-        )
+    evaluates_first_stage: Sequence[bool]
+    moves_with: Sequence[int]
+    settled: bool
+    interpolants: Sequence[Tensor]
 
 
-class Timeline(NamedTuple):
-    """The times of a solve, differentiable in the inputs they move with.
+class SdeStep(NamedTuple):
+    """An accepted step: the times it goes through, two or, where it is the two halves of a try, three.
 
-    ``stages``: (N, s). ``sizes``: (N,). For each output after the first: its time in ``outputs``, the ``spans`` of time
-    from the start to the end of its step, which may be another number than the step's size, and its ``places`` in
-    [0, 1] there.
+    ``query``: the first of its queries of the Brownian object, by their order in the solve.
     """
 
-    stages: Tensor
-    sizes: Tensor
-    outputs: Tensor
-    spans: Tensor
-    places: Tensor
+    times: tuple[Tensor, ...]
+    query: int
 
-    @property
-    def moves(self) -> bool:
-        """Whether any time depends on an input that requires a gradient."""
-        return any(x.requires_grad for x in self)
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SdeTape(Tape):
+    """Steps of an SDE's solve, of which the notes are those at each query of the Brownian object.
+
+    ``ts``: the times of the outputs, of which the steps' may be views. ``answers``: of each query the increment and the
+    Lévy areas, or a few entries of each. ``note``: what evaluations change besides, as the solve began, None if they
+    did not.
+    """
+
+    WATCHED = (*Tape.WATCHED, "ts", "answers")
+
+    ts: Tensor
+    steps: Sequence[SdeStep]
+    answers: Sequence[tuple[Tensor, ...]]
+    note: Note | None
+
+
+def _mapped(kind: type, change: Callable[[Any], Any], tree: Any) -> Any:
+    """A tree with its leaves of a kind changed; the keys of dictionaries are no leaves."""
+    if isinstance(tree, kind):
+        return change(tree)
+    if isinstance(tree, dict):
+        return {key: _mapped(kind, change, part) for key, part in tree.items()}
+    return tuple(_mapped(kind, change, part) for part in tree)
+
+
+def _tensors(tree: Any) -> Iterator[Tensor]:
+    if isinstance(tree, Tensor):
+        yield tree
+    elif isinstance(tree, (tuple, list)):
+        for part in tree:
+            yield from _tensors(part)
+    elif isinstance(tree, dict):
+        yield from _tensors(list(tree.values()))
 
 
 _ENTRIES = 64

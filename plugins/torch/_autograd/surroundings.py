@@ -1,0 +1,155 @@
+"""What evaluations of func read and change besides their arguments, such that a replay finds it as the solve did.
+
+That is autocast; the tensors of a module, to which ``torch.func.functional_call`` may lend others for the time of a
+solve; and what evaluations change: the state of the random number generators, and buffers such as running statistics
+and power iterations. Of the latter the solve takes notes where an accepted step starts; evaluations in their order do
+the rest. Rejected tries have changed it too, which is why each step has notes of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from itertools import chain
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from steptape.compat._torch_hooks import hooks_passed_by
+
+T = TypeVar("T")
+Note = tuple[Tensor, ...]
+
+
+class Surroundings:
+    """All of it as it is when a solve of ``func`` begins; ``side``: what evaluations change."""
+
+    def __init__(self, device: torch.device, func: Any = None):
+        self.side = SideState(device, func)
+        self._lent = _LentTensors(func)
+        self._device = device
+        self._autocast = torch.is_autocast_enabled(device.type)
+        self._dtype = torch.get_autocast_dtype(device.type)
+        self._cached = torch.is_autocast_cache_enabled()
+
+    def around_func(self) -> AbstractContextManager[Any]:
+        """A context, inside that of ``replayed``, with the autocast state that func ran under."""
+        if not self._autocast:
+            return nullcontext()
+        return torch.autocast(self._device.type, self._dtype, True, self._cached)
+
+    @contextmanager
+    def replayed(self, changed: bool, params: Sequence[Tensor] = ()) -> Iterator[None]:
+        """A block that replays, after which all is as before it.
+
+        Without autocast, since the host writes its own arithmetic in operations that autocast leaves alone. The hooks
+        of ``params`` do not see the parts of their gradients. ``changed``: whether evaluations change anything.
+        """
+        without_autocast = torch.autocast(self._device.type, enabled=False)
+        with without_autocast, self.side.kept() if changed else nullcontext(), hooks_passed_by(params):
+            yield
+
+    def with_lent_tensors(self, run: Callable[[], T]) -> T:
+        """``run()`` while func has the tensors that it had in the solve."""
+        return self._lent.given_back(run)
+
+
+class _LentTensors:
+    """The parameters and buffers of a func, if it is a module, as they are now."""
+
+    def __init__(self, func: Any):
+        self._module = func if isinstance(func, torch.nn.Module) else torch.nn.Module()
+        self._tensors = self._now()
+
+    def _now(self) -> dict[str, Tensor]:
+        return dict(chain(self._module.named_parameters(), self._module.named_buffers()))
+
+    def given_back(self, run: Callable[[], T]) -> T:
+        now = self._now()
+        if all(now.get(name) is x for name, x in self._tensors.items()):
+            return run()
+        around = _Around(self._module, run)
+        return torch.func.functional_call(around, {f"module.{name}": x for name, x in self._tensors.items()}, ())
+
+
+class _Around(torch.nn.Module):
+    """A call for ``functional_call`` to make, with a module whose tensors it is to replace."""
+
+    def __init__(self, module: torch.nn.Module, run: Callable[[], Any]):
+        super().__init__()
+        self.module, self._run = module, run
+
+    def forward(self) -> Any:
+        return self._run()
+
+
+class SideState:
+    """The default generators of the CPU and of the state's ``device``, and the buffers of ``func`` if it has any."""
+
+    def __init__(self, device: torch.device, func: Any = None):
+        self._generators = [torch.default_generator]
+        if device.type == "cuda":
+            self._generators.append(torch.cuda.default_generators[device.index or 0])
+        self._buffers = list(func.buffers()) if isinstance(func, torch.nn.Module) else []
+        self._versions: list[int] = []
+        self._values: list[Tensor] = []
+
+    def note(self) -> Note:
+        """The state now; buffers that have not changed since the last note share its copies."""
+        if self._versions != (versions := [buffer._version for buffer in self._buffers]):
+            self._versions, self._values = versions, [buffer.detach().clone() for buffer in self._buffers]
+        return (*(generator.get_state() for generator in self._generators), *self._values)
+
+    def set(self, note: Note) -> None:
+        """Make it the state that was noted."""
+        count = len(self._generators)
+        for generator, state in zip(self._generators, note[:count], strict=True):
+            generator.set_state(state)
+        for buffer, value in zip(self._buffers, note[count:], strict=True):
+            # Not a change that autograd is to see: the graphs of earlier evaluations do not read what follows.
+            buffer.data.copy_(value)
+        self._versions, self._values = [buffer._version for buffer in self._buffers], list(note[count:])
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """Leave it after the block as it was before."""
+        before = self.note()
+        try:
+            yield
+        finally:
+            self.set(before)
+
+
+def same(a: Note, b: Note) -> bool:
+    """Whether two notes are of the same state."""
+    return all(x is y or torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def shared(note: Note, earlier: Note) -> Note:
+    """A note that shares with an earlier one what has not changed since."""
+    return tuple(y if x is y or torch.equal(x, y) else x for x, y in zip(note, earlier, strict=True))
+
+
+class Restored:
+    """The side state as a replay sets it: as it was when the solve took a stage.
+
+    ``notes``: for each step those before its first evaluations, as far as the solve took them; the others follow in
+    order. Empty if nothing changes.
+    """
+
+    def __init__(self, side: SideState, notes: Sequence[Sequence[Note]]):
+        self._side, self._notes = side, notes
+        self._step: int | None = None
+        self._known: dict[int, Note] = {}
+
+    def before(self, step: int, stage: int) -> None:
+        """Set the state for a stage; a step's stages come in order, and then again in any order."""
+        if not self._notes:
+            return
+        if step != self._step:
+            self._step, self._known = step, dict(enumerate(self._notes[step]))
+        if stage in self._known:
+            self._side.set(self._known[stage])
+        else:
+            self._known[stage] = self._side.note()

@@ -1,0 +1,115 @@
+"""What a host must give for its solves to be replayed: a third host would be another such file."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from steptape.torch._autograd.caches import CacheWatch
+from steptape.torch._autograd.graph import Call, Parameters
+from steptape.torch._autograd.surroundings import Surroundings
+from steptape.torch._hosts.tableau import Tableau
+from steptape.torch._tape.checkpoints import Keep
+from steptape.torch._tape.tape import State, Tape
+
+
+class Timeline(NamedTuple):
+    """The times of a solve, differentiable in the inputs they move with.
+
+    ``stages``: (N, s). ``sizes``: (N,). For each output after the first: its time in ``outputs``, the ``spans`` of time
+    from the start to the end of its step, which may be another number than the step's size, and its ``positions`` in
+    [0, 1] there.
+    """
+
+    stages: Tensor
+    sizes: Tensor
+    outputs: Tensor
+    spans: Tensor
+    positions: Tensor
+
+    @classmethod
+    def empty(cls, like: Tensor) -> Timeline:
+        """No times: of no steps, or of steps that move with no input."""
+        return cls(*[like.new_zeros(0)] * 5)
+
+    @property
+    def moves(self) -> bool:
+        """Whether any time depends on an input that requires a gradient."""
+        return any(x.requires_grad for x in self)
+
+
+class HostSteps(abc.ABC):
+    """The steps of a tape as the host takes them, as part of the caller's graph if there is one."""
+
+    @abc.abstractmethod
+    def times(self, n: int, outputs: slice) -> list[Tensor]:
+        """What step n and the outputs inside it are placed by and may have a gradient in."""
+
+    @abc.abstractmethod
+    def take(self, n: int, state: Sequence[Tensor], times: Sequence[Tensor], outputs: slice) -> tuple[State, State]:
+        """The state at the end of step n, and y at each of the outputs inside it."""
+
+    @abc.abstractmethod
+    def place(self, cotangents: Timeline, n: int, outputs: slice, in_times: Sequence[Tensor]) -> None:
+        """Put the cotangents of ``times`` where they belong in those of the timeline."""
+
+
+class Solve(abc.ABC):
+    """One call of a host's function in its normal form, without the tensors that may need gradients.
+
+    These are given in one order: y0, ``given`` of them in all, and then the parameters. ``user_func``: func as the user
+    passed it. ``back``: what makes the backward pass of a tape; None: its replay. ``method``: the name of the solver.
+    """
+
+    call: Call
+    keep: Keep
+    user_func: Any
+    method: str
+    back: Any = None
+    given: int
+    # Tensors of the call besides those it is given, which are the user's own.
+    others: tuple[Tensor, ...] = ()
+    # How many of the results, the last ones, have no gradient; the others are the solution and its state at the end.
+    constants: int
+
+    @abc.abstractmethod
+    def integrate(self, *given: Tensor) -> tuple[Tensor, ...]:
+        """Run the host's solver as it is: the solution, (len(t), *y0.shape), and what else it returns."""
+
+    @abc.abstractmethod
+    def record(
+        self, given: Sequence[Tensor], surroundings: Surroundings, watch: CacheWatch | None
+    ) -> tuple[tuple[Tensor, ...], Tape]:
+        """The same, and the tape of its accepted steps. ``watch``: looks at the first evaluations."""
+
+    @abc.abstractmethod
+    def counted(self, count: Callable[[], None]) -> Solve:
+        """The same solve, with a call of ``count`` before each evaluation."""
+
+    @abc.abstractmethod
+    def start(self, tape: Tape, given: Sequence[Tensor], surroundings: Surroundings) -> tuple[State, Timeline]:
+        """The state that the solve starts from, and its times, as functions of what it is given."""
+
+    @property
+    @abc.abstractmethod
+    def tableau(self) -> Tableau | None:
+        """By which a step is taken again, stage by stage; None: as a whole, by the host."""
+
+    @property
+    @abc.abstractmethod
+    def vector_field(self) -> Any:
+        """func as it is evaluated when a step is taken again."""
+
+    @abc.abstractmethod
+    def host_steps(
+        self,
+        tape: Tape,
+        timeline: Timeline,
+        given: Sequence[Tensor],
+        parameters: Parameters,
+        surroundings: Surroundings,
+    ) -> HostSteps:
+        """The steps of a tape as the host takes them."""

@@ -1,0 +1,175 @@
+"""Note the accepted steps of a solver of torchdiffeq while it runs."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from steptape.compat import _torchdiffeq as host
+from steptape.torch._autograd.caches import CacheWatch
+from steptape.torch._autograd.surroundings import Note, SideState, same, shared
+from steptape.torch._tape.checkpoints import Keep, KeptStates
+from steptape.torch._tape.tape import State
+
+
+class Clock:
+    """func as the host evaluates it in the end, noting when: its arithmetic rounds times in ways of its own."""
+
+    def __init__(self, func: Any, side: SideState, watch: CacheWatch | None):
+        self._func = func if watch is None else functools.partial(watch.evaluated, side.kept, func)
+        self.times: list[Tensor] = []
+        self.evaluated = False
+
+    def __call__(self, t: Tensor, y: Tensor) -> Tensor:
+        self.times.append(t)
+        self.evaluated = True
+        return self._func(t, y)
+
+    def restarted(self, times: list[Tensor]) -> list[Tensor]:
+        """Go on noting in another list, which is ``times`` so far."""
+        self.times = times
+        return times
+
+
+class Recorder:
+    """The func a solver integrates: the user's, noting each accepted step through the host's own callbacks.
+
+    After the solve: ``starts`` and ``sizes`` of all steps, the ``times`` at which func was evaluated for each, whether
+    they were ``cut`` short to end at an entry of ``step_t`` or ``jump_t``, the ``states`` that were kept, with their
+    first slopes if asked for, the ``last`` one in any case, the ``notes`` of what func changes besides: before a step's
+    first evaluation, which may be the last of the step before, and before the next one; and the ``interpolants``, if
+    they are handed in.
+    """
+
+    def __init__(self, func: Any, keep: Keep, side: SideState, watch: CacheWatch | None):
+        self._func = func
+        self.clock = Clock(host.without_sides(func), side, watch)
+        self._evaluate = host.with_sides(self.clock)
+        self._side = side
+        self._device = keep.device
+        self._kept = KeptStates(keep)
+        self._start = self._evaluation = side.note()
+        self._after_first: Note | None = None
+        self.starts: list[Tensor] = []
+        self.sizes: list[Tensor] = []
+        self.times: list[list[Tensor]] = []
+        self.cut: list[bool] = []
+        self.last: State = (torch.empty(0),)
+        self.rejected = 0
+        self._notes: list[tuple[Note, ...]] = []
+        self.interpolants: list[Tensor] = []
+
+    @property
+    def states(self) -> dict[int, State]:
+        """The states that were kept, by the step they start."""
+        return self._kept.states
+
+    @property
+    def notes(self) -> list[tuple[Note, ...]]:
+        """For each step the notes of the side state; none if the whole solve changed nothing there."""
+        return [] if same(self._start, self._side.note()) else self._notes
+
+    @property
+    def settled(self) -> bool:
+        """Whether what func changes besides, it changed in its first evaluation alone, as by noise that it keeps."""
+        return self._after_first is None or same(self._after_first, self._side.note())
+
+    def __call__(self, t: Tensor, y: Tensor, **kwargs: Any) -> Tensor:
+        self._evaluation = self._side.note()
+        if self._after_first is None and self.clock.evaluated:
+            self._after_first = self._evaluation
+        return self._evaluate(t, y, **kwargs)
+
+    def callback_step(self, t: Tensor, y: Tensor, h: Tensor) -> None:
+        self._func.callback_step(t, y, h)
+        self._take(t, (y,), h, self.clock.restarted([]), (self._side.note(),))
+
+    def callback_accept_step(self, t: Tensor, y: Tensor, h: Tensor) -> None:
+        self._func.callback_accept_step(t, y, h)
+
+    def callback_reject_step(self, t: Tensor, y: Tensor, h: Tensor) -> None:
+        self.rejected += 1
+        self._func.callback_reject_step(t, y, h)
+
+    def note_interpolant(self, coefficients: Sequence[Tensor]) -> None:
+        """Keep that of the step just accepted."""
+        piece = torch.stack([x.reshape(-1) for x in coefficients])
+        self.interpolants.append(piece if self._device is None else piece.to(self._device))
+
+    def _take(
+        self, t: Tensor, state: State, h: Tensor, times: list[Tensor], notes: tuple[Note, ...], cut: bool = False
+    ) -> None:
+        self._kept.offer(len(self.starts), state)
+        self.last = state
+        self.starts.append(t)
+        self.sizes.append(h)
+        self.times.append(times)
+        self.cut.append(cut)
+        if self._notes:
+            # Where nothing changes, one note serves all steps.
+            last = self._notes[-1]
+            notes = last if same(last[-1], notes[-1]) else tuple(shared(note, last[-1]) for note in notes)
+        self._notes.append(notes)
+
+
+class AdaptiveRecorder(Recorder):
+    """The same where tries may be rejected. ``carries_slopes``: whether a state needs its first slope."""
+
+    def __init__(self, func: Any, keep: Keep, side: SideState, watch: CacheWatch | None, carries_slopes: bool):
+        super().__init__(func, keep, side, watch)
+        self._carries_slopes = carries_slopes
+        self._try: tuple[Note, ...] = ()
+        self._tried: Tensor | None = None
+        self._latest: Tensor | None = None
+        self._first: tuple[Tensor, ...] = ()
+        self._stages: list[Tensor] = []
+
+    def __call__(self, t: Tensor, y: Tensor, **kwargs: Any) -> Tensor:
+        slope = super().__call__(t, y, **kwargs)
+        if self._carries_slopes:
+            self._latest = slope
+        return slope
+
+    def callback_step(self, t: Tensor, y: Tensor, h: Tensor) -> None:
+        self._func.callback_step(t, y, h)
+        # The latest evaluation before a step's first try is the slope the host steps from.
+        if self._latest is not None and not self._first:
+            self._first = (self._latest.to(y.dtype, copy=True),)
+        self._tried = h
+        if self._try:
+            self._stages = self.clock.restarted(self._stages[:1])
+        else:
+            # That slope's own time: of the first step the solve's first evaluation.
+            latest = self.clock.times
+            self._stages = self.clock.restarted(latest[-1:] if self.starts else latest[:1])
+        # Until a step is accepted, its first slope stays as it is; that of the first step is the solve's first one.
+        first = self._try[0] if self._try else self._evaluation if self.starts else self._start
+        self._try = (first, self._side.note())
+
+    def callback_accept_step(self, t: Tensor, y: Tensor, h: Tensor) -> None:
+        self._func.callback_accept_step(t, y, h)
+        # The host makes a new size when it cuts a try short.
+        self._take(t, (y, *self._first), h, self._stages[:], self._try, cut=h is not self._tried)
+        self._first = self._try = ()
+
+
+class HostStepRecorder(Recorder):
+    """The same for a solver whose steps may start from the slopes of earlier ones as well."""
+
+    def __init__(self, func: Any, keep: Keep, side: SideState, watch: CacheWatch | None, solver: Any):
+        super().__init__(func, keep, side, watch)
+        self._solver = solver
+        self._moved: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def callback_step(self, t: Tensor, y: Tensor, h: Tensor) -> None:
+        self._func.callback_step(t, y, h)
+        slopes = host.history(self._solver)
+        if self._device is not None:
+            # Successive histories share their slopes; so do their copies.
+            self._moved = {id(x): self._moved.get(id(x)) or (x, x.to(self._device)) for x in slopes}
+            slopes = [self._moved[id(x)][1] for x in slopes]
+        self._take(t, (y, *slopes), h, self.clock.restarted([]), (self._side.note(),))

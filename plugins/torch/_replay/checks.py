@@ -1,0 +1,70 @@
+"""What a replay is held against: the values of the forward pass, and the tensors that it may depend on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import NoReturn
+
+import torch
+from torch import Tensor
+
+from steptape._errors import GradientError, UnsupportedError
+from steptape.compat._torch import is_batch_of_cotangents
+from steptape.torch._autograd.graph import Call, lost, unknown_leaves
+from steptape.torch._tape.tape import sample
+
+
+def check_end(end: Tensor, fingerprint: Tensor, start: Tensor, call: Call) -> None:
+    """Raise if what was replayed from ``start`` ends elsewhere than in the forward pass, by more than rounding."""
+    if not fingerprint.numel():
+        return
+    with torch.no_grad():
+        end = end.reshape(-1)
+        found = sample(end)
+        moved = (end - start.reshape(-1)).abs().max()
+        rounding = 1e3 * torch.finfo(end.dtype).eps * end.abs().max()
+        close = not end.isfinite().all() or (found - fingerprint).abs().max() <= 0.01 * moved + rounding
+        if close and torch.equal(found.isfinite(), fingerprint.isfinite()):
+            return
+    raise GradientError(
+        f"{call}: {call.func} returned other values in the backward pass than in the forward pass, so the replay would "
+        f"give the gradient of another solution. Make {call.func} a function of its arguments and parameters alone: no "
+        "state that evaluations change, and no random numbers but those of torch's default generators."
+    )
+
+
+def check_leaves(
+    outputs: Iterable[Tensor],
+    known: Sequence[Tensor],
+    call: Call,
+    again: Callable[[], Iterable[Tensor]] | None = None,
+    reader: str | None = None,
+) -> None:
+    """Raise if ``outputs`` depend on leaves besides ``known``.
+
+    ``again``: makes them again: a host's own leaves, and those that func makes as it is called, are others each time.
+    ``reader``: what depends on them, if it is not the vector field.
+    """
+    unknown = unknown_leaves(outputs, known)
+    if unknown and again is not None:
+        kept = {id(x) for x in unknown_leaves(again(), known)}
+        unknown = [x for x in unknown if id(x) in kept]
+    if unknown:
+        raise GradientError(lost(unknown, call, reader))
+
+
+def refuse_forward_mode(function: str) -> NoReturn:
+    """Raise where ``torch.autograd.forward_ad`` comes to a solve."""
+    raise UnsupportedError(
+        f"torch.autograd.forward_ad over {function}(..., adjoint_method=...): there is a tape to go back on, none to "
+        "go forward with. Use torch.func.jvp with odeint_adjoint and 'aca', or the host's own function on a fixed grid."
+    )
+
+
+def refuse_batches(cotangent: Tensor, function: str) -> None:
+    """Raise if the cotangent is a batch of them."""
+    if is_batch_of_cotangents(cotangent):
+        raise UnsupportedError(
+            f"{function}(..., adjoint_method=...): several cotangents at once (is_grads_batched=True, vectorize=True). "
+            "Take them one after another: vectorize=False, or a loop over torch.autograd.grad(..., retain_graph=True)."
+        )
