@@ -235,8 +235,9 @@ class QuadratureBack:
         if tape.interpolants:
             yield from (piece.to(y0.device) for piece in reversed(tape.interpolants))
             return
-        _, timeline = solve.start(tape, self._given, self._surroundings)
-        sweep = RungeKuttaSweep(solve.scheme.tableau, tape, timeline, self._field, y0, whole_steps=False)
+        tableau, (_, timeline) = solve.tableau, solve.start(tape, self._given, self._surroundings)
+        assert tableau is not None
+        sweep = RungeKuttaSweep(tableau, tape, timeline, self._field, y0, whole_steps=False)
         for n, state in sweep.steps_backward():
             yield sweep.interpolant(n, state)
 

@@ -20,7 +20,7 @@ from steptape.torch._replay.runge_kutta import RungeKuttaSweep
 from steptape.torch._replay.sweep import Sweep
 from steptape.torch._replay.transforms import solve_in_transforms
 from steptape.torch._replay.unrolled import unrolled
-from steptape.torch._tape.tape import Tape
+from steptape.torch._tape.tape import OdeTape, Tape
 
 
 def run(solve: Any, *inputs: Tensor) -> tuple[Tensor, ...]:
@@ -140,7 +140,7 @@ class ReplayBack:
 
     def _sweep(self, timeline: Timeline) -> Sweep:
         solve, tape, y0 = self._solve, self._tape, self._given[0]
-        if solve.tableau is None:
+        if solve.tableau is None or not isinstance(tape, OdeTape):
             steps = solve.host_steps(tape, timeline, self._given, self._parameters, self._surroundings)
             return HostStepSweep(steps, tape, timeline, self._parameters, y0.device)
         side = Restored(self._surroundings.side, tape.notes)

@@ -39,8 +39,7 @@ class HostStepSweep(Sweep):
         start, times, end, inside = take()
         left = self.tape.length - 1 - n
         if left < 2:
-            found = end[0] if left else inside[-1]
-            check_end(found, self.tape.fingerprints[1 - left], state[0], self.parameters.call)
+            check_end(end[0] if left else inside[-1], self.tape.fingerprints[1 - left], state[0], self.parameters.call)
         if n == 0 or not left:
             known = (*start, *times, *self.parameters.params)
             check_leaves(end, known, self.parameters.call, lambda: take()[2])
