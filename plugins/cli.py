@@ -11,7 +11,7 @@ from pathlib import Path
 from steptape._errors import OptionError, SteptapeError, UnsupportedHostVersion
 
 _BACKENDS = ("torch", "jax")
-_REPORT_PACKAGES = ("numpy", "array_api_compat", "matplotlib", "rich")
+_REPORT_PACKAGES = ("numpy", "array_api_compat", "matplotlib", "rich", "tabulate", "jinja2", "packaging")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -6,12 +6,13 @@ Brownian path. The limits are those of a single report: 1e-12, and 1e-9 for a ch
 
 import itertools
 import json
-import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from packaging.version import Version as Number
 
 from steptape._errors import OptionError
 from steptape.shared_tests.backends.backends import HOSTS, METHODS, SHARED_SOLVERS
@@ -34,12 +35,9 @@ class Version:
     runs: dict[Key, dict[str, Any]]
 
     @property
-    def age(self) -> list[list[int]]:
-        """What grows from version to version: the numbers of the host, then those of its framework."""
-        return [
-            [int(part) for part in re.findall(r"\d+", self.versions.get(name, ""))]
-            for name in (HOSTS[self.backend], self.backend)
-        ]
+    def age(self) -> list[Number]:
+        """What grows from version to version: that of the host, then that of its framework."""
+        return [Number(self.versions.get(name, "0")) for name in (HOSTS[self.backend], self.backend)]
 
 
 @dataclass(frozen=True)

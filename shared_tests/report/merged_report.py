@@ -14,7 +14,7 @@ import matplotlib.pyplot as plt
 
 from steptape.shared_tests.parity.versions import Merged
 from steptape.shared_tests.report import html
-from steptape.shared_tests.report.report import finite_only, markdown_row
+from steptape.shared_tests.report.report import finite_only, markdown_table
 from steptape.shared_tests.report.version_tables import reference_rows, tables
 
 _TITLE = "steptape: every version"
@@ -55,10 +55,8 @@ def _as_markdown(merged: Merged, paragraphs: list[str], images: list[Path]) -> s
     for paragraph in paragraphs:
         lines += [paragraph, ""]
     for table in tables(merged):
-        rows = [table.columns, ("---",) * len(table.columns), *(tuple(map(html.text_of, row)) for row in table.rows)]
-        lines += [f"## {table.title}", "", table.legend, ""]
-        lines += map(markdown_row, rows)
-        lines.append("")
+        rows = [tuple(map(html.text_of, row)) for row in table.rows]
+        lines += [f"## {table.title}", "", table.legend, "", markdown_table(table.columns, rows), ""]
     for image in images:
         lines += [f"![{image.stem}]({image.name})", ""]
     return "\n".join(lines)

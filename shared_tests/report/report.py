@@ -20,6 +20,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from tabulate import tabulate
 
 from steptape.shared_tests.parity.compare import Comparison
 from steptape.shared_tests.parity.parity import HEADLINE, OnProgress, Outcome
@@ -265,9 +266,10 @@ def _markdown_table(columns: tuple[str, ...], rows: list[tuple[str, ...]], legen
     """Return the lines of a table with its legend, none where it has no rows."""
     if not rows:
         return []
-    return [*map(markdown_row, (columns, ("---",) * len(columns), *rows)), "", legend, ""]
+    return [markdown_table(columns, rows), "", legend, ""]
 
 
-def markdown_row(cells: tuple[str, ...]) -> str:
-    """Return one line of a table."""
-    return f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |"
+def markdown_table(columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
+    """Return a table, its cells as they are and not filled up to one width."""
+    cells = [[cell.replace("|", "/") for cell in row] for row in rows]
+    return tabulate(cells, columns, tablefmt="github", stralign=None, disable_numparse=True)

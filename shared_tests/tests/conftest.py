@@ -12,6 +12,16 @@ import pytest
 # For `steptape_helpers`: at the end, so that nothing beside it hides anything.
 sys.path.append(str(Path(__file__).parent))
 
+from steptape_helpers.checkout import ROOT, stale
+
+
+def pytest_configure(config):
+    """Stop where the tests would judge another steptape than the one beside them."""
+    told = "" if hasattr(config, "workerinput") else stale()
+    if told:
+        way_out = f"pip install {ROOT}, or once and for all pip install -e {ROOT}"
+        pytest.exit(f"the steptape that is imported is not this checkout's: {told}; {way_out}", returncode=4)
+
 
 @pytest.fixture(autouse=True, scope="module")
 def _compiled_programs_are_let_go():

@@ -6,16 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from steptape.shared_tests.backends.backends import installed_backends
 from steptape.shared_tests.parity import parity
 from steptape.shared_tests.problems.host_faults import FAULTS
+from steptape_helpers.asked import BACKENDS as ASKED
 
 pytest.importorskip("matplotlib")
 pytest.importorskip("rich")
 report = pytest.importorskip("steptape.shared_tests.report.report")
 
 ROOT = Path(__file__).resolve().parents[3]
-BACKENDS = tuple(installed_backends())
+BACKENDS = tuple(ASKED)
 
 pytestmark = pytest.mark.skipif(not BACKENDS, reason="no framework is installed")
 

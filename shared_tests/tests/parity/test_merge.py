@@ -12,7 +12,7 @@ from steptape import cli
 from steptape.shared_tests.backends.backends import METHODS, Case, Run
 from steptape.shared_tests.parity.parity import Outcome, Scope
 
-for package in ("numpy", "matplotlib", "rich"):
+for package in ("numpy", "matplotlib", "rich", "tabulate", "jinja2", "packaging"):
     pytest.importorskip(package)
 
 from steptape.shared_tests.report import html, report  # noqa: E402

@@ -4,23 +4,22 @@ import copy
 import io
 import json
 import math
-import os
 import re
 
 import pytest
 
 from steptape import cli
-from steptape.shared_tests.backends.backends import CAPABILITIES, METHODS, Case, Run, installed_backends
+from steptape.shared_tests.backends.backends import CAPABILITIES, METHODS, Case, Run
 from steptape.shared_tests.parity import parity
 from steptape.shared_tests.parity.compare import Comparison, relative_error
 from steptape.shared_tests.problems.make_references import load_references
+from steptape_helpers.asked import BACKENDS
 
 pytest.importorskip("matplotlib")
 Console = pytest.importorskip("rich.console").Console
 report = pytest.importorskip("steptape.shared_tests.report.report")
 
 PROBLEM = "van_der_pol_stiff"
-BACKENDS = os.environ.get("STEPTAPE_TEST_BACKENDS", "").split() or installed_backends()
 both_backends = pytest.mark.skipif(len(BACKENDS) < 2, reason="compares two frameworks")
 
 pytestmark = pytest.mark.skipif(not BACKENDS, reason="no framework is installed")

@@ -66,7 +66,7 @@ TORCH, JAX = FRAMEWORKS[:3], FRAMEWORKS[3:]
     ("module", "absent"),
     [
         ("steptape", FRAMEWORKS),
-        ("steptape.cli", (*FRAMEWORKS, "numpy", "matplotlib", "rich")),
+        ("steptape.cli", (*FRAMEWORKS, "numpy", "matplotlib", "rich", "tabulate", "jinja2", "packaging")),
         ("steptape.shared_tests.problems.problems", FRAMEWORKS),
         ("steptape.shared_tests.parity.parity", FRAMEWORKS),
         ("steptape.torch", JAX),

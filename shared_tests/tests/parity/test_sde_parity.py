@@ -2,7 +2,6 @@
 
 import copy
 import math
-import os
 import subprocess
 import sys
 
@@ -10,8 +9,8 @@ import numpy as np
 import pytest
 
 from steptape import cli
-from steptape.shared_tests.backends.backends import METHODS, installed_backends
-from steptape.shared_tests.backends.sde_schemes import SCHEMES, solves_sdes
+from steptape.shared_tests.backends.backends import METHODS
+from steptape.shared_tests.backends.sde_schemes import SCHEMES
 from steptape.shared_tests.parity import parity
 from steptape.shared_tests.parity.promises import EQUALS_HOST
 from steptape.shared_tests.parity.sde_cases import sde_cases
@@ -19,9 +18,8 @@ from steptape.shared_tests.parity.sde_compare import SAME_PATH, all_series, chec
 from steptape.shared_tests.problems.sde_paths import CELLS, path_values, per_path
 from steptape.shared_tests.problems.sde_problems import OUTPUT_TIMES, SDE_PROBLEMS
 from steptape.shared_tests.report.sde_table import make_sde_rows
+from steptape_helpers.asked import SDE_BACKENDS as BACKENDS
 
-ASKED = os.environ.get("STEPTAPE_TEST_BACKENDS", "").split() or installed_backends()
-BACKENDS = [name for name in ASKED if solves_sdes(name)]
 COMPILED = {("gbm", "milstein"), ("shear", "heun"), ("latent", "strat_milstein")}
 """What JAX runs here; torch, which compiles nothing, runs everything."""
 
