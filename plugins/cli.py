@@ -11,7 +11,7 @@ from pathlib import Path
 from steptape._errors import OptionError, SteptapeError, UnsupportedHostVersion
 
 _BACKENDS = ("torch", "jax")
-_REPORT_PACKAGES = ("numpy", "array_api_compat", "matplotlib", "rich")
+_REPORT_PACKAGES = ("numpy", "array_api_compat", "matplotlib", "rich", "tabulate", "jinja2", "packaging")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -56,7 +56,8 @@ def _parity(options: argparse.Namespace) -> int:
     _require_report_extra()
     from rich.console import Console
 
-    from steptape.shared_tests import parity, report
+    from steptape.shared_tests.parity import parity
+    from steptape.shared_tests.report import report
 
     backends = _backends(options.backend)
     scope = parity.Scope.of(backends, _problems(options.problem, backends), options.quick)
@@ -73,9 +74,10 @@ def _parity(options: argparse.Namespace) -> int:
 
 def _report(options: argparse.Namespace) -> int:
     _require_report_extra()
-    from steptape.shared_tests import merge, merged_report
+    from steptape.shared_tests.parity.versions import Merged
+    from steptape.shared_tests.report import merged_report
 
-    merged = merge.Merged.of(options.folders)
+    merged = Merged.of(options.folders)
     command = shlex.join(["steptape", "report", *map(str, options.folders), "--out", str(options.out)])
     files = merged_report.write(_folder(options.out), merged, command)
     for sentence in merged.broken:
@@ -94,7 +96,7 @@ def _require_report_extra() -> None:
 
 def _backends(asked: list[str] | None) -> list[str]:
     """Return the backends to run, each once; all that are installed where none is asked for."""
-    from steptape.shared_tests.backends import HOSTS, installed_backends
+    from steptape.shared_tests.backends.backends import HOSTS, installed_backends
 
     installed = installed_backends()
     for name in asked or ():
@@ -111,9 +113,9 @@ def _backends(asked: list[str] | None) -> list[str]:
 
 
 def _problems(asked: list[str], backends: list[str]) -> list[str]:
-    from steptape.shared_tests.problems import PROBLEMS
-    from steptape.shared_tests.sde_cases import solves_sdes
-    from steptape.shared_tests.sde_problems import SDE_PROBLEMS
+    from steptape.shared_tests.backends.sde_schemes import solves_sdes
+    from steptape.shared_tests.problems.problems import PROBLEMS
+    from steptape.shared_tests.problems.sde_problems import SDE_PROBLEMS
 
     for name in asked:
         if name not in PROBLEMS and name not in SDE_PROBLEMS:

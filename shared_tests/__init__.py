@@ -1,1 +1,5 @@
-"""Shared problems, backends and the cross-framework parity of their gradients."""
+"""The cross-framework parity of gradients, in rooms.
+
+A room imports those after it: `report`, `parity`, `backends`, `oracles`, `problems`. `tests/` holds the project's
+tests, which the wheel leaves out.
+"""

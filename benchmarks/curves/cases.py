@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from array_api_compat import array_namespace
 
-from steptape.shared_tests.make_references import load_references
-from steptape.shared_tests.problems import PROBLEMS as SHARED
+from steptape.shared_tests.problems.make_references import load_references
+from steptape.shared_tests.problems.problems import PROBLEMS as SHARED
 
 PROBLEMS = {
     "lotka_volterra": "lotka_volterra",

@@ -13,10 +13,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from benchmarks.papers.ways import Cells, Claim, Row
-from steptape.shared_tests.backend_torch import run as run_torch
-from steptape.shared_tests.backends import Case
-from steptape.shared_tests.problems import PROBLEMS
-from steptape.shared_tests.scheme_adjoint import SCHEMES, continuous, difference, gradient, grid_of
+from steptape.shared_tests.backends.backend_torch import run as run_torch
+from steptape.shared_tests.backends.backends import Case
+from steptape.shared_tests.oracles.scheme_adjoint import SCHEMES, continuous, difference, gradient, grid_of
+from steptape.shared_tests.problems.problems import PROBLEMS
 
 PROBLEM = PROBLEMS["rotation"]
 OWN = "its own discrete adjoint"

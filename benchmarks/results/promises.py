@@ -12,7 +12,7 @@ from benchmarks.peers import HOST, HOST_ADJOINT, OURS
 from benchmarks.results import readme, text
 from benchmarks.results.ratios import ADAPTIVE, RECURSIVE
 from benchmarks.results.read import SOURCES, Results
-from steptape.shared_tests.promises import EQUALS_HOST
+from steptape.shared_tests.parity.promises import EQUALS_HOST
 
 RANDOM = ", random weights"
 

@@ -34,7 +34,7 @@ SOURCES = {
     "curves": Source("curves.jsonl", "python -m benchmarks.curves", "benchmarks/curves"),
     "papers": Source("papers.jsonl", "python -m benchmarks.papers", "benchmarks/papers"),
     "tasks": Source("tasks.jsonl", "python -m benchmarks.tasks", "benchmarks/tasks"),
-    "parity": Source("parity.json", "steptape parity --out benchmark-report", "shared_tests/promises.py"),
+    "parity": Source("parity.json", "steptape parity --out benchmark-report", "shared_tests/parity/promises.py"),
 }
 _PLACES = ("processor ", "system ", "Linux-", "macOS-", "Windows-")
 

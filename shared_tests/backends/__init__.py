@@ -1,0 +1,1 @@
+"""What each framework can do, and the adapters that run a case in it."""

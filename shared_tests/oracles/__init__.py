@@ -1,0 +1,1 @@
+"""What gradients are judged by: distances, and adjoints written out apart from all that they judge."""

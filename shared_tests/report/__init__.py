@@ -1,0 +1,1 @@
+"""What a person sees of parity runs: tables, plots and pages."""

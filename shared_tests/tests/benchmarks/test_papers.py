@@ -1,0 +1,70 @@
+"""The repeated experiments can be trusted: their naive method, their verdicts, their counts and their reruns."""
+
+import importlib
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[3]
+pytestmark = pytest.mark.skipif(not (ROOT / "benchmarks" / "papers").exists(), reason="runs from a checkout")
+
+
+@pytest.fixture
+def papers(monkeypatch):
+    """A module of ``benchmarks.papers``, by its name."""
+    monkeypatch.syspath_prepend(ROOT)
+    return lambda name: importlib.import_module(f"benchmarks.papers.{name}")
+
+
+def test_the_naive_method_differentiates_its_step_sizes(papers):
+    """Its gradient is that of the program, step sizes and all, as differences of it say."""
+
+    def end(y0):
+        times = torch.tensor([0.0, 1.0, 3.0], dtype=torch.float64)
+        return papers("search").odeint_search(lambda t, y: torch.sin(3 * t) * y - y**3, y0, times, 1e-3, 1e-3)[-1].sum()
+
+    y0, small = torch.tensor([1.2], dtype=torch.float64, requires_grad=True), 1e-6
+    (gradient,) = torch.autograd.grad(end(y0), y0)
+    difference = (end(y0.detach() + small) - end(y0.detach() - small)) / (2 * small)
+    assert abs(gradient - difference) < 1e-6 * abs(difference)
+
+
+def test_steptape_gives_no_wrong_gradient_where_it_is_tried(papers):
+    (row,) = papers("limits").run(True)["steptape ACA"]()
+    assert {case: verdict for case, verdict in row.items() if verdict != "yes" and case not in ("peer", "why")} == {
+        "parameter in a closure": "refused"
+    }
+
+
+@pytest.mark.parametrize("case", ["several outputs", "reverse time", "gradient in t", "second derivatives", "dropout"])
+def test_a_wrong_gradient_is_called_wrong(papers, monkeypatch, case):
+    limits = papers("limits")
+    peer = limits.PEERS["torchdiffeq odeint"]
+    monkeypatch.setattr(
+        peer, "solve", lambda *given: _scaled_backward(type(peer).solve(peer, *given), 1.01), raising=False
+    )
+    assert limits._try(peer, case)[0].startswith("wrong")
+
+
+def _scaled_backward(x, factor):
+    return factor * x - (factor - 1) * x.detach()
+
+
+def test_the_cost_of_a_replay_is_the_papers(papers):
+    """Forward m tries an accepted step, backward one more."""
+    row = papers("cost_model")._count("ACA", 2, "dopri5")
+    assert row["tries"] > row["N_t"] > 1
+    # Beyond the formula: the first slope and the guess of the first step, and the first slope once more in the replay.
+    assert row["evaluations"] == 6 * (row["tries"] + row["N_t"]) + 3
+
+
+def test_a_rerun_measures_nothing_twice(papers, tmp_path):
+    command = ["--quick", "--only", "toy", "--out", str(tmp_path)]
+    for _ in range(2):
+        papers("__main__").main(command)
+        lines = (tmp_path / "papers-quick.jsonl").read_text(encoding="utf-8").splitlines()
+        assert len(lines) == len(papers("toy").run(True))
+    report = (tmp_path / "papers-quick.md").read_text(encoding="utf-8")
+    assert "| claimed | measured here |" in report
+    assert (tmp_path / "papers-quick-toy.png").exists()

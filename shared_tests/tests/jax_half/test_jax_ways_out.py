@@ -1,0 +1,448 @@
+"""Every refusal of the JAX half names a way out, and the way out works: y' = -p y from 1 ends with exp(-p) at t = 1."""
+
+import ast
+import re
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import diffrax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optimistix
+import pytest
+
+import steptape.jax
+from steptape import OptionError, UnsupportedError
+from steptape.jax import AdaptiveCheckpointAdjoint, QuadratureAdjoint, SeminormAdjoint
+from steptape_helpers.jax_solves import x64
+
+ACA, QUADRATURE, SEMINORM = AdaptiveCheckpointAdjoint(), QuadratureAdjoint(), SeminormAdjoint()
+DIRECT, RECURSIVE = diffrax.DirectAdjoint(), diffrax.RecursiveCheckpointAdjoint(checkpoints=16)
+PID = diffrax.PIDController(rtol=3e-4, atol=3e-4)
+CONSTANT = diffrax.ConstantStepSize()
+P = 0.7
+END = float(jnp.exp(-P))
+
+
+@pytest.fixture(autouse=True)
+def _x64():
+    with x64(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _decay(t, y, p):
+    return jax.tree.map(lambda y: -p.astype(y.dtype) * y, y)
+
+
+def _end(p, adjoint, terms=None, solver=None, y0=1.0, t1=1.0, **how):
+    """The last value of the solve, or the sum of its leaves."""
+    how = {"stepsize_controller": PID, "max_steps": 64, **how}
+    dt0 = None if isinstance(how["stepsize_controller"], diffrax.StepTo) else 0.02
+    terms = diffrax.ODETerm(_decay) if terms is None else terms()
+    solution = diffrax.diffeqsolve(
+        terms, solver or diffrax.Heun(), 0.0, t1, dt0, y0, jnp.asarray(p), adjoint=adjoint, **how
+    )
+    if solution.ys is None:
+        return solution.evaluate(t1).real
+    return jnp.real(jax.tree.leaves(solution.ys)[-1][-1])
+
+
+def grad(adjoint, **how):
+    """dy(1)/dp, in reverse mode."""
+    return jax.grad(lambda p: _end(p, adjoint, **how))(P)
+
+
+def push(adjoint, **how):
+    """The same in forward mode."""
+    return jax.jvp(lambda p: _end(p, adjoint, **how), (P,), (1.0,))[1]
+
+
+def curvature(adjoint, outer=jax.grad, **how):
+    """The second derivative, and the sign of the first, so that it is to be the same number."""
+    return -outer(jax.grad(lambda p: _end(p, adjoint, **how)))(P)
+
+
+def in_t1(adjoint):
+    """dy(1)/dt1, over p."""
+    return jax.grad(lambda t1: _end(P, adjoint, t1=t1))(1.0) / P
+
+
+def in_rtol(adjoint):
+    """dy(1)/dp, where the tolerance is differentiated as well."""
+
+    def end(p, rtol):
+        return _end(p, adjoint, stepsize_controller=diffrax.PIDController(rtol=rtol, atol=3e-4))
+
+    return jax.grad(end, argnums=(0, 1))(P, 3e-4)[0]
+
+
+def fitted(adjoint, **options):
+    """p, found by least squares from y(1), turned into dy(1)/dp."""
+    solver = optimistix.GaussNewton(1e-6, 1e-6)
+    fit = optimistix.least_squares(lambda p, _: _end(p, adjoint) - END, solver, jnp.array(0.5), **options)
+    return -jnp.exp(-fit.value)
+
+
+def through_a_root(adjoint, outer=jax.grad):
+    """dp/dc of the p at which dy(1)/dp = -c, which is 1/dc = -1/c at c = exp(-P), turned into dy(1)/dp."""
+
+    def root(c):
+        newton = optimistix.Newton(1e-6, 1e-6)
+        slope = jax.grad(lambda p: _end(p, adjoint, stepsize_controller=CONSTANT, max_steps=64))
+        return optimistix.root_find(lambda p, c: slope(p) + c, newton, jnp.array(0.5), c).value
+
+    return 1 / outer(root)(jnp.array(END))
+
+
+def noisy(path, solver=None):
+    """A solve with noise of no size, so that its end is known."""
+
+    def terms():
+        return diffrax.MultiTerm(diffrax.ODETerm(_decay), diffrax.ControlTerm(lambda t, y, p: 0.0 * y, path()))
+
+    return {
+        "terms": terms,
+        "stepsize_controller": CONSTANT,
+        "solver": solver or diffrax.Heun(),
+    }
+
+
+class Crude(diffrax.Dopri5):
+    """A method whose dense output is of lower order than its steps."""
+
+    interpolation_cls = diffrax.LocalLinearInterpolation
+
+    def step(self, *args):
+        y1, error, dense, state, result = super().step(*args)
+        return y1, error, {"y0": dense["y0"], "y1": dense["y1"]}, state, result
+
+
+def safe():
+    return diffrax.VirtualBrownianTree(0.0, 1.0, 1e-2, (), jax.random.key(0))
+
+
+def unsafe():
+    return diffrax.UnsafeBrownianPath((), jax.random.key(0))
+
+
+TREE = {"y0": (1.0, 1.0)}
+STEPS = {"saveat": diffrax.SaveAt(steps=2, t1=True), "stepsize_controller": CONSTANT, "max_steps": 50}
+
+
+def grid():
+    """Steps to given times, in the precision of the test."""
+    return {"stepsize_controller": diffrax.StepTo(np.linspace(0, 1, 33))}
+
+
+SPLIT = {
+    "terms": lambda: (diffrax.ODETerm(lambda t, y, p: 0.0 * y), diffrax.ODETerm(lambda t, y, p: jnp.exp(-p) * y)),
+    "solver": diffrax.SemiImplicitEuler(),
+    "y0": (1.0, 1.0),
+    "stepsize_controller": diffrax.ConstantStepSize(),
+}
+
+
+class Case(NamedTuple):
+    """A refusal: what is in its text, how it is provoked, what in the text names each way out, and the way."""
+
+    says: str
+    provoke: Callable[[], Any]
+    ways: dict[str, Callable[[], Any]]
+    error: type[Exception] = UnsupportedError
+
+
+def option(says, provoke, ways):
+    return Case(says, provoke, ways, OptionError)
+
+
+def by_aca(says, adjoint, **how):
+    return Case(says, lambda: grad(adjoint, **how), {"AdaptiveCheckpointAdjoint()": lambda: grad(ACA, **how)})
+
+
+def forward_mode(says, adjoint):
+    return Case(
+        says,
+        lambda: push(adjoint),
+        {
+            "diffrax.ForwardMode()": lambda: push(diffrax.ForwardMode()),
+            "diffrax.DirectAdjoint()": lambda: push(DIRECT),
+            'options={"jac": "bwd"}': lambda: fitted(adjoint, options={"jac": "bwd"}),
+        },
+    )
+
+
+def unbounded(says, adjoint):
+    return Case(
+        says,
+        lambda: grad(adjoint, max_steps=None),
+        {
+            "max_steps=...": lambda: grad(adjoint, max_steps=64),
+            "RecursiveCheckpointAdjoint(checkpoints=...)": lambda: grad(RECURSIVE, max_steps=None),
+        },
+    )
+
+
+JOINT = {"stepsize_controller": diffrax.PIDController(rtol=3e-4, atol=3e-4, norm=optimistix.max_norm)}
+LIMITED = {"stepsize_controller": diffrax.PIDController(rtol=3e-4, atol=3e-4, dtmax=0.2)}
+RMS = {"stepsize_controller": diffrax.PIDController(rtol=3e-4, atol=3e-4, norm=diffrax.adjoint_rms_seminorm)}
+
+CASES = {
+    "_adjoint": [
+        option(
+            "must be a positive number of states, or",
+            lambda: AdaptiveCheckpointAdjoint(checkpoints=0),
+            {
+                "a positive number": lambda: grad(AdaptiveCheckpointAdjoint(checkpoints=3)),
+                "None": lambda: grad(AdaptiveCheckpointAdjoint(checkpoints=None)),
+            },
+        ),
+        option(
+            "must be 'step' or 'stage'",
+            lambda: AdaptiveCheckpointAdjoint(graph="steps"),
+            {f"'{graph}'": lambda g=graph: grad(AdaptiveCheckpointAdjoint(graph=g)) for graph in ("step", "stage")},
+        ),
+        unbounded("the tape is to hold", ACA),
+        Case(
+            "would not see the noise of the solve",
+            lambda: grad(ACA, **noisy(unsafe)),
+            {
+                "VirtualBrownianTree": lambda: grad(ACA, **noisy(safe)),
+                "diffrax.ForwardMode()": lambda: push(diffrax.ForwardMode(), **noisy(unsafe)),
+            },
+        ),
+    ],
+    "_loop": [
+        forward_mode("there is a tape to go back on", ACA),
+        Case(
+            "Forward mode over the reverse mode",
+            lambda: curvature(ACA, jax.jacfwd, **LIMITED),
+            {
+                "diffrax.DirectAdjoint()": lambda: curvature(DIRECT, jax.jacfwd, **LIMITED),
+                'scan_kind="bounded"': lambda: curvature(
+                    ACA, jax.jacfwd, solver=diffrax.Heun(scan_kind="bounded"), **LIMITED
+                ),
+            },
+        ),
+        Case(
+            "Reverse mode over the reverse mode",
+            lambda: curvature(ACA),
+            {
+                "jax.jacfwd": lambda: curvature(ACA, jax.jacfwd),
+                "diffrax.DirectAdjoint()": lambda: curvature(DIRECT, max_steps=64, stepsize_controller=CONSTANT),
+            },
+        ),
+        Case(
+            "one `grad` through an optimum",
+            lambda: through_a_root(ACA),
+            {
+                "jax.jacfwd": lambda: through_a_root(ACA, jax.jacfwd),
+                "diffrax.DirectAdjoint()": lambda: through_a_root(DIRECT),
+            },
+        ),
+    ],
+    "_continuous": [
+        Case(
+            "Second derivatives of",
+            lambda: curvature(QUADRATURE),
+            {"diffrax.DirectAdjoint()": lambda: curvature(DIRECT, jax.jacfwd)},
+        ),
+        forward_mode("the adjoint goes back on the solution", QUADRATURE),
+        Case(
+            "did not reach t0",
+            lambda: grad(QuadratureAdjoint(max_steps=2)),
+            {
+                "raise `max_steps`": lambda: grad(QuadratureAdjoint(max_steps=200)),
+                "loosen the tolerances": lambda: grad(
+                    QuadratureAdjoint(max_steps=30, stepsize_controller=diffrax.PIDController(rtol=3e-3, atol=3e-3))
+                ),
+            },
+            RuntimeError,
+        ),
+    ],
+    "_quadrature": [
+        option(
+            "must be a positive number of Gauss-Legendre nodes",
+            lambda: QuadratureAdjoint(nodes=0),
+            {"positive": lambda: grad(QuadratureAdjoint(nodes=2)), "None": lambda: grad(QuadratureAdjoint(nodes=None))},
+        ),
+        option(
+            "must be a positive number of steps",
+            lambda: QuadratureAdjoint(checkpoints=0),
+            {"positive": lambda: grad(QuadratureAdjoint(checkpoints=4)), "None": lambda: grad(QUADRATURE)},
+        ),
+        option(
+            "must be one of nodes, checkpoints",
+            lambda: QuadratureAdjoint(rtol=1e-3),
+            {"stepsize_controller": lambda: grad(QuadratureAdjoint(stepsize_controller=PID))},
+        ),
+        option(
+            "the tolerances of an implicit solver's root",
+            lambda: QuadratureAdjoint(solver=diffrax.Kvaerno3()),
+            {
+                "Use it there": lambda: grad(QUADRATURE, solver=diffrax.Kvaerno3()),
+                "an explicit one": lambda: grad(QuadratureAdjoint(solver=diffrax.Bosh3())),
+            },
+        ),
+        Case(
+            "has no gradient for a solver or a step size controller",
+            lambda: in_rtol(QUADRATURE),
+            {"AdaptiveCheckpointAdjoint()": lambda: in_rtol(ACA)},
+        ),
+        unbounded("the dense output is to hold", QUADRATURE),
+        by_aca("dense=True", QUADRATURE, saveat=diffrax.SaveAt(dense=True)),
+        by_aca("subs=...", QUADRATURE, saveat=diffrax.SaveAt(subs=[diffrax.SubSaveAt(t1=True)])),
+        by_aca("SaveAt(steps=...)", QUADRATURE, **STEPS),
+        by_aca("SaveAt(fn=...)", QUADRATURE, saveat=diffrax.SaveAt(t1=True, fn=lambda t, y, args: y)),
+        by_aca("SaveAt(solver_state=True)", QUADRATURE, saveat=diffrax.SaveAt(t1=True, solver_state=True)),
+        by_aca("terms other than one `ODETerm`", QUADRATURE, **noisy(safe)),
+        by_aca("a complex state", QUADRATURE, y0=np.complex128(1)),
+        by_aca("of lower order than its steps", QUADRATURE, solver=Crude()),
+        Case(
+            "StepTo(...)`, and no other one",
+            lambda: grad(QUADRATURE, **grid()),
+            {
+                "AdaptiveCheckpointAdjoint()": lambda: grad(ACA, **grid()),
+                "QuadratureAdjoint(stepsize_controller=...)": lambda: grad(
+                    QuadratureAdjoint(stepsize_controller=PID),
+                    **grid(),
+                ),
+            },
+        ),
+    ],
+    "_seminorm": [
+        option(
+            "must be 'mixed' or 'joint'",
+            lambda: SeminormAdjoint(reduction="max"),
+            {f"'{r}'": lambda r=r: grad(SeminormAdjoint(reduction=r)) for r in ("mixed", "joint")},
+        ),
+        option(
+            "the norm is that of the forward solve's controller",
+            lambda: SeminormAdjoint(norm=optimistix.max_norm),
+            {"PIDController(norm=...)": lambda: grad(SEMINORM, **JOINT)},
+        ),
+        option(
+            "there is no norm to choose where no step is rejected",
+            lambda: grad(SEMINORM, stepsize_controller=CONSTANT),
+            {
+                "SeminormAdjoint(stepsize_controller=": lambda: grad(
+                    SeminormAdjoint(stepsize_controller=PID), stepsize_controller=CONSTANT
+                ),
+                "diffrax.BacksolveAdjoint()": lambda: grad(diffrax.BacksolveAdjoint(), stepsize_controller=CONSTANT),
+            },
+        ),
+        option(
+            "nor a field of the controller",
+            lambda: grad(SeminormAdjoint(rtoll=1e-3)),
+            {
+                "an argument of `diffrax.BacksolveAdjoint`": lambda: grad(SeminormAdjoint(max_steps=500)),
+                "a field of the controller": lambda: grad(SeminormAdjoint(rtol=1e-6)),
+            },
+        ),
+        option(
+            "the seminorm is made from a norm of y",
+            lambda: grad(SEMINORM, **RMS),
+            {
+                "Leave `norm` out": lambda: grad(SEMINORM),
+                "SeminormAdjoint(reduction='joint')": lambda: grad(SeminormAdjoint(reduction="joint")),
+            },
+        ),
+        option(
+            "the mean of y and a_y together is known for the root mean square alone",
+            lambda: grad(SeminormAdjoint(reduction="joint"), **JOINT),
+            {"SeminormAdjoint(reduction='mixed')": lambda: grad(SeminormAdjoint(reduction="mixed"), **JOINT)},
+        ),
+        option(
+            "its structure",
+            lambda: grad(SeminormAdjoint(integrals={"a": True}), **TREE),
+            {"that of y": lambda: grad(SeminormAdjoint(integrals=(True, False)), **TREE)},
+        ),
+        option(
+            "must be a function that selects leaves of y, or a pytree of bools",
+            lambda: grad(SeminormAdjoint(integrals=(2, 0)), **TREE),
+            {
+                "a function": lambda: grad(SeminormAdjoint(integrals=lambda y: y[0]), **TREE),
+                "a pytree of bools": lambda: grad(SeminormAdjoint(integrals=(True, False)), **TREE),
+            },
+        ),
+        option(
+            "leaves nothing of y to control the steps by",
+            lambda: grad(SeminormAdjoint(integrals=(True, True)), **TREE),
+            {"leave one leaf in": lambda: grad(SeminormAdjoint(integrals=(True, False)), **TREE)},
+        ),
+        Case(
+            "has gradients for y0, args and terms",
+            lambda: in_t1(SEMINORM),
+            {
+                "AdaptiveCheckpointAdjoint()": lambda: in_t1(ACA),
+                "diffrax.DirectAdjoint()` for second derivatives": lambda: curvature(DIRECT, jax.jacfwd),
+            },
+        ),
+        forward_mode("it solves the adjoint backward", SEMINORM),
+        Case(
+            "the backward solve would not see its noise",
+            lambda: grad(SeminormAdjoint(stepsize_controller=PID), **noisy(unsafe)),
+            {
+                "VirtualBrownianTree": lambda: grad(
+                    SeminormAdjoint(stepsize_controller=PID, max_steps=4096), **noisy(safe)
+                )
+            },
+        ),
+        by_aca("SaveAt(dense=True)", SEMINORM, saveat=diffrax.SaveAt(dense=True)),
+        by_aca("SaveAt(subs=...)", SEMINORM, saveat=diffrax.SaveAt(subs=[diffrax.SubSaveAt(t1=True)])),
+        by_aca("SaveAt(steps=...)", SEMINORM, **STEPS),
+        by_aca("SaveAt(fn=...)", SEMINORM, saveat=diffrax.SaveAt(t1=True, fn=lambda t, y, args: y)),
+        by_aca("event=...", SEMINORM, event=diffrax.Event(lambda t, y, args, **kwargs: y < 0)),
+        by_aca("which takes several terms", SEMINORM, **SPLIT),
+        by_aca("which converges to the Itô solution", SEMINORM, **noisy(safe, diffrax.ItoMilstein())),
+        by_aca("a complex state", SEMINORM, y0=np.complex128(1)),
+    ],
+}
+EACH = [pytest.param(case, id=f"{module}: {case.says}") for module, cases in CASES.items() for case in cases]
+
+
+@pytest.mark.parametrize("case", EACH)
+def test_what_a_refusal_names_works(case):
+    with pytest.raises(case.error) as refused:
+        case.provoke()
+    text = str(refused.value)
+    assert case.says in text
+    for named, way in case.ways.items():
+        assert named in text
+        assert abs(way() + END) < 6e-3
+
+
+def _refusals(path: Path) -> list[str]:
+    """The texts of a module that can become an error: what is raised or returned, or called why, words or _FORWARD."""
+    found: list[ast.AST] = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        name = getattr(node.targets[0], "id", "") if isinstance(node, ast.Assign) else getattr(node, "arg", "")
+        if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call):
+            found += node.exc.args[:1]
+        named = isinstance(node, ast.Assign | ast.keyword) and re.fullmatch("why|words|_[A-Z_]+", name or "")
+        if named or (isinstance(node, ast.Return) and isinstance(node.value, ast.JoinedStr)):
+            found.append(node.value)
+    texts = ["".join(_strings(node)) for node in found]
+    pieces = ("Pass ", "`diffeqsolve(..., adjoint=", " with  has no")
+    return [text for text in texts if " " in text and not text.startswith(pieces)]
+
+
+def _strings(node: ast.AST) -> list[str]:
+    return [x.value for x in ast.walk(node) if isinstance(x, ast.Constant) and isinstance(x.value, str)]
+
+
+def test_every_refusal_in_the_source_has_a_way_out_that_is_tried():
+    folder = Path(steptape.jax.__file__).parent
+    tried = {module: [case.says for case in cases] for module, cases in CASES.items()}
+    for path in sorted(folder.glob("*.py")):
+        for text in _refusals(path):
+            assert any(_in(says, text) for says in tried.get(path.stem, [])), (path.stem, text)
+    assert sum(len(_refusals(path)) for path in folder.glob("*.py")) >= 35
+
+
+def _in(says, text):
+    """Whether a case's words are of this text, some of which may be filled in."""
+    return says in text or all(part in text for part in re.split(r"\W+", says))

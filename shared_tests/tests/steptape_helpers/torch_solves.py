@@ -1,0 +1,44 @@
+"""What the tests of the PyTorch half share: a problem as a module, its gradients, and their distance."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from steptape.shared_tests.problems.problems import Problem
+
+ADAPTIVE = ("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun")
+ADAMS = ("explicit_adams", "implicit_adams", "fixed_adams")
+FIXED_GRID = ("euler", "midpoint", "heun2", "heun3", "rk4")
+
+
+class Module(torch.nn.Module):
+    """A shared problem's field with its parameters, counting its evaluations."""
+
+    def __init__(self, problem: Problem):
+        super().__init__()
+        self.field = problem.field
+        self.params = torch.nn.Parameter(torch.tensor(problem.params, dtype=torch.float64))
+        self.evaluations = 0
+
+    def forward(self, t: Tensor, y: Tensor) -> Tensor:
+        self.evaluations += 1
+        return self.field(t, y, self.params)
+
+
+class Solved(NamedTuple):
+    """A solution, and the gradients of its loss in (y0, t, *parameters)."""
+
+    solution: Tensor
+    gradients: tuple[Tensor, ...]
+
+
+def differentiate(odeint: Any, problem: Problem, **kwargs: Any) -> Solved:
+    """Solve a shared problem with ``odeint`` and back-propagate its loss."""
+    func = Module(problem)
+    y0 = torch.tensor(problem.y0, dtype=torch.float64, requires_grad=True)
+    t = torch.tensor(problem.times, dtype=torch.float64, requires_grad=True)
+    ys = odeint(func, y0, t, **kwargs)
+    return Solved(ys, torch.autograd.grad(problem.loss(ys[1:]), (y0, t, func.params)))

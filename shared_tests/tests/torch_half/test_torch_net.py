@@ -1,0 +1,91 @@
+"""Whatever is drawn: ours is back-propagation's gradient through the same steps, or is refused in words.
+
+By default the same few dozen calls are drawn; ``STEPTAPE_NET_EXAMPLES=2000`` draws so many, others each time.
+"""
+
+import os
+import re
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from steptape import SteptapeError
+from steptape_helpers import torch_net as net
+
+EXAMPLES = int(os.environ.get("STEPTAPE_NET_EXAMPLES", "0"))
+pytestmark = pytest.mark.filterwarnings("ignore:Functional iteration did not converge")
+
+
+def drawn(few):
+    return settings(
+        max_examples=EXAMPLES or few,
+        derandomize=not EXAMPLES,
+        deadline=None,
+        suppress_health_check=[HealthCheck.too_slow],
+        print_blob=True,
+    )
+
+
+def outcomes(run, call, refusal):
+    """Of ours and of back-propagation; None if ours is refused as it may be, or the host cannot solve it at all."""
+    try:
+        expected = run(call, ours=False)
+    except AssertionError as error:
+        with pytest.raises(AssertionError, match=re.escape(str(error)[:20])):
+            run(call, ours=True)
+        return None
+    try:
+        found = run(call, ours=True)
+    except SteptapeError as error:
+        if refusal is None or not re.search(refusal[0], str(error)):
+            raise
+        return None
+    assert refusal is None or not refusal[1]
+    return found, expected
+
+
+def check(call, found, expected):
+    assert torch.equal(found.solution.nan_to_num(), expected.solution.nan_to_num())
+    assert found.hooks == expected.hooks
+    for different, allowed in net.differ(call, found, expected):
+        assert different <= allowed
+
+
+@drawn(60)
+@given(net.ode_calls())
+def test_an_ode(call):
+    pair = outcomes(net.run_ode, call, net.refusal(call))
+    if pair:
+        check(call, *pair)
+        assert pair[0].times[True] <= pair[0].times[False]
+
+
+@drawn(20)
+@given(net.quadrature_calls())
+def test_a_continuous_adjoint(call):
+    """At a tolerance of 1e-9, where the gradient of the ODE is that of its steps to 1e-5."""
+
+    def run(call, ours):
+        return net.run_ode(call, ours, adjoint_method="quadrature")
+
+    pair = outcomes(run, call, net.refusal(call))
+    if pair:
+        found, expected = pair
+        assert torch.equal(found.solution, expected.solution)
+        assert found.hooks == expected.hooks
+        assert net.difference(found.gradients + found.in_time, expected.gradients + expected.in_time) <= 1e-5
+
+
+@drawn(40)
+@given(st.data())
+def test_an_sde(data):
+    pytest.importorskip("torchsde")
+    from steptape_helpers import torch_net_sde as sde_net
+
+    call = data.draw(sde_net.sde_calls())
+    pair = outcomes(sde_net.run_sde, call, sde_net.refusal(call))
+    if pair:
+        check(call, *pair)
+        assert pair[0].times[True] <= pair[0].times[False]

@@ -1,0 +1,107 @@
+"""A replay evaluates func at the very times of the solve: below float64 they are rounded as the host rounds them."""
+
+import pytest
+import torch
+import torchdiffeq
+
+from steptape.compat._torchdiffeq import SOLVERS
+from steptape.torch import odeint_adjoint
+from steptape.torch._hosts.scheme import scheme_of
+from steptape_helpers.torch_solves import ADAPTIVE
+
+METHODS = [name for name, solver in SOLVERS.items() if scheme_of(solver) is not None]
+pytestmark = pytest.mark.filterwarnings("ignore:Functional iteration did not converge")
+
+
+class Driven(torch.nn.Module):
+    """dy/dt = w cos(ωt) - y/10; notes when it is evaluated, with a gradient and without."""
+
+    def __init__(self, omega, dtype=torch.float32):
+        super().__init__()
+        self.omega = omega
+        self.w = torch.nn.Parameter(torch.ones(3, dtype=dtype))
+        self.times = {True: [], False: []}
+
+    def forward(self, t, y):
+        self.times[torch.is_grad_enabled()].append(t.item())
+        return (self.w * torch.cos(self.omega * t).to(self.w.dtype) - y.real / 10).to(y.dtype)
+
+
+def gradient(odeint, func, t, dtype=torch.float32, **call):
+    ys = odeint(func, torch.ones(3, dtype=dtype), t, rtol=1e-3, atol=1e-3, **call)
+    return torch.autograd.grad(ys[-1].real.sum(), func.w)[0]
+
+
+def options(method, **more):
+    if method in ADAPTIVE:
+        points = {"step_t": torch.tensor([0.3]), "jump_t": torch.tensor([0.5])}
+        return {"first_step": 0.05, "min_step": 0.01, **({} if more else points)}
+    return {"step_size": 0.07, **more}
+
+
+@pytest.mark.parametrize("t_dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.complex64], ids=str)
+@pytest.mark.parametrize("method", METHODS)
+def test_times_are_those_of_the_solve(method, dtype, t_dtype):
+    real = torch.empty(0, dtype=dtype).real.dtype
+    func = Driven(20.0, real)
+    for start in (0.0, 300.0):
+        t = start + torch.tensor([0.0, 0.4, 0.8], dtype=t_dtype)
+        more = {"interp": "cubic", "perturb": True} if start and method not in ADAPTIVE else {}
+        keep = {} if scheme_of(SOLVERS[method]).tableau is None else {"graph": "stage"}
+        for adjoint_options in ({}, {"checkpoints": 2}, keep):
+            func.times = {True: [], False: []}
+            call = {"method": method, "adjoint_method": "aca", "adjoint_options": adjoint_options}
+            call["options"] = options(method, **more)
+            for name in ("step_t", "jump_t"):
+                if name in call["options"]:
+                    call["options"][name] = start + call["options"][name]
+            gradient(odeint_adjoint, func, t, dtype, **call)
+            assert func.times[True]
+            assert set(func.times[True]) <= set(func.times[False])
+
+
+@pytest.mark.parametrize(("start", "omega"), [(300.0, 6.2832), (1000.0, 300.0), (-10.0, 20.0)])
+@pytest.mark.parametrize("method", METHODS)
+def test_a_daily_cycle_in_float32(method, start, omega):
+    """t in days. The sums of cosines cancel: what is rounding counts by the weight w has without them."""
+    t = start + torch.tensor([0.0, 1.0])
+    call = {"method": method, "options": {"first_step": 0.01} if method in ADAPTIVE else {"step_size": 0.07}}
+    expected = gradient(torchdiffeq.odeint, Driven(omega), t, **call)
+    found = gradient(odeint_adjoint, Driven(omega), t, adjoint_method="aca", **call)
+    assert (found - expected).abs().max() <= 1e-6
+
+
+@pytest.mark.parametrize("event", [False, True])
+@pytest.mark.parametrize("create_graph", [False, True])
+@pytest.mark.parametrize("method", METHODS)
+def test_second_derivatives_and_events_at_the_same_times(method, create_graph, event):
+    func = Driven(20.0)
+
+    def event_fn(t, y):
+        return t - 300.71 + y.sum() * 1e-3
+
+    call = {"method": method, "adjoint_method": "aca", "event_fn": event_fn if event else None}
+    call["options"] = {"first_step": 0.05} if method in ADAPTIVE else {"step_size": 0.07}
+    ys = odeint_adjoint(func, torch.ones(3), torch.tensor([300.0, 301.0]), rtol=1e-3, atol=1e-3, **call)
+    ys = ys[1] if event else ys
+    torch.autograd.grad(ys[-1].sum(), func.w, create_graph=create_graph)
+    assert func.times[True]
+    assert set(func.times[True]) <= set(func.times[False])
+
+
+@pytest.mark.parametrize("interp", ["linear", "cubic"])
+@pytest.mark.parametrize("method", ["euler", "rk4", "explicit_adams"])
+def test_outputs_at_times_in_less_precision_than_the_state(method, interp):
+    """The host interpolates with weights in the dtype of t."""
+    t = torch.tensor([300.0, 300.33, 300.61, 301.0])
+    call = {"method": method, "options": {"step_size": 0.2, "interp": interp}}
+
+    def gradients(odeint, **adjoint):
+        func, y0 = Driven(1.0, torch.float64), torch.ones(3, dtype=torch.float64, requires_grad=True)
+        ys = odeint(func, y0, t, **call, **adjoint)
+        loss = (ys * torch.linspace(1, 2, 4, dtype=torch.float64)[:, None]).sum()
+        return torch.cat(torch.autograd.grad(loss, (y0, func.w)))
+
+    expected, found = gradients(torchdiffeq.odeint), gradients(odeint_adjoint, adjoint_method="aca")
+    assert (found - expected).abs().max() <= 1e-13 * expected.abs().max()
