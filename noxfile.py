@@ -1,5 +1,7 @@
 """The project's checks. `nox` runs the default ones; `nox -l` lists them all; CI is `.ci/run`."""
 
+import os
+
 import nox
 
 nox.needs_version = ">=2025.2.9"
@@ -35,12 +37,31 @@ def exact(session: nox.Session, half: str, line: dict) -> None:
     session.run("pytest", "-n", "auto", *STEPTAPE["exact"][half], env={"STEPTAPE_TEST_BACKENDS": ASKED[half]})
 
 
+@nox.session(python=False)
+def dev(session: nox.Session) -> None:
+    """An environment to work in, `.venv`: steptape as it lies here, all hosts, and the tools of all checks."""
+    groups = ("test", "lint", "types", "bench")
+    tools = {tool for group in groups for tool in nox.project.dependency_groups(PYPROJECT, group)}
+    session.run("python", "-m", "venv", ".venv", external=True)
+    pip = (".venv/Scripts/python" if os.name == "nt" else ".venv/bin/python", "-m", "pip", "install")
+    session.run(*pip, TORCH, "--editable", ".[all]", *sorted(tools), external=True)
+
+
+@nox.session
+def quick(session: nox.Session) -> None:
+    """A minute's check: the plan, the problems, the hosts' private names, and one exact file of each half."""
+    install(session, "all", group="exact")
+    session.run("pytest", "-n", "auto", "--dist", "loadfile", *STEPTAPE["quick"], *session.posargs)
+
+
 @nox.session
 def lint(session: nox.Session) -> None:
-    """Style and format, by ruff."""
+    """Style and format, by ruff, and the arrows between the rooms, by import-linter."""
     session.install(*nox.project.dependency_groups(PYPROJECT, "lint"))
+    session.install("--no-deps", ".")
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
+    session.run("lint-imports")
 
 
 @nox.session

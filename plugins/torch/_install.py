@@ -70,12 +70,22 @@ def install() -> Installation:
         A handle with ``uninstall()``, which is a context manager as well. Installations nest, and the last one to be
         undone restores the hosts. All threads see the same ones.
 
-    Raises:
-        HostChangedError: someone else has replaced what is to be replaced here; nothing was changed.
-
     Supports:
         What ``odeint_adjoint`` does, in either form; ``torchdiffeq.odeint_event`` with either; any number of threads.
         Not ``torchdiffeq.odeint_dense``, which is for dopri5 alone.
+
+    Raises:
+        HostChangedError: someone else has replaced what is to be replaced here; nothing was changed.
+
+    Example:
+        >>> import torch, torchdiffeq
+        >>> from steptape.torch import install
+        >>> rate = torch.nn.Parameter(torch.tensor(1.0))
+        >>> call = dict(adjoint_method="aca", adjoint_params=(rate,))
+        >>> with install():
+        ...     ys = torchdiffeq.odeint_adjoint(lambda t, y: -rate * y, torch.ones(1), torch.tensor([0.0, 1.0]), **call)
+        >>> print(f"{torch.autograd.grad(ys[-1].sum(), rate)[0]:.3f}")  # -exp(-1)
+        -0.368
     """
     with _LOCK:
         if _active:

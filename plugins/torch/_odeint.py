@@ -82,19 +82,23 @@ def odeint_adjoint(
         The solution at the times ``t``, shape (len(t), *y0.shape), or a tuple of such. With ``event_fn``, the time of
         the event and the solution at ``t[0]`` and there.
 
-    Raises:
-        OptionError: an argument is wrong, such as times that are not monotone or an unknown option.
-        UnsupportedError: a solver or a use whose steps cannot be replayed exactly, or whose dense output not be read,
-            such as an event_fn that depends on parameters.
-        GradientError: where a gradient would be wrong: at once, if one of the first two evaluations of func keeps what
-            it computes from parameters for another one to use; in the backward pass, if func uses a tensor that
-            requires a gradient and is no parameter.
+    Exact:
+        With ``"aca"`` the gradient is that of the discrete solution that is returned, to the rounding of its dtype: the
+        size of each accepted step is held, at the very times of the solve. Where ``options["first_step"]`` is not
+        given, the host's own back-propagation also differentiates its guess of that step. What func or a callback keeps
+        of the solve itself has no gradient.
 
-    Memory held between forward and backward: one state per accepted step, or ``checkpoints`` states, and a scalar per
-    stage of each step, besides the solution itself. Where steps start from slopes they cannot recompute, these are held
-    too: one per state for ``fehlberg2``, ``adaptive_heun`` and ``tsit5``, one per step or up to eleven per checkpoint
-    for the Adams solvers. The backward pass adds the graph of one step or stage. ``"quadrature"`` holds the dense
-    output, five states per accepted step, or ``checkpoints`` states.
+    Approximate:
+        With ``"quadrature"`` it is that of the ODE, to the tolerance of the backward solve. Steps are as long as the
+        cotangent and the forward solve let them be, and no error norm sees the parameters' integrand: where a term is 0
+        that varies fast in its parameter, such as b cos(ωt) at b = 0, give ``adjoint_options={"max_step": ...}``.
+
+    Memory:
+        Held between forward and backward: one state per accepted step, or ``checkpoints`` states, and a scalar per
+        stage of each step, besides the solution itself. Where steps start from slopes they cannot recompute, these are
+        held too: one per state for ``fehlberg2``, ``adaptive_heun`` and ``tsit5``, one per step or up to eleven per
+        checkpoint for the Adams solvers. The backward pass adds the graph of one step or stage. ``"quadrature"`` holds
+        the dense output, five states per accepted step, or ``checkpoints`` states.
 
     Supports:
         With ``"quadrature"``: the adaptive Runge–Kutta solvers; gradients in ``y0``, parameters and ``t``; events;
@@ -110,14 +114,29 @@ def odeint_adjoint(
         that contains the solve; the transforms of ``torch.func``, in forward mode as well, at the memory of
         back-propagation, but not ``vmap`` over solves.
 
-    The gradient is that of what is returned: what func or a callback keeps of the solve itself has none. With
-    ``"quadrature"`` steps are as long as the cotangent and the forward solve let them be, and no error norm sees the
-    parameters' integrand: where a term is 0 that varies fast in its parameter, such as b cos(ωt) at b = 0, give
-    ``adjoint_options={"max_step": ...}``.
+    Raises:
+        OptionError: an argument is wrong, such as times that are not monotone or an unknown option.
+        UnsupportedError: a solver or a use whose steps cannot be replayed exactly, or whose dense output not be read,
+            such as an event_fn that depends on parameters.
+        GradientError: where a gradient would be wrong: at once, if one of the first two evaluations of func keeps what
+            it computes from parameters for another one to use; in the backward pass, if func uses a tensor that
+            requires a gradient and is no parameter.
 
-    Source: Zhuang et al., arXiv 2006.02493 (the tape and its replay); Hu, arXiv 2402.15141 (the step's adjoint, and the
-    gradient as an integral). Where ``options["first_step"]`` is not given, the host's own back-propagation also
-    differentiates its guess of that step.
+    Source:
+        Zhuang et al., arXiv 2006.02493 (the tape and its replay); Hu, arXiv 2402.15141 (the step's adjoint, and the
+        gradient as an integral).
+
+    Example:
+        >>> import torch
+        >>> from steptape.torch import odeint_adjoint
+        >>> rate = torch.tensor(1.0, requires_grad=True)
+        >>> t = torch.tensor([0.0, 1.0])
+        >>> ys = odeint_adjoint(
+        ...     lambda t, y: -rate * y, torch.ones(1), t, adjoint_method="aca", adjoint_params=(rate,)
+        ... )
+        >>> ys[-1].sum().backward()
+        >>> print(f"{rate.grad:.3f}")  # -exp(-1)
+        -0.368
     """
     rest: dict[str, Any] = {
         "rtol": rtol,

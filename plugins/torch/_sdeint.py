@@ -75,6 +75,23 @@ def sdeint_adjoint(
         log-ratio penalties, (len(ts) - 1, batch); with ``extra``, also the solver's extra state at ``ts[-1]``, a tuple
         of tensors with their gradients.
 
+    Exact:
+        The gradient is that of the discrete solution that is returned, along the very increments of the solve, the size
+        of each accepted step held.
+
+    Memory:
+        Held between forward and backward: one state and one increment per accepted step (those of its two halves if
+        ``adaptive``), with the Lévy areas where the method uses them; or ``checkpoints`` states and a few numbers per
+        increment; besides the solution itself. A state of ``reversible_heun`` has its drift and diffusion with it. The
+        backward pass adds the graph of one step.
+
+    Supports:
+        Every method of the host, with each kind of noise it takes, on fixed and adaptive steps; every Brownian object;
+        gradients in ``y0``, parameters and ``extra_solver_state``; hooks on parameters; autocast; parameters lent by
+        ``torch.func.functional_call``; second derivatives (``create_graph=True``), for which the whole chain of steps
+        is rebuilt with its graph; random numbers drawn in sde from the default generators (dropout). Not gradients in
+        times or in the Brownian object, nor the transforms of ``torch.func``.
+
     Raises:
         OptionError: an argument is wrong, such as an unknown option or adjoint method.
         UnsupportedError: a use whose steps cannot be replayed exactly: increments that require a gradient, increments
@@ -84,20 +101,27 @@ def sdeint_adjoint(
             is no parameter (looked for in the first and the last step), or was computed from parameters before the
             solve; sde returns other values than before (looked for in the last step), or, with ``checkpoints``, bm.
 
-    Memory held between forward and backward: one state and one increment per accepted step (those of its two halves if
-    ``adaptive``), with the Lévy areas where the method uses them; or ``checkpoints`` states and a few numbers per
-    increment; besides the solution itself. A state of ``reversible_heun`` has its drift and diffusion with it. The
-    backward pass adds the graph of one step.
+    Source:
+        Zhuang et al., arXiv 2006.02493 (the tape and its replay); Li et al., arXiv 2001.01328 (the host's adjoint);
+        Kidger et al., arXiv 2009.09457 (the seminorm).
 
-    Supports:
-        Every method of the host, with each kind of noise it takes, on fixed and adaptive steps; every Brownian object;
-        gradients in ``y0``, parameters and ``extra_solver_state``; hooks on parameters; autocast; parameters lent by
-        ``torch.func.functional_call``; second derivatives (``create_graph=True``), for which the whole chain of steps
-        is rebuilt with its graph; random numbers drawn in sde from the default generators (dropout). Not gradients in
-        times or in the Brownian object, nor the transforms of ``torch.func``.
-
-    Source: Zhuang et al., arXiv 2006.02493 (the tape and its replay); Li et al., arXiv 2001.01328 (the host's
-    adjoint); Kidger et al., arXiv 2009.09457 (the seminorm).
+    Example:
+        >>> import torch
+        >>> from steptape.torch import sdeint_adjoint
+        >>> class Growth(torch.nn.Module):
+        ...     noise_type, sde_type = "diagonal", "ito"
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.rate = torch.nn.Parameter(torch.tensor(1.0))
+        ...     def f(self, t, y):
+        ...         return self.rate * y
+        ...     def g(self, t, y):
+        ...         return 0.0 * y
+        >>> sde = Growth()
+        >>> ys = sdeint_adjoint(sde, torch.ones(1, 1), [0.0, 1.0], dt=1e-2, method="euler", adjoint_method="aca")
+        >>> ys[-1].sum().backward()
+        >>> print(f"{sde.rate.grad:.2f}")  # d(1 + a h)^(1 / h) / da at a = 1
+        2.68
     """
     if adjoint_method == "quadrature":
         raise UnsupportedError(

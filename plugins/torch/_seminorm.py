@@ -91,15 +91,26 @@ def seminorm(
     Returns:
         The norm, a callable of the adjoint's channels.
 
-    Raises:
-        OptionError: for an unknown reduction, ``norm`` with ``"joint"``, and integrals that are no places in the state
-            or all of them; when the norm is taken, where y0 was of other shapes than the state.
-
     Supports:
         Every adaptive solver of the host. A replay (``adjoint_method="aca"``) has no norm to choose; the quadrature
         adjoint, whose state is the cotangent alone, takes the norm of that.
 
-    Source: Kidger et al., arXiv 2009.09457.
+    Raises:
+        OptionError: for an unknown reduction, ``norm`` with ``"joint"``, and integrals that are no places in the state
+            or all of them; when the norm is taken, where y0 was of other shapes than the state.
+
+    Source:
+        Kidger et al., arXiv 2009.09457.
+
+    Example:
+        >>> import torch, torchdiffeq
+        >>> from steptape.torch import seminorm
+        >>> rate, y0, t = torch.ones(2, requires_grad=True), torch.ones(2), torch.tensor([0.0, 1.0])
+        >>> call = dict(adjoint_params=(rate,), adjoint_options={"norm": seminorm(y0)})
+        >>> ys = torchdiffeq.odeint_adjoint(lambda t, y: -rate * y, y0, t, **call)
+        >>> ys[-1].sum().backward()
+        >>> print(f"{rate.grad[0]:.3f}")  # -exp(-1)
+        -0.368
     """
     is_tuple = not isinstance(y0, Tensor)
     shapes = [y0.shape] if isinstance(y0, Tensor) else [x.shape for x in y0]

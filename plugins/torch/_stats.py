@@ -77,6 +77,16 @@ def record_solves() -> Iterator[Solves]:
         Solves of ODEs and SDEs with ``adjoint_method="aca"``, of ODEs with ``"quadrature"`` and with ``method="aca"``,
         with or without gradients, in the thread (or asynchronous task) that entered the block. Not the host's own
         adjoint, solves inside transforms of ``torch.func``, nor solves that end in an error.
+
+    Example:
+        >>> import torch
+        >>> from steptape.torch import odeint_adjoint, record_solves
+        >>> y0, t = torch.ones(1, requires_grad=True), torch.tensor([0.0, 1.0])
+        >>> call = dict(method="rk4", adjoint_method="aca", adjoint_params=())
+        >>> with record_solves() as solves:
+        ...     ys = odeint_adjoint(lambda t, y: -y, y0, t, **call)
+        >>> solves[0].accepted_steps, solves[0].evaluations_forward
+        (1, 4)
     """
     solves = Solves()
     token = _RECORDINGS.set((*_RECORDINGS.get(), solves))
