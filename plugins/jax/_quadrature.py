@@ -6,9 +6,9 @@ import diffrax
 import equinox as eqx
 
 from steptape._errors import OptionError
-from steptape.jax._continuous import CALL, Call, solve_continuously
-from steptape.jax._event import closed_conditions
-from steptape.jax._field import closed_ode, is_complex, stopped, undifferentiated
+from steptape.jax._autodiff.field import closed_ode, is_complex, stopped, undifferentiated
+from steptape.jax._continuous.event import closed_conditions
+from steptape.jax._continuous.solve import CALL, Call, solve_continuously
 
 _WAY_OUT = "Pass `adjoint=steptape.jax.AdaptiveCheckpointAdjoint()`, which is exact."
 # What diffrax tells an event's functions of the call, besides terms, t0 and t1.

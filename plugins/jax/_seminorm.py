@@ -17,7 +17,7 @@ import optimistix as optx
 
 from steptape._errors import OptionError, UnsupportedError
 from steptape.compat._diffrax import with_fields
-from steptape.jax._field import (
+from steptape.jax._autodiff.field import (
     closed_ode,
     closes_over_tracers,
     differentiated_once,
@@ -25,8 +25,8 @@ from steptape.jax._field import (
     stopped,
     undifferentiated,
 )
-from steptape.jax._modes import reverse_mode_only
-from steptape.jax._wanted import only_if_wanted
+from steptape.jax._autodiff.refusals import reverse_mode_only
+from steptape.jax._autodiff.wanted import only_if_wanted
 
 _CALL = "`diffeqsolve(..., adjoint=SeminormAdjoint(...))`"
 _KNOWN_GRADIENTS = (

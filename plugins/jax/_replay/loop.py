@@ -24,12 +24,12 @@ from jax import lax
 
 from steptape._errors import UnsupportedError
 from steptape.compat._equinox import common_rewrite, nonbatchable, select_if_vmap, unvmap_max
-from steptape.jax._field import stopped
-from steptape.jax._modes import forward_mode_only, reverse_mode_only
-from steptape.jax._perturbed import perturbed_carry
-from steptape.jax._slots import Slots
-from steptape.jax._tape import Tape, Times
-from steptape.jax._wanted import is_wanted, only_if
+from steptape.jax._autodiff.activity import perturbed_carry
+from steptape.jax._autodiff.field import stopped
+from steptape.jax._autodiff.refusals import forward_mode_only, reverse_mode_only
+from steptape.jax._autodiff.wanted import is_wanted, only_if
+from steptape.jax._tape.plan import Slots
+from steptape.jax._tape.tape import Tape, Times
 
 _CALL = "`diffeqsolve(..., adjoint=AdaptiveCheckpointAdjoint())`"
 _FORWARD = (

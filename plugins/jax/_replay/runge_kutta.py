@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from steptape.jax._rows import allocate, put
+from steptape.jax._tape.rows import allocate, put
 
 
 def _combination(coefficients: np.ndarray, stages: list) -> Any:

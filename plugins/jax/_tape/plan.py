@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from steptape._plan import slots_of
-from steptape.jax._rows import get
+from steptape.jax._tape.rows import get
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from steptape.jax._field import still
+from steptape.jax._autodiff.field import still
 
 
 def is_wanted(cotangents: Any) -> Any:

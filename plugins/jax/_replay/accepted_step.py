@@ -11,9 +11,9 @@ import jax.numpy as jnp
 from jax import lax
 
 from steptape.compat._diffrax import grows_freely, with_fields
-from steptape.jax._erk import ReplayedERK, is_explicit
-from steptape.jax._loop import Known
-from steptape.jax._tape import Times
+from steptape.jax._replay.loop import Known
+from steptape.jax._replay.runge_kutta import ReplayedERK, is_explicit
+from steptape.jax._tape.tape import Times
 
 
 def _at(value: Any, path: Any) -> Any:

@@ -13,9 +13,9 @@ import jax.numpy as jnp
 
 from steptape.compat._diffrax import with_fields
 from steptape.compat._equinox import nonbatchable, unvmap_max
-from steptape.jax._rows import allocate, get, put
-from steptape.jax._shelf import Shelf
-from steptape.jax._slots import Slots
+from steptape.jax._tape.plan import Slots
+from steptape.jax._tape.rows import allocate, get, put
+from steptape.jax._tape.shelf import Shelf
 
 
 def split(row: Any) -> tuple[Any, Any]:

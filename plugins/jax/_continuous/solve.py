@@ -13,15 +13,15 @@ from steptape._errors import UnsupportedError
 from steptape.compat._diffrax import loop as host_loop
 from steptape.compat._diffrax import with_fields
 from steptape.compat._equinox import while_loop
-from steptape.jax._backward import HostSteps, Outputs, Pullback, StageSteps, solve_backward
-from steptape.jax._erk import is_explicit
-from steptape.jax._event import pull_root
-from steptape.jax._field import differentiated_once, rate, still, undifferentiated
-from steptape.jax._modes import reverse_mode_only
-from steptape.jax._rows import get
-from steptape.jax._slots import Slots
-from steptape.jax._trajectory import Blocks, Record, recorded_while_loop
-from steptape.jax._wanted import is_wanted, only_if
+from steptape.jax._autodiff.field import differentiated_once, rate, still, undifferentiated
+from steptape.jax._autodiff.refusals import reverse_mode_only
+from steptape.jax._autodiff.wanted import is_wanted, only_if
+from steptape.jax._continuous.backward import HostSteps, Outputs, Pullback, StageSteps, solve_backward
+from steptape.jax._continuous.dense import Blocks, Record, recorded_while_loop
+from steptape.jax._continuous.event import pull_root
+from steptape.jax._replay.runge_kutta import is_explicit
+from steptape.jax._tape.plan import Slots
+from steptape.jax._tape.rows import get
 
 CALL = "`diffeqsolve(..., adjoint=QuadratureAdjoint(...))`"
 _SECOND = (

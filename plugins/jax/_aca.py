@@ -10,8 +10,8 @@ import jax
 from steptape._errors import OptionError
 from steptape.compat._diffrax import loop
 from steptape.compat._equinox import while_loop
-from steptape.jax._known import has_times, known_step
-from steptape.jax._loop import replayed_while_loop
+from steptape.jax._replay.accepted_step import has_times, known_step
+from steptape.jax._replay.loop import replayed_while_loop
 
 
 @final

@@ -15,10 +15,10 @@ from jax import lax
 
 from steptape.compat._diffrax import with_fields
 from steptape.compat._equinox import common_rewrite, nonbatchable, select_if_vmap, unvmap_max
-from steptape.jax._rows import allocate, get, put
-from steptape.jax._shelf import Shelf
-from steptape.jax._slots import Slots
-from steptape.jax._tape import Tape, split
+from steptape.jax._tape.plan import Slots
+from steptape.jax._tape.rows import allocate, get, put
+from steptape.jax._tape.shelf import Shelf
+from steptape.jax._tape.tape import Tape, split
 
 
 class Step(NamedTuple):

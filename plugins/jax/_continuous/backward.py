@@ -16,9 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from steptape.jax._field import rate
-from steptape.jax._rows import get
-from steptape.jax._trajectory import Blocks, Trajectory
+from steptape.jax._autodiff.field import rate
+from steptape.jax._continuous.dense import Blocks, Trajectory
+from steptape.jax._tape.rows import get
 
 
 def _axpy(weights: Any, trees: list, start: Any) -> Any:

@@ -12,7 +12,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from steptape.jax._field import stopped
+from steptape.jax._autodiff.field import stopped
 
 
 class _Condition(eqx.Module):

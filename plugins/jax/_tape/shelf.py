@@ -12,8 +12,8 @@ import equinox as eqx
 import jax.numpy as jnp
 from jax import lax
 
-from steptape.jax._rows import get, put
-from steptape.jax._slots import Slots
+from steptape.jax._tape.plan import Slots
+from steptape.jax._tape.rows import get, put
 
 
 class Shelf(eqx.Module):
