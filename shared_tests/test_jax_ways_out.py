@@ -373,6 +373,8 @@ CASES = {
             lambda: grad(SeminormAdjoint(integrals=(True, True)), **TREE),
             {"leave one leaf in": lambda: grad(SeminormAdjoint(integrals=(True, False)), **TREE)},
         ),
+    ],
+    "backsolve": [
         Case(
             "has gradients for y0, args and terms",
             lambda: in_t1(SEMINORM),

@@ -1,13 +1,25 @@
-"""Which leaves of a loop's carry depend on what is differentiated."""
+"""Which leaves carry a derivative: those that depend on what is differentiated, and whose cotangent is not zero.
 
-from typing import Any
+Nothing is owed for a cotangent that is zero, whatever became of the solve: a member of a batch that failed and is
+masked has one, and derivatives that may be infinite or no number. Zero times these is no number, so what is returned
+for such a member is zero itself.
+"""
+
+import functools
+import operator
+from collections.abc import Callable
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
+from jaxtyping import PyTree
+
+from steptape.jax._autodiff.refusals import without_tangent
+from steptape.jax._types import BoolScalar, Cotangent, Gradient, Mask
 
 
-def _reached(step: Any, moves: Any) -> Any:
+def _reached(step: Callable, moves: PyTree) -> Mask | None:
     """The leaves of ``step(*inputs)`` whose tangent is not a symbolic zero, when the inputs in ``moves`` move.
 
     ``step`` takes the inputs that move; only traced, never run.
@@ -28,7 +40,7 @@ def _reached(step: Any, moves: Any) -> Any:
     return found[0] if found else None
 
 
-def perturbed_carry(step: Any, fun: Any, p_fun: Any, carry: Any, p_carry: Any) -> Any:
+def active_leaves(step: Callable, fun: PyTree, p_fun: Mask, carry: PyTree, p_carry: Mask) -> Mask:
     """The least fixed point of ``carry -> step(fun, carry)``: a tree like ``carry``, true where a derivative flows."""
     while True:
         moving, fixed = eqx.partition((fun, carry), (p_fun, p_carry))
@@ -45,3 +57,42 @@ def perturbed_carry(step: Any, fun: Any, p_fun: Any, carry: Any, p_carry: Any) -
         if jax.tree.leaves(reached) == jax.tree.leaves(p_carry):
             return reached
         p_carry = reached
+
+
+def is_nonzero(cotangents: Cotangent) -> BoolScalar:
+    """Whether any of ``cotangents`` is other than zero."""
+    return functools.reduce(operator.or_, [jnp.any(g != 0) for g in jax.tree.leaves(cotangents)], jnp.array(False))
+
+
+def zero_unless(wanted: BoolScalar, grads: Gradient) -> Gradient:
+    """``grads`` where they are ``wanted``, or zeros."""
+    return jax.tree.map(lambda g: jnp.where(wanted, g, jnp.zeros_like(g)), grads)
+
+
+def pulling_zero_to_zero(moving: PyTree, run: Callable) -> PyTree:
+    """``run(moving)``, whose gradient is zero where the cotangent of all that it returns is."""
+    inexact, fixed = eqx.partition(_run(moving, run), eqx.is_inexact_array)
+    return eqx.combine(inexact, without_tangent(fixed))
+
+
+@eqx.filter_custom_vjp
+def _run(moving: PyTree, run: Callable) -> PyTree:
+    return run(moving)
+
+
+@_run.def_fwd
+def _run_fwd(perturbed: Mask, moving: PyTree, run: Callable) -> tuple[PyTree, tuple]:
+    arrays, rest = eqx.partition(moving, eqx.is_inexact_array)
+
+    def split_run(arrays):
+        return eqx.partition(run(eqx.combine(arrays, rest)), eqx.is_inexact_array)
+
+    out, pull, other = jax.vjp(split_run, arrays, has_aux=True)
+    return eqx.combine(out, other), (pull, out)
+
+
+@_run.def_bwd
+def _run_bwd(residuals: tuple, cotangents: Cotangent, perturbed: Mask, moving: PyTree, run: Callable) -> Gradient:
+    pull, out = residuals
+    g = jax.tree.map(lambda x, g: jnp.zeros_like(x) if g is None else g, out, cotangents)
+    return zero_unless(is_nonzero(g), pull(g)[0])

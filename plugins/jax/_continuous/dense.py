@@ -1,4 +1,4 @@
-"""Where the backward solve reads y(t): the dense output of the forward solve, one block of its steps at a time.
+"""The dense output of the forward solve, from which the backward one reads y(t), one block of its steps at a time.
 
 The forward solve leaves the times of every step, the state before every block, or before some of them, and the dense
 output of its last block. Any other block is opened by taking its steps again, with the times that are known.
@@ -6,43 +6,55 @@ output of its last block. Any other block is opened by taking its steps again, w
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jaxtyping import Array, PyTree
 
 from steptape.compat._diffrax import with_fields
 from steptape.compat._equinox import common_rewrite, nonbatchable, select_if_vmap, unvmap_max
-from steptape.jax._tape.plan import Slots
+from steptape.jax._tape.plan import Checkpoints, Slots
 from steptape.jax._tape.rows import allocate, get, put
-from steptape.jax._tape.shelf import Shelf
 from steptape.jax._tape.tape import Tape, split
+from steptape.jax._types import (
+    BoolScalar,
+    DenseInfo,
+    IntScalar,
+    LoopState,
+    Rows,
+    Scalar,
+    ScalarLike,
+    SolverState,
+    Vector,
+    Y,
+)
 
 
 class Step(NamedTuple):
-    """What a step that was accepted needs besides the state to be taken again."""
+    """What an accepted step needs besides the state to be taken again; or a row of it for each of many."""
 
-    begin: Any
-    end: Any
-    made_jump: Any  # just before it
+    begin: Array
+    end: Array
+    made_jump: Array  # just before it
 
 
-class Trajectory(eqx.Module):
+class DenseOutput(eqx.Module):
     """y(t) over a block of steps: that from ``begins[i]`` to ``ends[i]`` has its dense output in row ``i``."""
 
-    begins: Any
-    ends: Any  # infinite where there is no step
-    infos: Any
+    begins: Vector
+    ends: Vector  # infinite where there is no step
+    infos: Rows
     interpolation_cls: Callable = eqx.field(static=True)
 
-    def __call__(self, t: Any) -> Any:
+    def __call__(self, t: ScalarLike) -> Y:
         """The state at ``t``, a scalar."""
         row = self._row(t)
         return self.interpolation_cls(t0=self.begins[row], t1=self.ends[row], **get(self.infos, row)).evaluate(t)
 
-    def reach(self, t: Any) -> Any:
+    def reach(self, t: Scalar) -> Scalar:
         """How far below ``t`` as much happened as in one step: the mean of the steps around, by their part."""
         row = self._row(t)
         size, before = (self.ends[n] - self.begins[n] for n in (row, jnp.maximum(row - 1, 0)))
@@ -50,7 +62,7 @@ class Trajectory(eqx.Module):
         reach = x * size + (1 - x) * before
         return jnp.where(reach > 0, reach, jnp.inf)
 
-    def _row(self, t: Any) -> Any:
+    def _row(self, t: ScalarLike) -> IntScalar:
         row = jnp.searchsorted(self.ends, t, side="left", method="scan_unrolled")
         return jnp.clip(row, 0, jnp.maximum(jnp.sum(jnp.isfinite(self.ends), dtype=row.dtype) - 1, 0))
 
@@ -60,12 +72,12 @@ class Record(eqx.Module):
 
     steps: Step  # a row each
     tape: Tape
-    infos: Any  # step n is in row n % size
-    count: Any
+    infos: Rows  # step n is in row n % size; None until the record is closed
+    count: PyTree[IntScalar]
     size: int = eqx.field(static=True)  # of a block, in steps
 
     @classmethod
-    def blank(cls, state: Any, steps: int, checkpoints: int | None) -> "Record":
+    def blank(cls, state: LoopState, steps: int, checkpoints: int | None) -> "Record":
         """Room for ``steps`` steps, given the loop's first state, whose dense output has room for a block."""
         size = state.dense_ts.shape[0] - 1
         # One more of each: what is put down of a step or a block that does not come.
@@ -73,7 +85,7 @@ class Record(eqx.Module):
         tape = Tape.blank(slots, _before(state), proposals=False)
         return cls(allocate(steps + 1, _step(state)), tape, None, None, size)
 
-    def write(self, state: Any) -> "Record":
+    def write(self, state: LoopState) -> "Record":
         """Put down the step that begins at ``state``, over an earlier try of it.
 
         Each step puts its state down for the block to come, over those before it, so the block's own first is left.
@@ -82,19 +94,22 @@ class Record(eqx.Module):
         tape = self.tape.write((n + self.size - 1) // self.size, _before(state))
         return dataclasses.replace(self, steps=put(self.steps, n, _step(state)), tape=tape)
 
-    def close(self, state: Any) -> "Record":
+    def close(self, state: LoopState) -> "Record":
         """The record of a solve that came to ``state``."""
         return dataclasses.replace(self, infos=state.dense_infos, count=state.num_accepted_steps.astype(jnp.int32))
 
     @property
-    def blocks(self) -> Any:
-        """How many there are."""
+    def blocks(self) -> IntScalar:
+        """How many blocks there are."""
         return (self.count + self.size - 1) // self.size
 
-    def last_step(self) -> Any:
+    def last_step(self) -> Scalar:
         """The larger of the last two steps: the last one may have been cut off at the end."""
         sizes = self.steps.end - self.steps.begin
         return jnp.maximum(sizes[jnp.maximum(self.count - 1, 0)], sizes[jnp.maximum(self.count - 2, 0)])
+
+
+Held: TypeAlias = tuple[Rows, Checkpoints | None]  # the dense output of a block, and the states before others
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,33 +117,35 @@ class Blocks:
     """The blocks of a record, opened from the last to the first."""
 
     record: Record
-    take: Callable  # (step, y, solver_state) -> y, solver_state, dense output
+    advance: Callable[[Step, Y, SolverState], tuple[Y, SolverState, DenseInfo]]  # take a step again
     interpolation_cls: Callable
 
-    def last(self) -> Trajectory:
+    def last(self) -> DenseOutput:
         """The last block, as the forward solve left it."""
-        return self._trajectory(jnp.maximum(self.record.blocks - 1, 0), self.record.infos)
+        return self._dense(jnp.maximum(self.record.blocks - 1, 0), self.record.infos)
 
-    def trips(self) -> Any:
+    def trips(self) -> IntScalar:
         """How many blocks to open, in a batch for the element that has most of them."""
         return nonbatchable(unvmap_max(self.record.blocks))
 
-    def closed(self) -> tuple[Any, Shelf | None]:
+    def closed(self) -> Held:
         """What ``open`` works on."""
-        return self.record.infos, self.record.tape.shelf(self.trips())
+        return self.record.infos, self.record.tape.checkpoints(self.trips())
 
-    def open(self, block: Any, held: tuple[Any, Shelf | None]) -> tuple[Trajectory, tuple[Any, Shelf | None]]:
-        """``block``, and what is held to open the one before it. For an element without it, any trajectory."""
-        infos, shelf = held
+    def open(self, block: IntScalar, held: Held) -> tuple[DenseOutput, Held]:
+        """``block``, and what is held to open the one before it. For an element without it, any dense output."""
+        infos, kept = held
         record = self.record
-        first, shelf = record.tape.recall(block, shelf, lambda n, states: split(self._walk(n, states)[0])[1])
+        first, kept = record.tape.recall(block, kept, lambda n, states: split(self._walk(n, states)[0])[1])
         past = block < record.blocks - 1
         trips = nonbatchable(unvmap_max(jnp.where(past, record.size, 0)))
-        _, again = self._walk(block, first, trips, infos)
-        infos = _if_batched(past, again, infos)
-        return self._trajectory(block, infos), (infos, shelf)
+        _, opened = self._walk(block, first, trips, infos)
+        infos = _if_batched(past, opened, infos)
+        return self._dense(block, infos), (infos, kept)
 
-    def _walk(self, block: Any, states: Any, trips: Any = None, infos: Any = None) -> tuple[Any, Any]:
+    def _walk(
+        self, block: IntScalar, states: LoopState, trips: IntScalar | None = None, infos: Rows | None = None
+    ) -> tuple[LoopState, Rows | None]:
         """What is before the block after ``block``, and its dense output in ``infos``, if there is room for it."""
         record = self.record
         # An element of a batch that has no such step takes its last one from its first state, for nothing: what is
@@ -141,37 +158,43 @@ class Blocks:
             before, infos = walked
             n, last = block * record.size + i, jnp.maximum(record.count - 1, 0)
             step = get(record.steps, jnp.minimum(n, last))
-            y, solver_state, info = self.take(step, before.y, before.solver_state)
+            y, solver_state, info = self.advance(step, before.y, before.solver_state)
             y, solver_state = _if_batched(n <= last, (y, solver_state), (before.y, before.solver_state))
             before = with_fields(before, y=y, solver_state=solver_state)
             return before, None if infos is None else put(infos, i, info)
 
         return lax.fori_loop(0, record.size if trips is None else trips, step, (start, infos))
 
-    def _trajectory(self, block: Any, infos: Any) -> Trajectory:
+    def _dense(self, block: IntScalar, infos: Rows) -> DenseOutput:
         record = self.record
         n = block * record.size + jnp.arange(record.size, dtype=block.dtype)
         begins, ends, _ = (times[jnp.minimum(n, record.count)] for times in record.steps)
-        return Trajectory(begins, jnp.where(n < record.count, ends, jnp.inf), infos, self.interpolation_cls)
+        return DenseOutput(begins, jnp.where(n < record.count, ends, jnp.inf), infos, self.interpolation_cls)
 
 
-def _if_batched(pred: Any, x: Any, y: Any) -> Any:
+def _if_batched(pred: BoolScalar, x: PyTree, y: PyTree) -> PyTree:
     return jax.tree.map(lambda x, y: select_if_vmap(pred, x, y), x, y)
 
 
-def _step(state: Any) -> Step:
+def _step(state: LoopState) -> Step:
     return Step(state.tprev, state.tnext, state.made_jump)
 
 
-def _before(state: Any) -> Any:
+def _before(state: LoopState) -> LoopState:
     """What is kept of the loop's state before a block."""
     nothing = eqx.filter(state, False)
     return with_fields(nothing, y=state.y, solver_state=state.solver_state, tnext=state.tnext)
 
 
 def recorded_while_loop(
-    cond_fun: Callable, body_fun: Callable, init_val: Any, *, max_steps: int, buffers: Callable, checkpoints: int | None
-) -> tuple[Any, Record]:
+    cond_fun: Callable,
+    body_fun: Callable,
+    init_val: LoopState,
+    *,
+    max_steps: int,
+    buffers: Callable,
+    checkpoints: int | None,
+) -> tuple[LoopState, Record]:
     """diffrax's outer loop over ``State``, whose dense output begins anew with each block; and the record of it."""
     init_val = jax.tree.map(jnp.array, init_val)
     record = Record.blank(init_val, max_steps, checkpoints)
@@ -182,9 +205,9 @@ def recorded_while_loop(
 
     cond, body, carry, _ = common_rewrite(cond_fun, body_of_block, init_val, max_steps, buffers, False)
 
-    def advance(recorded):
+    def body_on_record(recorded):
         carry, record = recorded
         return body(carry), record.write(carry[-1])
 
-    carry, record = lax.while_loop(lambda recorded: cond(recorded[0]), advance, (carry, record))
+    carry, record = lax.while_loop(lambda recorded: cond(recorded[0]), body_on_record, (carry, record))
     return carry[-1], record.close(carry[-1])
