@@ -1,6 +1,6 @@
 """The continuous adjoint with quadrature: what is passed to diffrax; a step of it is in ``_continuous.quadrature``."""
 
-from typing import Any, final
+from typing import final
 
 import diffrax
 import equinox as eqx
@@ -12,7 +12,7 @@ from steptape.jax._autodiff.refusals import stopped, undifferentiated
 from steptape.jax._continuous.event import closed_conditions
 from steptape.jax._continuous.forward import ForwardSolve
 from steptape.jax._continuous.solve import CALL, solve_continuously
-from steptape.jax._types import Args, Controller, LoopState, ScalarLike, Solver, Terms
+from steptape.jax._types import Args, Controller, HostArguments, LoopState, ScalarLike, Solved, Solver, Terms
 
 _WAY_OUT = "Pass `adjoint=steptape.jax.AdaptiveCheckpointAdjoint()`, which is exact."
 # What diffrax tells an event's functions of the call, besides terms, t0 and t1.
@@ -33,7 +33,7 @@ class QuadratureAdjoint(diffrax.AbstractAdjoint):
     error norm sees how fast ∂f/∂θ varies: where a term that does is 0, such as b cos(ωt) at b = 0, bound the steps by a
     controller's ``dtmax``. The solution is diffrax's, bit for bit.
 
-    Arguments:
+    Args:
         nodes: the quadrature. ``None``, the default: the stages of the step, with the weights of the method, which
             evaluates nothing again and has the order of the solver; n: Gauss-Legendre with n nodes on the dense output
             of each backward step, one more evaluation of the field at n times together. For solvers other than
@@ -71,13 +71,24 @@ class QuadratureAdjoint(diffrax.AbstractAdjoint):
 
     Source:
         Hu, arXiv 2402.15141, first point.
+
+    Example:
+        >>> import diffrax, jax, steptape.jax
+        >>> def end(rate):
+        ...     term, controller = diffrax.ODETerm(lambda t, y, rate: -rate * y), diffrax.PIDController(1e-5, 1e-5)
+        ...     adjoint = steptape.jax.QuadratureAdjoint()
+        ...     return diffrax.diffeqsolve(
+        ...         term, diffrax.Tsit5(), 0.0, 1.0, 0.1, 1.0, rate, stepsize_controller=controller, adjoint=adjoint
+        ...     ).ys[0]
+        >>> print(f"{jax.grad(end)(1.0):.3f}")
+        -0.368
     """
 
     nodes: int | None = eqx.field(static=True)
     checkpoints: int | None = eqx.field(static=True)
-    overrides: dict[str, Any]
+    overrides: HostArguments
 
-    def __init__(self, nodes: int | None = None, checkpoints: int | None = None, **overrides: Any) -> None:
+    def __init__(self, nodes: int | None = None, checkpoints: int | None = None, **overrides: PyTree) -> None:
         if not _is_count(nodes):
             raise OptionError(
                 f"QuadratureAdjoint(nodes={nodes!r}): must be a positive number of Gauss-Legendre nodes, or None for "
@@ -103,9 +114,7 @@ class QuadratureAdjoint(diffrax.AbstractAdjoint):
         self.checkpoints = checkpoints
         self.overrides = overrides
 
-    def loop(
-        self, *, terms: Terms, args: Args, t0: ScalarLike, t1: ScalarLike, **solve: Any
-    ) -> tuple[LoopState, dict[str, PyTree]]:
+    def loop(self, *, terms: Terms, args: Args, t0: ScalarLike, t1: ScalarLike, **solve: PyTree) -> Solved:
         """Run diffrax's loop; called by ``diffeqsolve``."""
         del solve["passed_solver_state"], solve["passed_controller_state"]
         state, saveat = solve["init_state"], solve["saveat"]
@@ -137,7 +146,7 @@ class QuadratureAdjoint(diffrax.AbstractAdjoint):
         solver: Solver,
         stepsize_controller: Controller,
         max_steps: int | None,
-        saveat: Any,
+        saveat: diffrax.SaveAt,
         init_state: LoopState,
         **_: PyTree,
     ) -> str | None:

@@ -7,7 +7,7 @@ controller: its gradients are approximate, as every continuous adjoint's.
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, Literal, TypeAlias, final
+from typing import Literal, TypeAlias, final
 
 import diffrax
 import equinox as eqx
@@ -18,7 +18,7 @@ from jaxtyping import PyTree
 
 from steptape._errors import OptionError
 from steptape.jax._continuous.backsolve import backsolve, refuse
-from steptape.jax._types import Controller, LoopState, Mask, Scalar, Y
+from steptape.jax._types import Controller, HostArguments, Mask, Scalar, Solved, Y
 
 Integrals: TypeAlias = PyTree[bool] | Callable[[Y], PyTree] | None
 _BACKSOLVE = {"solver", "stepsize_controller", "dt0", "max_steps", "throw", "adjoint"}
@@ -32,7 +32,7 @@ class SeminormAdjoint(diffrax.AbstractAdjoint):
     and norm. The norm of the error is taken of y and a_y, never of the integrals that are the gradients in ``args`` and
     ``terms``, which saves backward steps and costs no accuracy. The solution is diffrax's, bit for bit.
 
-    Arguments:
+    Args:
         reduction: ``"mixed"``, the default: the larger of the norms of y and of a_y, as in torchdiffeq; the norm is the
             forward controller's. ``"joint"``: the root of the mean square of both together, as in
             ``diffrax.adjoint_rms_seminorm``.
@@ -62,17 +62,25 @@ class SeminormAdjoint(diffrax.AbstractAdjoint):
 
     Source:
         Kidger, Chen, Lyons, "'Hey, that's not an ODE': Faster ODE Adjoints via Seminorms", ICML 2021, arXiv 2009.09457.
+
+    Example:
+        >>> import diffrax, jax, steptape.jax
+        >>> def end(rate):
+        ...     term, controller = diffrax.ODETerm(lambda t, y, rate: -rate * y), diffrax.PIDController(1e-5, 1e-5)
+        ...     adjoint = steptape.jax.SeminormAdjoint()
+        ...     return diffrax.diffeqsolve(
+        ...         term, diffrax.Tsit5(), 0.0, 1.0, 0.1, 1.0, rate, stepsize_controller=controller, adjoint=adjoint
+        ...     ).ys[0]
+        >>> print(f"{jax.grad(end)(1.0):.3f}")
+        -0.368
     """
 
     reduction: Literal["mixed", "joint"] = eqx.field(static=True)
     integrals: Integrals
-    settings: dict[str, Any]
+    settings: HostArguments
 
     def __init__(
-        self,
-        reduction: Literal["mixed", "joint"] = "mixed",
-        integrals: Integrals = None,
-        **settings: Any,
+        self, reduction: Literal["mixed", "joint"] = "mixed", integrals: Integrals = None, **settings: PyTree
     ) -> None:
         if reduction not in ("mixed", "joint"):
             raise OptionError(f"SeminormAdjoint(reduction={reduction!r}): must be 'mixed' or 'joint'.")
@@ -85,7 +93,7 @@ class SeminormAdjoint(diffrax.AbstractAdjoint):
         self.integrals = integrals
         self.settings = settings
 
-    def loop(self, *, stepsize_controller: Controller, **solve: Any) -> tuple[LoopState, dict[str, PyTree]]:
+    def loop(self, *, stepsize_controller: Controller, **solve: PyTree) -> Solved:
         """Run diffrax's ``BacksolveAdjoint`` with the seminorm; called by ``diffeqsolve``."""
         backward = {name: value for name, value in self.settings.items() if name in _BACKSOLVE}
         changed = {name: value for name, value in self.settings.items() if name not in _BACKSOLVE}
@@ -95,8 +103,8 @@ class SeminormAdjoint(diffrax.AbstractAdjoint):
         backward = {"adjoint": self, **backward, "stepsize_controller": controller}
         return backsolve({**solve, "stepsize_controller": stepsize_controller}, backward)
 
-    def _with_seminorm(self, controller: Controller, changed: dict[str, Any], y: Y) -> Controller:
-        """``controller`` with the fields in ``changed``, and with the seminorm made from its norm."""
+    def _with_seminorm(self, controller: Controller, changed: HostArguments, y: Y) -> Controller:
+        """Change the fields of ``controller`` in ``changed``, and its norm to the seminorm made from it."""
         fields = {field.name for field in dataclasses.fields(controller)}
         if "norm" not in fields and "controller" in fields:
             inner = self._with_seminorm(controller.controller, changed, y)
@@ -147,7 +155,7 @@ class _Seminorm(eqx.Module):
 
 
 def _kept(integrals: Integrals, y: Y) -> Mask | None:
-    """True for the leaves of ``y`` that are no ``integrals``."""
+    """Mark the leaves of ``y`` that are no ``integrals``."""
     if integrals is None:
         return None
     words = "SeminormAdjoint(integrals=...)"

@@ -4,7 +4,7 @@ No dimension is named, so that a check of types at run time binds none. Where a 
 place of the leaves left out, it is a ``PyTree`` of no particular leaves.
 """
 
-from typing import Any
+from typing import Any, TypeAlias
 
 import diffrax
 from jaxtyping import Array, ArrayLike, Bool, Inexact, Int, PyTree, Shaped
@@ -30,3 +30,5 @@ Mask = PyTree[bool]  # true for some leaves of a tree of this structure
 LoopState = PyTree[Any]  # diffrax's State: whole, filtered, or with flags or cotangents for leaves
 SolverState = PyTree[Any]
 DenseInfo = PyTree[Any]  # a step's, from which its solver's interpolation is made
+Solved: TypeAlias = tuple[PyTree, dict[str, PyTree]]  # what diffrax expects of an adjoint: final state, statistics
+HostArguments: TypeAlias = dict[str, Any]  # of a function of diffrax's, by name

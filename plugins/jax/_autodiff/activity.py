@@ -1,4 +1,4 @@
-"""Which leaves carry a derivative: those that depend on what is differentiated, and whose cotangent is not zero.
+"""Activity: the leaves that carry a derivative depend on what is differentiated, and their cotangent is not zero.
 
 Nothing is owed for a cotangent that is zero, whatever became of the solve: a member of a batch that failed and is
 masked has one, and derivatives that may be infinite or no number. Zero times these is no number, so what is returned
@@ -70,7 +70,7 @@ def zero_unless(wanted: BoolScalar, grads: Gradient) -> Gradient:
 
 
 def pulling_zero_to_zero(moving: PyTree, run: Callable) -> PyTree:
-    """``run(moving)``, whose gradient is zero where the cotangent of all that it returns is."""
+    """Return ``run(moving)``, whose gradient is zero where the cotangent of all that it returns is."""
     inexact, fixed = eqx.partition(_run(moving, run), eqx.is_inexact_array)
     return eqx.combine(inexact, without_tangent(fixed))
 

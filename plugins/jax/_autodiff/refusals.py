@@ -1,4 +1,4 @@
-"""What may not be differentiated, or not in this mode: it is refused with a typed error.
+"""Refusals: what may not be differentiated, or not in this mode, raises a typed error.
 
 Forward and reverse mode begin alike, with tangents; what differs is what becomes of them. Reverse mode transposes the
 operations on them at once, forward mode evaluates, batches or compiles them. So the tangents pass through an operation

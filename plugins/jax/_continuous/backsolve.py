@@ -1,7 +1,5 @@
 """diffrax's own continuous adjoint, ``BacksolveAdjoint``: what it refuses, and what it has gradients for."""
 
-from typing import Any
-
 import diffrax
 import equinox as eqx
 import jax
@@ -12,7 +10,7 @@ from steptape.compat._diffrax import with_fields
 from steptape.jax._autodiff.activity import pulling_zero_to_zero
 from steptape.jax._autodiff.field import closed_ode, closes_over_tracers, is_complex
 from steptape.jax._autodiff.refusals import differentiated_once, reverse_mode_only, stopped, undifferentiated
-from steptape.jax._types import LoopState, Solver, Terms, Y
+from steptape.jax._types import HostArguments, Solved, Solver, Terms, Y
 
 _CALL = "`diffeqsolve(..., adjoint=SeminormAdjoint(...))`"
 _KNOWN_GRADIENTS = (
@@ -26,8 +24,8 @@ _FORWARD = (
 )
 
 
-def backsolve(solve: dict[str, Any], backward: dict[str, Any]) -> tuple[LoopState, dict[str, PyTree]]:
-    """diffrax's final state and statistics, with the gradient of ``BacksolveAdjoint(**backward)``."""
+def backsolve(solve: HostArguments, backward: HostArguments) -> Solved:
+    """Solve, with the gradient of ``BacksolveAdjoint(**backward)``."""
     solve = _only_known_gradients(solve)
     state, args, terms = solve.pop("init_state"), solve.pop("args"), solve.pop("terms")
     solve["init_state"] = with_fields(state, y=None)
@@ -69,7 +67,7 @@ def _holds(tree: PyTree, kind: type) -> bool:
     return any(isinstance(x, kind) for x in jax.tree.leaves(tree, is_leaf=lambda x: isinstance(x, kind)))
 
 
-def _only_known_gradients(solve: dict[str, Any]) -> dict[str, Any]:
+def _only_known_gradients(solve: HostArguments) -> HostArguments:
     """The arguments of the solve: what the field closes over gets a gradient, what else is differentiated an error."""
     state = solve["init_state"]
     closed = closed_ode(solve["terms"], state.tprev, state.y, solve["args"])
@@ -91,10 +89,10 @@ def _only_known_gradients(solve: dict[str, Any]) -> dict[str, Any]:
 class _Backsolve(eqx.Module):
     """diffrax's solve and adjoint, for what it has gradients for."""
 
-    backward: dict[str, Any]
-    solve: dict[str, Any]
+    backward: HostArguments
+    solve: HostArguments
 
-    def __call__(self, moving: tuple) -> tuple[LoopState, dict[str, PyTree]]:
+    def __call__(self, moving: tuple) -> Solved:
         y, args, terms = moving
         state = with_fields(self.solve["init_state"], y=y)
         return diffrax.BacksolveAdjoint(**self.backward).loop(

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import PyTree
 
-from steptape.jax._continuous.dense import Blocks
+from steptape.jax._continuous.dense import DenseBlocks
 from steptape.jax._continuous.quadrature import Carried, HostSteps, StageSteps, zeros
 from steptape.jax._tape.rows import get
 from steptape.jax._types import (
@@ -40,7 +40,7 @@ class Outputs(eqx.Module):
     cotangents: Rows
 
     def absorb(self, s: Scalar, a: Cotangent, ahead: IntScalar) -> tuple[Cotangent, IntScalar]:
-        """``a`` with the cotangents of the outputs at ``s``, and how many of them are still ahead."""
+        """Add the cotangents of the outputs at ``s`` to ``a``; and how many outputs are still ahead."""
 
         def here(carry):
             _, n = carry
@@ -80,7 +80,7 @@ class _Solve(eqx.Module):
     max_steps: int = eqx.field(static=True)
 
     def run(self, loop: _Loop) -> _Loop:
-        """``loop`` at the end."""
+        """Take steps up to the end."""
         return lax.while_loop(
             lambda x: (x.s < self.end) & (x.count < self.max_steps) & x.ok, lambda x: self._step(x), loop
         )
@@ -106,8 +106,8 @@ class _Solve(eqx.Module):
     def _size(self, loop: _Loop) -> Scalar:
         """The size of the next step: none longer than the forward solve's.
 
-        No error norm sees how ∂f/∂θ varies, but the forward solve did. A controller that takes
-        the steps it was told to is left alone.
+        No error norm sees how ∂f/∂θ varies, but the forward solve did. A controller that takes the steps it was told
+        to is left alone.
         """
         if isinstance(self.controller, (diffrax.ConstantStepSize, diffrax.StepTo)):
             return loop.size
@@ -116,7 +116,7 @@ class _Solve(eqx.Module):
 
 def solve_backward(
     steps: StageSteps | HostSteps,
-    blocks: Blocks,
+    blocks: DenseBlocks,
     controller: Controller,
     span: tuple[Scalar, Scalar],
     outputs: Outputs,

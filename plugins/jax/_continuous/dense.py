@@ -15,7 +15,7 @@ from jax import lax
 from jaxtyping import Array, PyTree
 
 from steptape.compat._diffrax import with_fields
-from steptape.compat._equinox import common_rewrite, nonbatchable, select_if_vmap, unvmap_max
+from steptape.compat._equinox import nonbatchable, select_if_vmap, unvmap_max
 from steptape.jax._tape.plan import Checkpoints, Slots
 from steptape.jax._tape.rows import allocate, get, put
 from steptape.jax._tape.tape import Tape, split
@@ -34,7 +34,7 @@ from steptape.jax._types import (
 
 
 class Step(NamedTuple):
-    """What an accepted step needs besides the state to be taken again; or a row of it for each of many."""
+    """The times of an accepted step, with which it is taken again; or a row of them for each of many."""
 
     begin: Array
     end: Array
@@ -46,16 +46,16 @@ class DenseOutput(eqx.Module):
 
     begins: Vector
     ends: Vector  # infinite where there is no step
-    infos: Rows
+    dense_infos: Rows
     interpolation_cls: Callable = eqx.field(static=True)
 
     def __call__(self, t: ScalarLike) -> Y:
         """The state at ``t``, a scalar."""
         row = self._row(t)
-        return self.interpolation_cls(t0=self.begins[row], t1=self.ends[row], **get(self.infos, row)).evaluate(t)
+        return self.interpolation_cls(t0=self.begins[row], t1=self.ends[row], **get(self.dense_infos, row)).evaluate(t)
 
     def reach(self, t: Scalar) -> Scalar:
-        """How far below ``t`` as much happened as in one step: the mean of the steps around, by their part."""
+        """The size of a step down from ``t``: the mean of the steps around, by their part."""
         row = self._row(t)
         size, before = (self.ends[n] - self.begins[n] for n in (row, jnp.maximum(row - 1, 0)))
         x = (t - self.begins[row]) / size
@@ -68,11 +68,11 @@ class DenseOutput(eqx.Module):
 
 
 class Record(eqx.Module):
-    """What the forward solve leaves: its ``steps``, the tape of the states before each block, the last block."""
+    """The record of a forward solve: its ``steps``, the tape of the states before each block, the last block."""
 
     steps: Step  # a row each
     tape: Tape
-    infos: Rows  # step n is in row n % size; None until the record is closed
+    dense_infos: Rows  # step n is in row n % size; None until the record is closed
     count: PyTree[IntScalar]
     size: int = eqx.field(static=True)  # of a block, in steps
 
@@ -96,11 +96,13 @@ class Record(eqx.Module):
 
     def close(self, state: LoopState) -> "Record":
         """The record of a solve that came to ``state``."""
-        return dataclasses.replace(self, infos=state.dense_infos, count=state.num_accepted_steps.astype(jnp.int32))
+        return dataclasses.replace(
+            self, dense_infos=state.dense_infos, count=state.num_accepted_steps.astype(jnp.int32)
+        )
 
     @property
     def blocks(self) -> IntScalar:
-        """How many blocks there are."""
+        """The number of blocks."""
         return (self.count + self.size - 1) // self.size
 
     def last_step(self) -> Scalar:
@@ -113,7 +115,7 @@ Held: TypeAlias = tuple[Rows, Checkpoints | None]  # the dense output of a block
 
 
 @dataclasses.dataclass(frozen=True)
-class Blocks:
+class DenseBlocks:
     """The blocks of a record, opened from the last to the first."""
 
     record: Record
@@ -122,31 +124,31 @@ class Blocks:
 
     def last(self) -> DenseOutput:
         """The last block, as the forward solve left it."""
-        return self._dense(jnp.maximum(self.record.blocks - 1, 0), self.record.infos)
+        return self._dense(jnp.maximum(self.record.blocks - 1, 0), self.record.dense_infos)
 
     def trips(self) -> IntScalar:
-        """How many blocks to open, in a batch for the element that has most of them."""
+        """The number of blocks to open, in a batch for the element that has most of them."""
         return nonbatchable(unvmap_max(self.record.blocks))
 
     def closed(self) -> Held:
-        """What ``open`` works on."""
-        return self.record.infos, self.record.tape.checkpoints(self.trips())
+        """Hold what ``open`` needs to open the last block."""
+        return self.record.dense_infos, self.record.tape.checkpoints(self.trips())
 
     def open(self, block: IntScalar, held: Held) -> tuple[DenseOutput, Held]:
-        """``block``, and what is held to open the one before it. For an element without it, any dense output."""
-        infos, kept = held
+        """Open ``block``; and what is held to open the one before it. For an element without it, any dense output."""
+        dense_infos, kept = held
         record = self.record
         first, kept = record.tape.recall(block, kept, lambda n, states: split(self._walk(n, states)[0])[1])
         past = block < record.blocks - 1
         trips = nonbatchable(unvmap_max(jnp.where(past, record.size, 0)))
-        _, opened = self._walk(block, first, trips, infos)
-        infos = _if_batched(past, opened, infos)
-        return self._dense(block, infos), (infos, kept)
+        _, opened = self._walk(block, first, trips, dense_infos)
+        dense_infos = _if_batched(past, opened, dense_infos)
+        return self._dense(block, dense_infos), (dense_infos, kept)
 
     def _walk(
-        self, block: IntScalar, states: LoopState, trips: IntScalar | None = None, infos: Rows | None = None
+        self, block: IntScalar, states: LoopState, trips: IntScalar | None = None, dense_infos: Rows | None = None
     ) -> tuple[LoopState, Rows | None]:
-        """What is before the block after ``block``, and its dense output in ``infos``, if there is room for it."""
+        """The state before the block after ``block``, and its dense output if there is room for it."""
         record = self.record
         # An element of a batch that has no such step takes its last one from its first state, for nothing: what is
         # evaluated may raise where the solve never was.
@@ -155,21 +157,21 @@ class Blocks:
         start = eqx.combine(scalars, states)
 
         def step(i, walked):
-            before, infos = walked
+            before, dense_infos = walked
             n, last = block * record.size + i, jnp.maximum(record.count - 1, 0)
             step = get(record.steps, jnp.minimum(n, last))
-            y, solver_state, info = self.advance(step, before.y, before.solver_state)
+            y, solver_state, dense_info = self.advance(step, before.y, before.solver_state)
             y, solver_state = _if_batched(n <= last, (y, solver_state), (before.y, before.solver_state))
             before = with_fields(before, y=y, solver_state=solver_state)
-            return before, None if infos is None else put(infos, i, info)
+            return before, None if dense_infos is None else put(dense_infos, i, dense_info)
 
-        return lax.fori_loop(0, record.size if trips is None else trips, step, (start, infos))
+        return lax.fori_loop(0, record.size if trips is None else trips, step, (start, dense_infos))
 
-    def _dense(self, block: IntScalar, infos: Rows) -> DenseOutput:
+    def _dense(self, block: IntScalar, dense_infos: Rows) -> DenseOutput:
         record = self.record
         n = block * record.size + jnp.arange(record.size, dtype=block.dtype)
         begins, ends, _ = (times[jnp.minimum(n, record.count)] for times in record.steps)
-        return DenseOutput(begins, jnp.where(n < record.count, ends, jnp.inf), infos, self.interpolation_cls)
+        return DenseOutput(begins, jnp.where(n < record.count, ends, jnp.inf), dense_infos, self.interpolation_cls)
 
 
 def _if_batched(pred: BoolScalar, x: PyTree, y: PyTree) -> PyTree:
@@ -181,33 +183,6 @@ def _step(state: LoopState) -> Step:
 
 
 def _before(state: LoopState) -> LoopState:
-    """What is kept of the loop's state before a block."""
+    """The part of the loop's state that is kept before a block."""
     nothing = eqx.filter(state, False)
     return with_fields(nothing, y=state.y, solver_state=state.solver_state, tnext=state.tnext)
-
-
-def recorded_while_loop(
-    cond_fun: Callable,
-    body_fun: Callable,
-    init_val: LoopState,
-    *,
-    max_steps: int,
-    buffers: Callable,
-    checkpoints: int | None,
-) -> tuple[LoopState, Record]:
-    """diffrax's outer loop over ``State``, whose dense output begins anew with each block; and the record of it."""
-    init_val = jax.tree.map(jnp.array, init_val)
-    record = Record.blank(init_val, max_steps, checkpoints)
-
-    def body_of_block(state):
-        after = body_fun(state)
-        return with_fields(after, dense_save_index=after.dense_save_index % record.size)
-
-    cond, body, carry, _ = common_rewrite(cond_fun, body_of_block, init_val, max_steps, buffers, False)
-
-    def body_on_record(recorded):
-        carry, record = recorded
-        return body(carry), record.write(carry[-1])
-
-    carry, record = lax.while_loop(lambda recorded: cond(recorded[0]), body_on_record, (carry, record))
-    return carry[-1], record.close(carry[-1])

@@ -29,7 +29,7 @@ class _Condition(eqx.Module):
 def closed_conditions(
     event: diffrax.Event | None, t: ScalarLike, y: Y, args: Args, **call: PyTree
 ) -> PyTree[_Condition] | None:
-    """The functions of ``event``, which close over no traced array; they are told of ``call``.
+    """The functions of ``event``, made to close over no traced array; they are passed ``call``.
 
     Without a root finder the event ends the solve with a step, and has no derivative.
     """

@@ -2,16 +2,17 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import PyTree
 
 from steptape.compat._diffrax import loop as host_loop
 from steptape.compat._diffrax import with_fields
-from steptape.compat._equinox import while_loop
-from steptape.jax._continuous.dense import Blocks, Record, Step, recorded_while_loop
+from steptape.compat._equinox import common_rewrite, while_loop
+from steptape.jax._continuous.dense import DenseBlocks, Record, Step
 from steptape.jax._continuous.quadrature import HostSteps, Pullback, StageSteps
 from steptape.jax._replay.runge_kutta import is_explicit
 from steptape.jax._tape.plan import Slots
@@ -20,9 +21,11 @@ from steptape.jax._types import (
     Args,
     Controller,
     DenseInfo,
+    HostArguments,
     IntScalarLike,
     LoopState,
     Scalar,
+    Solved,
     Solver,
     SolverState,
     Terms,
@@ -34,8 +37,8 @@ from steptape.jax._types import (
 class ForwardSolve(eqx.Module):
     """The arguments of a solve that are not differentiated, and how to run it."""
 
-    solve: dict[str, Any]  # as diffrax hands them to an adjoint
-    overrides: dict[str, Any]  # see QuadratureAdjoint
+    solve: HostArguments  # as diffrax hands them to an adjoint
+    overrides: HostArguments  # see QuadratureAdjoint
     nodes: int | None = eqx.field(static=True)
     checkpoints: int | None = eqx.field(static=True)
     refusal: str | None = eqx.field(static=True)
@@ -50,8 +53,8 @@ class ForwardSolve(eqx.Module):
         *,
         rows: int | None = None,
         outer_while_loop: Callable | None = None,
-    ) -> tuple[LoopState, dict[str, PyTree]]:
-        """diffrax's loop, or another one, with so many ``rows`` of dense output."""
+    ) -> Solved:
+        """Run diffrax's loop, or another one, with so many ``rows`` of dense output."""
         solve = {name: value for name, value in self.solve.items() if name != "throw"}
         state, saveat = with_fields(solve.pop("init_state"), y=y0), solve.pop("saveat")
         t0, t1, ts = times
@@ -80,21 +83,21 @@ class ForwardSolve(eqx.Module):
         final, stats = self.run(*moving, rows=rows, outer_while_loop=outer_while_loop)
         return with_fields(final, dense_ts=None, dense_infos=None, dense_save_index=None), stats, records[0]
 
-    def blocks(self, record: Record, terms: Terms, args: Args) -> Blocks:
+    def blocks(self, record: Record, terms: Terms, args: Args) -> DenseBlocks:
         """The dense output in ``record``."""
         solver = self.solve["solver"]
 
         def advance(step: Step, y: Y, solver_state: SolverState) -> tuple[Y, SolverState, DenseInfo]:
-            y, _, info, solver_state, _ = solver.step(
+            y, _, dense_info, solver_state, _ = solver.step(
                 terms, step.begin, step.end, y, args, solver_state, step.made_jump
             )
-            return y, solver_state, info
+            return y, solver_state, dense_info
 
-        return Blocks(record, advance, solver.interpolation_cls)
+        return DenseBlocks(record, advance, solver.interpolation_cls)
 
     def steps(self, pull: Pullback) -> StageSteps | HostSteps:
-        """How the backward solve takes its steps."""
-        solver = self.overrides.get("solver", self.solve["solver"])
+        """Choose how the backward solve takes its steps."""
+        solver: Solver = self.overrides.get("solver", self.solve["solver"])
         if self.nodes is None and is_explicit(solver):
             return StageSteps(pull, solver)
         order = solver.order(pull.term)
@@ -109,8 +112,35 @@ class ForwardSolve(eqx.Module):
 
 def _with_dense_output(state: LoopState, solver: Solver, terms: Terms, args: Args, steps: int) -> LoopState:
     """The loop's first state, with room for the dense output of so many ``steps``."""
-    _, _, info, _, _ = eqx.filter_eval_shape(
+    _, _, dense_info, _, _ = eqx.filter_eval_shape(
         solver.step, terms, state.tprev, state.tnext, state.y, args, state.solver_state, state.made_jump
     )
-    infos, ts = allocate(steps, info), jnp.zeros(steps + 1, state.tprev.dtype)
-    return with_fields(state, dense_ts=ts, dense_infos=infos, dense_save_index=0)
+    dense_infos, ts = allocate(steps, dense_info), jnp.zeros(steps + 1, state.tprev.dtype)
+    return with_fields(state, dense_ts=ts, dense_infos=dense_infos, dense_save_index=0)
+
+
+def recorded_while_loop(
+    cond_fun: Callable,
+    body_fun: Callable,
+    init_val: LoopState,
+    *,
+    max_steps: int,
+    buffers: Callable,
+    checkpoints: int | None,
+) -> tuple[LoopState, Record]:
+    """Run diffrax's outer loop over ``State``, whose dense output begins anew with each block, with a record of it."""
+    init_val = jax.tree.map(jnp.array, init_val)
+    record = Record.blank(init_val, max_steps, checkpoints)
+
+    def body_of_block(state):
+        after = body_fun(state)
+        return with_fields(after, dense_save_index=after.dense_save_index % record.size)
+
+    cond, body, carry, _ = common_rewrite(cond_fun, body_of_block, init_val, max_steps, buffers, False)
+
+    def body_on_record(recorded):
+        carry, record = recorded
+        return body(carry), record.write(carry[-1])
+
+    carry, record = lax.while_loop(lambda recorded: cond(recorded[0]), body_on_record, (carry, record))
+    return carry[-1], record.close(carry[-1])

@@ -26,7 +26,7 @@ _S = TypeVar("_S", bound="_Steps")
 
 
 def _axpy(weights: Sequence[Scalar | float], trees: Sequence[PyTree], start: PyTree) -> PyTree:
-    """``start`` plus the sum of ``weights[i] * trees[i]``, without the weights that are known to be 0."""
+    """Add to ``start`` the sum of ``weights[i] * trees[i]``, without the weights that are known to be 0."""
     for weight, tree in zip(weights, trees, strict=True):
         if not (isinstance(weight, float) and weight == 0):
             start = jax.tree.map(lambda y, x, w=weight: y + jnp.asarray(w, y.dtype) * x, start, tree)
@@ -96,11 +96,11 @@ class StageSteps(_Steps):
     """
 
     def start(self, s: Scalar, a: Cotangent) -> Carried:
-        """What the first step from ``s`` finds carried to it."""
+        """Evaluate what is carried to the first step from ``s``."""
         return self.pull(s, self.pull.dense(-s), a)
 
     def step(self, s0: Scalar, s1: Scalar, a0: Cotangent, carried: Carried) -> Stepped:
-        """The end of a step, its error estimate, its part of the integral, and what it carries on."""
+        """Take a step: its end, its error estimate, its part of the integral, and what it carries on."""
         tableau, h = self.solver.tableau, s1 - s0
         times = jnp.stack([s1 if c == 1 else s0 + c * h for c in tableau.c.tolist()])
         ys = jax.vmap(self.pull.dense)(-times)

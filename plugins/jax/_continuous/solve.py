@@ -15,12 +15,12 @@ from steptape.jax._autodiff.activity import is_nonzero, zero_unless
 from steptape.jax._autodiff.field import rate
 from steptape.jax._autodiff.refusals import differentiated_once, reverse_mode_only, undifferentiated, without_tangent
 from steptape.jax._continuous.backward import Outputs, solve_backward
-from steptape.jax._continuous.dense import Blocks
+from steptape.jax._continuous.dense import DenseBlocks
 from steptape.jax._continuous.event import pull_root
 from steptape.jax._continuous.forward import ForwardSolve
 from steptape.jax._continuous.quadrature import Pullback
 from steptape.jax._tape.rows import get
-from steptape.jax._types import BoolScalar, Cotangent, Gradient, IntScalar, LoopState, Mask, Rows, Scalar, Vector, Y
+from steptape.jax._types import BoolScalar, Cotangent, Gradient, IntScalar, Mask, Rows, Scalar, Solved, Vector, Y
 
 CALL = "`diffeqsolve(..., adjoint=QuadratureAdjoint(...))`"
 _SECOND = (
@@ -34,8 +34,8 @@ _FORWARD = (
 )
 
 
-def solve_continuously(moving: tuple, forward: ForwardSolve) -> tuple[LoopState, dict[str, PyTree]]:
-    """diffrax's final state and statistics; ``moving``: y0, args, terms, (t0, t1, ts), the functions of the event."""
+def solve_continuously(moving: tuple, forward: ForwardSolve) -> Solved:
+    """Solve, with a continuous adjoint; ``moving``: y0, args, terms, (t0, t1, ts), the functions of the event."""
     moving = reverse_mode_only(differentiated_once(moving, why=_SECOND), _FORWARD)
     final, stats = _solve(moving, forward)
     inexact, fixed = eqx.partition(final, eqx.is_inexact_array)
@@ -43,14 +43,12 @@ def solve_continuously(moving: tuple, forward: ForwardSolve) -> tuple[LoopState,
 
 
 @eqx.filter_custom_vjp
-def _solve(moving: tuple, forward: ForwardSolve) -> tuple[LoopState, dict[str, PyTree]]:
+def _solve(moving: tuple, forward: ForwardSolve) -> Solved:
     return forward.run(*moving)
 
 
 @_solve.def_fwd
-def _solve_fwd(
-    perturbed: Mask, moving: tuple, forward: ForwardSolve
-) -> tuple[tuple[LoopState, dict[str, PyTree]], tuple | None]:
+def _solve_fwd(perturbed: Mask, moving: tuple, forward: ForwardSolve) -> tuple[Solved, tuple | None]:
     if forward.refusal is not None:
         return forward.run(*moving), None
     final, stats, record = forward.run_recorded(*moving)
@@ -124,7 +122,7 @@ def _product(a: Cotangent, b: Y, axis: int | None = None) -> Scalar | Vector:
 def _backward(
     forward: ForwardSolve,
     pull: Pullback,
-    blocks: Blocks,
+    blocks: DenseBlocks,
     direction: IntScalar,
     span: tuple[Scalar, Scalar],
     outputs: Outputs,

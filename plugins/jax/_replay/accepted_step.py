@@ -64,7 +64,7 @@ class _AcceptingController(diffrax.AbstractStepSizeController):
 
 
 def _rejections(state: LoopState, taken: Scalar) -> LoopState:
-    """``state``, with its step shrunk from the one that was proposed to the one that was taken."""
+    """Shrink the step of ``state`` from the one that was proposed to the one that was taken."""
     shrink = lax.stop_gradient((taken - state.tprev) / (state.tnext - state.tprev))
     path = state.tprev + shrink * (state.tnext - state.tprev)
     return with_fields(state, tnext=jnp.where(taken == state.tnext, state.tnext, _at(taken, path)))
@@ -93,7 +93,7 @@ def build_accepted_step(
     passed_solver_state: bool,
     by_stage: bool,
 ) -> AcceptedStep | None:
-    """How to replay an accepted step of this solve, or ``None`` if only its tries can be replayed."""
+    """Build the step that replays the accepted ones of this solve; ``None`` if only its tries can be replayed."""
     controller = type(stepsize_controller)
     searches = controller not in (diffrax.ConstantStepSize, diffrax.StepTo)
     times_exact = not searches or (controller is diffrax.PIDController and grows_freely(stepsize_controller))
@@ -145,7 +145,7 @@ def _without_event(after: LoopState, state: LoopState) -> LoopState:
 
 
 def _advance(solver: Solver, terms: Terms, args: Args) -> Callable[[Times, LoopState], LoopState]:
-    """The step for ``y`` alone, in a loop over the stages: of what is not differentiated, that compiles fastest."""
+    """The step for ``y`` alone, not to be differentiated: in a loop over the stages, which compiles fastest."""
     replayed = ReplayedRungeKutta(solver, interpolates=False, by_stage=True)
 
     def advance(times: Times, state: LoopState) -> LoopState:
@@ -168,7 +168,7 @@ def _body(host_loop: Callable, **solve: PyTree) -> Callable[[LoopState], LoopSta
 
 
 def _kept(state: LoopState, subs: list[diffrax.SubSaveAt], *, controller_state: bool, solver_state: bool) -> Mask:
-    """True for what an accepted step reads."""
+    """Mark the leaves that an accepted step reads."""
     everything = jax.tree.map(lambda _: True, state)
     nothing = jax.tree.map(lambda _: False, state)
     kept = with_fields(nothing, y=everything.y, tprev=True, tnext=True)

@@ -68,7 +68,7 @@ def replayed_while_loop(
     checkpoints: int | None,
     only_reverse: bool,
 ) -> LoopState:
-    """diffrax's outer loop over ``State``; differentiated by replaying its steps, or refused with ``refusal``.
+    """Run diffrax's outer loop over ``State``, differentiated by replaying its steps, or refused with ``refusal``.
 
     ``only_reverse``: the loop's body does not know forward mode.
     """
@@ -126,7 +126,7 @@ def _run_fwd(perturbed: Mask, vjp_arg: tuple, cond: Callable, settings: _Setting
 
 
 def _choose_replay(perturbed: Mask, vjp_arg: tuple, settings: _Settings) -> tuple[Replay, Mask, bool]:
-    """By accepted step where that is exact, else by try; which leaves to keep, and whether to note proposals."""
+    """Replay by accepted step where that is exact, else by try; which leaves to keep, whether to note proposals."""
     (*_, state), body, step, _ = vjp_arg
     (*_, p_state), p_body, p_step, _ = perturbed
     times, accepted_step = Times(state.tnext, state.tnext, state.tnext), settings.accepted_step

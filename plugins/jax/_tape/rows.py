@@ -9,15 +9,15 @@ from steptape.jax._types import IntScalarLike, Rows
 
 
 def allocate(count: int, values: PyTree) -> Rows:
-    """``count`` rows for trees like ``values``, of which only shapes and types are used."""
+    """Make ``count`` rows for trees like ``values``, of which only shapes and types are used."""
     return jax.tree.map(lambda x: jnp.zeros((count, *x.shape), x.dtype), values)
 
 
 def put(rows: Rows, i: IntScalarLike, values: PyTree) -> Rows:
-    """``rows`` with ``values`` in row ``i``."""
+    """Write ``values`` into row ``i``."""
     return jax.tree.map(lambda xs, x: lax.dynamic_update_index_in_dim(xs, x, i, 0), rows, values)
 
 
 def get(rows: Rows, i: IntScalarLike) -> PyTree:
-    """What row ``i`` holds."""
+    """Read row ``i``."""
     return jax.tree.map(lambda xs: lax.dynamic_index_in_dim(xs, i, 0, keepdims=False), rows)
