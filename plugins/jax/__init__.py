@@ -1,5 +1,5 @@
 """steptape for diffrax: pass ``adjoint=steptape.jax.AdaptiveCheckpointAdjoint()`` to ``diffeqsolve``."""
 
-from steptape.jax._adjoint import AdaptiveCheckpointAdjoint as AdaptiveCheckpointAdjoint
+from steptape.jax._aca import AdaptiveCheckpointAdjoint as AdaptiveCheckpointAdjoint
 from steptape.jax._quadrature import QuadratureAdjoint as QuadratureAdjoint
 from steptape.jax._seminorm import SeminormAdjoint as SeminormAdjoint

@@ -1,14 +1,18 @@
-"""The continuous adjoint as Hu has it: an ODE for a(t) alone, and an integral for the parameters' gradient."""
+"""The continuous adjoint with quadrature: what is passed to diffrax; a step of it is in ``_continuous.quadrature``."""
 
-from typing import Any, final
+from typing import final
 
 import diffrax
 import equinox as eqx
+from jaxtyping import PyTree
 
 from steptape._errors import OptionError
-from steptape.jax._continuous import CALL, Call, solve_continuously
-from steptape.jax._event import closed_conditions
-from steptape.jax._field import closed_ode, is_complex, stopped, undifferentiated
+from steptape.jax._autodiff.field import closed_ode, is_complex
+from steptape.jax._autodiff.refusals import stopped, undifferentiated
+from steptape.jax._continuous.event import closed_conditions
+from steptape.jax._continuous.forward import ForwardSolve
+from steptape.jax._continuous.solve import CALL, solve_continuously
+from steptape.jax._types import Args, Controller, HostArguments, LoopState, ScalarLike, Solved, Solver, Terms
 
 _WAY_OUT = "Pass `adjoint=steptape.jax.AdaptiveCheckpointAdjoint()`, which is exact."
 # What diffrax tells an event's functions of the call, besides terms, t0 and t1.
@@ -29,7 +33,7 @@ class QuadratureAdjoint(diffrax.AbstractAdjoint):
     error norm sees how fast ∂f/∂θ varies: where a term that does is 0, such as b cos(ωt) at b = 0, bound the steps by a
     controller's ``dtmax``. The solution is diffrax's, bit for bit.
 
-    Arguments:
+    Args:
         nodes: the quadrature. ``None``, the default: the stages of the step, with the weights of the method, which
             evaluates nothing again and has the order of the solver; n: Gauss-Legendre with n nodes on the dense output
             of each backward step, one more evaluation of the field at n times together. For solvers other than
@@ -67,13 +71,24 @@ class QuadratureAdjoint(diffrax.AbstractAdjoint):
 
     Source:
         Hu, arXiv 2402.15141, first point.
+
+    Example:
+        >>> import diffrax, jax, steptape.jax
+        >>> def end(rate):
+        ...     term, controller = diffrax.ODETerm(lambda t, y, rate: -rate * y), diffrax.PIDController(1e-5, 1e-5)
+        ...     adjoint = steptape.jax.QuadratureAdjoint()
+        ...     return diffrax.diffeqsolve(
+        ...         term, diffrax.Tsit5(), 0.0, 1.0, 0.1, 1.0, rate, stepsize_controller=controller, adjoint=adjoint
+        ...     ).ys[0]
+        >>> print(f"{jax.grad(end)(1.0):.3f}")
+        -0.368
     """
 
     nodes: int | None = eqx.field(static=True)
     checkpoints: int | None = eqx.field(static=True)
-    overrides: dict[str, Any]
+    overrides: HostArguments
 
-    def __init__(self, nodes: int | None = None, checkpoints: int | None = None, **overrides: Any) -> None:
+    def __init__(self, nodes: int | None = None, checkpoints: int | None = None, **overrides: PyTree) -> None:
         if not _is_count(nodes):
             raise OptionError(
                 f"QuadratureAdjoint(nodes={nodes!r}): must be a positive number of Gauss-Legendre nodes, or None for "
@@ -99,7 +114,7 @@ class QuadratureAdjoint(diffrax.AbstractAdjoint):
         self.checkpoints = checkpoints
         self.overrides = overrides
 
-    def loop(self, *, terms: Any, args: Any, t0: Any, t1: Any, **solve: Any) -> Any:
+    def loop(self, *, terms: Terms, args: Args, t0: ScalarLike, t1: ScalarLike, **solve: PyTree) -> Solved:
         """Run diffrax's loop; called by ``diffeqsolve``."""
         del solve["passed_solver_state"], solve["passed_controller_state"]
         state, saveat = solve["init_state"], solve["saveat"]
@@ -121,10 +136,20 @@ class QuadratureAdjoint(diffrax.AbstractAdjoint):
         conditions = closed_conditions(solve["event"], state.tprev, state.y, args, terms=terms, t0=t0, t1=t1, **told)
         if conditions is not None:
             solve["event"] = eqx.tree_at(lambda e: e.cond_fn, solve["event"], None)
-        call = Call(solve, overrides, self.nodes, self.checkpoints, refusal)
-        return solve_continuously((state.y, args, terms, times, conditions), call)
+        forward = ForwardSolve(solve, overrides, self.nodes, self.checkpoints, refusal)
+        return solve_continuously((state.y, args, terms, times, conditions), forward)
 
-    def _refusal(self, terms: Any, *, solver, stepsize_controller, max_steps, saveat, init_state, **_) -> str | None:
+    def _refusal(
+        self,
+        terms: Terms | None,
+        *,
+        solver: Solver,
+        stepsize_controller: Controller,
+        max_steps: int | None,
+        saveat: diffrax.SaveAt,
+        init_state: LoopState,
+        **_: PyTree,
+    ) -> str | None:
         """Why this solve cannot be differentiated, if so; the solve itself is diffrax's in any case."""
         sub = saveat.subs
         why = None
@@ -152,10 +177,10 @@ class QuadratureAdjoint(diffrax.AbstractAdjoint):
         return why and f"{CALL} with {why} has no continuous adjoint here. {_WAY_OUT}"
 
 
-def _is_count(value: Any) -> bool:
+def _is_count(value: object) -> bool:
     return value is None or (isinstance(value, int) and not isinstance(value, bool) and value > 0)
 
 
-def _interpolates_badly(solver: Any, terms: Any) -> bool:
+def _interpolates_badly(solver: Solver, terms: Terms) -> bool:
     linear = solver.interpolation_cls is diffrax.LocalLinearInterpolation
     return linear and (solver.order(terms) or 0) > 2

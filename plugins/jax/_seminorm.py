@@ -7,37 +7,20 @@ controller: its gradients are approximate, as every continuous adjoint's.
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, Literal, final
+from typing import Literal, TypeAlias, final
 
 import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optimistix as optx
+from jaxtyping import PyTree
 
-from steptape._errors import OptionError, UnsupportedError
-from steptape.compat._diffrax import with_fields
-from steptape.jax._field import (
-    closed_ode,
-    closes_over_tracers,
-    differentiated_once,
-    is_complex,
-    stopped,
-    undifferentiated,
-)
-from steptape.jax._modes import reverse_mode_only
-from steptape.jax._wanted import only_if_wanted
+from steptape._errors import OptionError
+from steptape.jax._continuous.backsolve import backsolve, refuse
+from steptape.jax._types import Controller, HostArguments, Mask, Scalar, Solved, Y
 
-_CALL = "`diffeqsolve(..., adjoint=SeminormAdjoint(...))`"
-_KNOWN_GRADIENTS = (
-    f"{_CALL} has gradients for y0, args and terms, and first ones: not for times, the solver or the controller. Pass "
-    "`adjoint=steptape.jax.AdaptiveCheckpointAdjoint()`, or `adjoint=diffrax.DirectAdjoint()` for second derivatives."
-)
-_FORWARD = (
-    f"Forward mode (`jvp`, `jacfwd`, `linearize`) through {_CALL}: it solves the adjoint backward, there is none to go "
-    "forward with. Use `adjoint=diffrax.ForwardMode()`, or `adjoint=diffrax.DirectAdjoint()` for both modes; "
-    'optimistix\'s least-squares solvers take `options={"jac": "bwd"}`.'
-)
+Integrals: TypeAlias = PyTree[bool] | Callable[[Y], PyTree] | None
 _BACKSOLVE = {"solver", "stepsize_controller", "dt0", "max_steps", "throw", "adjoint"}
 
 
@@ -49,7 +32,7 @@ class SeminormAdjoint(diffrax.AbstractAdjoint):
     and norm. The norm of the error is taken of y and a_y, never of the integrals that are the gradients in ``args`` and
     ``terms``, which saves backward steps and costs no accuracy. The solution is diffrax's, bit for bit.
 
-    Arguments:
+    Args:
         reduction: ``"mixed"``, the default: the larger of the norms of y and of a_y, as in torchdiffeq; the norm is the
             forward controller's. ``"joint"``: the root of the mean square of both together, as in
             ``diffrax.adjoint_rms_seminorm``.
@@ -79,13 +62,26 @@ class SeminormAdjoint(diffrax.AbstractAdjoint):
 
     Source:
         Kidger, Chen, Lyons, "'Hey, that's not an ODE': Faster ODE Adjoints via Seminorms", ICML 2021, arXiv 2009.09457.
+
+    Example:
+        >>> import diffrax, jax, steptape.jax
+        >>> def end(rate):
+        ...     term, controller = diffrax.ODETerm(lambda t, y, rate: -rate * y), diffrax.PIDController(1e-5, 1e-5)
+        ...     adjoint = steptape.jax.SeminormAdjoint()
+        ...     return diffrax.diffeqsolve(
+        ...         term, diffrax.Tsit5(), 0.0, 1.0, 0.1, 1.0, rate, stepsize_controller=controller, adjoint=adjoint
+        ...     ).ys[0]
+        >>> print(f"{jax.grad(end)(1.0):.3f}")
+        -0.368
     """
 
     reduction: Literal["mixed", "joint"] = eqx.field(static=True)
-    integrals: Any
-    settings: dict[str, Any]
+    integrals: Integrals
+    settings: HostArguments
 
-    def __init__(self, reduction: Literal["mixed", "joint"] = "mixed", integrals: Any = None, **settings: Any) -> None:
+    def __init__(
+        self, reduction: Literal["mixed", "joint"] = "mixed", integrals: Integrals = None, **settings: PyTree
+    ) -> None:
         if reduction not in ("mixed", "joint"):
             raise OptionError(f"SeminormAdjoint(reduction={reduction!r}): must be 'mixed' or 'joint'.")
         if "norm" in settings:
@@ -97,21 +93,18 @@ class SeminormAdjoint(diffrax.AbstractAdjoint):
         self.integrals = integrals
         self.settings = settings
 
-    def loop(self, *, stepsize_controller: Any, **solve: Any) -> Any:
+    def loop(self, *, stepsize_controller: Controller, **solve: PyTree) -> Solved:
         """Run diffrax's ``BacksolveAdjoint`` with the seminorm; called by ``diffeqsolve``."""
         backward = {name: value for name, value in self.settings.items() if name in _BACKSOLVE}
         changed = {name: value for name, value in self.settings.items() if name not in _BACKSOLVE}
         y = solve["init_state"].y
-        _refuse(saveat=solve["saveat"], terms=solve["terms"], solver=solve["solver"], event=solve["event"], y=y)
+        refuse(saveat=solve["saveat"], terms=solve["terms"], solver=solve["solver"], event=solve["event"], y=y)
         controller = self._with_seminorm(backward.get("stepsize_controller", stepsize_controller), changed, y)
         backward = {"adjoint": self, **backward, "stepsize_controller": controller}
-        solve = _only_known_gradients({**solve, "stepsize_controller": stepsize_controller})
-        state, args, terms = solve.pop("init_state"), solve.pop("args"), solve.pop("terms")
-        solve["init_state"] = with_fields(state, y=None)
-        return only_if_wanted((state.y, args, terms), _Backsolve(backward, solve))
+        return backsolve({**solve, "stepsize_controller": stepsize_controller}, backward)
 
-    def _with_seminorm(self, controller: Any, changed: dict[str, Any], y: Any) -> Any:
-        """``controller`` with the fields in ``changed``, and with the seminorm made from its norm."""
+    def _with_seminorm(self, controller: Controller, changed: HostArguments, y: Y) -> Controller:
+        """Change the fields of ``controller`` in ``changed``, and its norm to the seminorm made from it."""
         fields = {field.name for field in dataclasses.fields(controller)}
         if "norm" not in fields and "controller" in fields:
             inner = self._with_seminorm(controller.controller, changed, y)
@@ -145,28 +138,14 @@ class SeminormAdjoint(diffrax.AbstractAdjoint):
         return dataclasses.replace(controller, **changed, norm=_Seminorm(norm, joint, kept))
 
 
-class _Backsolve(eqx.Module):
-    """diffrax's solve and adjoint, for what it has gradients for."""
-
-    backward: dict[str, Any]
-    solve: dict[str, Any]
-
-    def __call__(self, moving: tuple) -> Any:
-        y, args, terms = moving
-        state = with_fields(self.solve["init_state"], y=y)
-        return diffrax.BacksolveAdjoint(**self.backward).loop(
-            **{**self.solve, "init_state": state}, args=args, terms=terms
-        )
-
-
 class _Seminorm(eqx.Module):
     """The norm of an augmented state (y, a_y, a_args, a_terms), of its first two members."""
 
     norm: Callable
     joint: bool = eqx.field(static=True)
-    kept: Any  # true for the leaves of y that count; None for all
+    kept: Mask | None  # true for the leaves of y that count; None for all
 
-    def __call__(self, augmented: Any) -> Any:
+    def __call__(self, augmented: tuple[PyTree, ...]) -> Scalar:
         y, a_y, *_ = augmented
         if self.kept is not None:
             y, a_y = eqx.filter(y, self.kept), eqx.filter(a_y, self.kept)
@@ -175,27 +154,8 @@ class _Seminorm(eqx.Module):
         return jnp.maximum(self.norm(y), self.norm(a_y))
 
 
-def _only_known_gradients(solve: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of the solve: what the field closes over gets a gradient, what else is differentiated an error."""
-    state = solve["init_state"]
-    closed = closed_ode(solve["terms"], state.tprev, state.y, solve["args"])
-    terms = closed if closes_over_tracers(closed) else solve["terms"]
-    names = ("t0", "t1", "dt0", "saveat", "solver", "stepsize_controller")
-    fixed, tprev, tnext = undifferentiated(
-        ({name: solve[name] for name in names}, state.tprev, state.tnext), why=_KNOWN_GRADIENTS
-    )
-    moving = differentiated_once((state.y, solve["args"], terms), why=_KNOWN_GRADIENTS)
-    y, args, terms = reverse_mode_only(moving, _FORWARD)
-    state = with_fields(state, y=y, tprev=tprev, tnext=tnext)
-    for name in ("solver_state", "controller_state"):
-        inner, passed = getattr(state, name), solve[f"passed_{name}"]
-        still = undifferentiated(inner, why=_KNOWN_GRADIENTS) if passed else stopped(inner)
-        state = with_fields(state, **{name: still})
-    return {**solve, **fixed, "args": args, "terms": terms, "init_state": state}
-
-
-def _kept(integrals: Any, y: Any) -> Any:
-    """True for the leaves of ``y`` that are no ``integrals``."""
+def _kept(integrals: Integrals, y: Y) -> Mask | None:
+    """Mark the leaves of ``y`` that are no ``integrals``."""
     if integrals is None:
         return None
     words = "SeminormAdjoint(integrals=...)"
@@ -214,38 +174,3 @@ def _kept(integrals: Any, y: Any) -> Any:
     if all(left_out):
         raise OptionError(f"{words} leaves nothing of y to control the steps by: leave one leaf in.")
     return jax.tree.unflatten(structure, [not flag for flag in left_out])
-
-
-def _refuse(*, saveat: Any, terms: Any, solver: Any, event: Any, y: Any) -> None:
-    """Raise for what diffrax's ``BacksolveAdjoint`` refuses."""
-    if _holds(terms, diffrax.UnsafeBrownianPath):
-        raise UnsupportedError(
-            f"{_CALL} with an `UnsafeBrownianPath`: the backward solve would not see its noise. Use "
-            "`diffrax.VirtualBrownianTree`."
-        )
-    why = None
-    if saveat.dense:
-        why = "`saveat=SaveAt(dense=True)`"
-    elif not isinstance(saveat.subs, diffrax.SubSaveAt):
-        why = "`saveat=SaveAt(subs=...)`"
-    elif saveat.subs.steps:
-        why = "`saveat=SaveAt(steps=...)`"
-    elif saveat.subs.fn is not diffrax.SubSaveAt(t1=True).fn:
-        why = "`saveat=SaveAt(fn=...)`"
-    elif event is not None:
-        why = "`event=...`"
-    elif not jax.tree_util.all_leaves([solver.term_structure]):
-        why = f"`solver={type(solver).__name__}(...)`, which takes several terms,"
-    elif _holds(terms, diffrax.AbstractBrownianPath) and isinstance(solver, diffrax.AbstractItoSolver):
-        why = f"`solver={type(solver).__name__}(...)`, which converges to the Itô solution,"
-    elif is_complex(y):
-        why = "a complex state"
-    if why is not None:
-        raise UnsupportedError(
-            f"{_CALL} with {why} has no continuous adjoint in diffrax. Pass "
-            "`adjoint=steptape.jax.AdaptiveCheckpointAdjoint()`, which is exact."
-        )
-
-
-def _holds(tree: Any, kind: type) -> bool:
-    return any(isinstance(x, kind) for x in jax.tree.leaves(tree, is_leaf=lambda x: isinstance(x, kind)))

@@ -13,7 +13,7 @@ import pytest
 from steptape import OptionError
 from steptape._plan import Keeper, _split, reversal, slots_of
 from steptape.jax import AdaptiveCheckpointAdjoint
-from steptape.jax._slots import Slots
+from steptape.jax._tape.plan import Slots
 from steptape_helpers.jax_solves import HOST, Inputs, identical, inputs, pid, solve, value_and_grad, worst, x64
 
 # Each solve takes seconds to compile for each number of checkpoints; so few that steps are taken again several times.

@@ -11,7 +11,7 @@ import pytest
 
 from steptape._plan import Keeper, reversal
 from steptape.jax import AdaptiveCheckpointAdjoint
-from steptape.jax._slots import Slots
+from steptape.jax._tape.plan import Slots
 from steptape_helpers.jax_solves import OURS, Inputs, inputs, pid, solve, x64
 
 

@@ -34,7 +34,7 @@ def test_the_table_of_torchdiffeq_s_methods():
 
 def test_the_table_of_diffrax_s_solvers():
     diffrax = pytest.importorskip("diffrax")
-    from steptape.jax._erk import is_explicit
+    from steptape.jax._replay.runge_kutta import is_explicit
 
     told = {name for name, replay in rows("diffrax, by solver;") if replay == "unrolled"}
     solvers = [x for x in vars(diffrax).values() if isinstance(x, type) and issubclass(x, diffrax.AbstractERK)]

@@ -1,37 +1,89 @@
-"""Values that may be differentiated in one mode only; the other one is refused with a typed error.
+"""Refusals: what may not be differentiated, or not in this mode, raises a typed error.
 
 Forward and reverse mode begin alike, with tangents; what differs is what becomes of them. Reverse mode transposes the
 operations on them at once, forward mode evaluates, batches or compiles them. So the tangents pass through an operation
 that does nothing but notice which of the two it is.
 """
 
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import equinox as eqx
 import jax
+from jax import lax
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
+from jaxtyping import PyTree
 
 from steptape._errors import UnsupportedError
 
 
-def reverse_mode_only(tree: Any, refusal: str) -> Any:
+def stopped(tree: PyTree) -> PyTree:
+    """``tree``, without a derivative."""
+    return jax.tree.map(lambda x: lax.stop_gradient(x) if eqx.is_inexact_array(x) else x, tree)
+
+
+def undifferentiated(tree: PyTree, *, why: str) -> PyTree:
+    """``tree``; differentiating it raises ``UnsupportedError(why)``."""
+    arrays, rest = eqx.partition(tree, eqx.is_inexact_array)
+    return eqx.combine(_undifferentiated(arrays, why=why), rest)
+
+
+def differentiated_once(tree: PyTree, *, why: str) -> PyTree:
+    """``tree``; differentiating its derivative raises ``UnsupportedError(why)``."""
+    arrays, rest = eqx.partition(tree, eqx.is_inexact_array)
+    return eqx.combine(_differentiated_once(arrays, why=why), rest)
+
+
+@eqx.filter_custom_jvp
+def _differentiated_once(arrays: PyTree, *, why: str) -> PyTree:
+    return arrays
+
+
+@_differentiated_once.def_jvp
+def _differentiated_once_jvp(primals, tangents, *, why):
+    return _undifferentiated(primals[0], why=why), tangents[0]
+
+
+@eqx.filter_custom_jvp
+def _undifferentiated(arrays: PyTree, *, why: str) -> PyTree:
+    return arrays
+
+
+@_undifferentiated.def_jvp
+def _undifferentiated_jvp(primals, tangents, *, why):
+    if jax.tree.leaves(tangents[0]):
+        raise UnsupportedError(why)
+    return primals[0], tangents[0]
+
+
+@eqx.filter_custom_jvp
+def without_tangent(counts: PyTree) -> PyTree:
+    """``counts``, without the tangent that a custom VJP gives even to an integer."""
+    return counts
+
+
+@without_tangent.def_jvp
+def _without_tangent_jvp(primals, tangents):
+    return primals[0], jax.tree.map(lambda _: None, primals[0])
+
+
+def reverse_mode_only(tree: PyTree, refusal: str) -> PyTree:
     """``tree``; what depends on it raises ``UnsupportedError(refusal)`` in forward mode."""
     return _marked(tree, forward=refusal, reverse=None)
 
 
-def forward_mode_only(tree: Any, refusal: str) -> Any:
+def forward_mode_only(tree: PyTree, refusal: str) -> PyTree:
     """``tree``; what depends on it raises ``UnsupportedError(refusal)`` in reverse mode."""
     return _marked(tree, forward=None, reverse=refusal)
 
 
-def _marked(tree: Any, **refusals: str | None) -> Any:
+def _marked(tree: PyTree, **refusals: str | None) -> PyTree:
     moving, fixed = eqx.partition(tree, eqx.is_inexact_array)
     leaves, structure = jax.tree.flatten(moving)
     return eqx.combine(jax.tree.unflatten(structure, _values_p.bind(*leaves, **refusals)), fixed)
 
 
-def _unless_forward(rule):
+def _unless_forward(rule: Callable) -> Callable:
     """``rule`` of the operation on tangents, where reverse mode never gets."""
 
     def checked(*args, forward, **params):
@@ -42,7 +94,7 @@ def _unless_forward(rule):
     return checked
 
 
-def _values(*values, **refusals):
+def _values(*values: PyTree, **refusals: str | None) -> Sequence:
     return values
 
 
@@ -58,7 +110,7 @@ def _batch_values(values, axes, **refusals):
     return _values_p.bind(*values, **refusals), axes
 
 
-def _tangents(*args, count, **refusals):
+def _tangents(*args: PyTree, count: int, **refusals: str | None) -> Sequence:
     return args[:count]
 
 

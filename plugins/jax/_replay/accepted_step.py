@@ -1,33 +1,49 @@
-"""One step of diffrax's loop when it is known that the step is accepted, and where the next one begins."""
+"""A step of diffrax's loop that is known to be accepted: the same arithmetic without the search for its size."""
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
 
 import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jaxtyping import PyTree
 
 from steptape.compat._diffrax import grows_freely, with_fields
-from steptape.jax._erk import ReplayedERK, is_explicit
-from steptape.jax._loop import Known
-from steptape.jax._tape import Times
+from steptape.jax._replay.runge_kutta import ReplayedRungeKutta, is_explicit
+from steptape.jax._tape.tape import Times
+from steptape.jax._types import Args, Controller, LoopState, Mask, Scalar, Solver, Terms
 
 
-def _at(value: Any, path: Any) -> Any:
+class AcceptedStep(eqx.Module):
+    """A step of diffrax's loop that is known to be accepted, to be replayed.
+
+    ``step(times, state)`` is the loop's body without the search, and ``kept`` is true for the leaves of a state that
+    it reads. ``advance`` does as ``step`` for ``y`` alone and is not differentiated, so that it need not be unrolled;
+    None: ``step`` does it. ``rescales``: rejected tries may have shrunk a step. ``times_exact``: ``step`` knows how
+    all times move; else it takes them from the tape, and will not do where they move.
+    """
+
+    step: Callable[[Times, LoopState], LoopState] | None
+    advance: Callable[[Times, LoopState], LoopState] | None
+    kept: Mask
+    rescales: bool
+    times_exact: bool
+
+
+def _at(value: Scalar, path: Scalar) -> Scalar:
     """``value``, exactly, with the derivative of ``path``."""
     return lax.stop_gradient(value) + (path - lax.stop_gradient(path))
 
 
-class _KnownStep(diffrax.AbstractStepSizeController):
-    """Accepts, and proposes the step that was proposed: the growth is a constant, as in diffrax's PID controller.
+class _AcceptingController(diffrax.AbstractStepSizeController):
+    """Accept, and propose the step that was proposed: the growth is a constant, as in diffrax's PID controller.
 
     The controller state is ``Times``, with which any other controller's steps are taken too, if no time moves.
     """
 
-    t1: Any
+    t1: Scalar
 
     def wrap(self, direction):
         """Nothing depends on the direction: the times are diffrax's own."""
@@ -47,8 +63,8 @@ class _KnownStep(diffrax.AbstractStepSizeController):
         return True, _at(begun, t1), tnext, False, controller_state, diffrax.RESULTS.successful
 
 
-def _rejections(state: Any, taken: Any) -> Any:
-    """``state``, with its step shrunk from the one that was proposed to the one that was taken."""
+def _rejections(state: LoopState, taken: Scalar) -> LoopState:
+    """Shrink the step of ``state`` from the one that was proposed to the one that was taken."""
     shrink = lax.stop_gradient((taken - state.tprev) / (state.tnext - state.tprev))
     path = state.tprev + shrink * (state.tnext - state.tprev)
     return with_fields(state, tnext=jnp.where(taken == state.tnext, state.tnext, _at(taken, path)))
@@ -63,21 +79,21 @@ def has_times(saveat: diffrax.SaveAt) -> bool:
     return any(sub.ts is not None for sub in _subs(saveat))
 
 
-def known_step(
+def build_accepted_step(
     host_loop: Callable,
     *,
-    terms,
-    args,
-    solver,
-    stepsize_controller,
-    event,
-    saveat,
-    t1,
-    init_state,
-    passed_solver_state,
-    by_stage,
-) -> Known | None:
-    """How to replay an accepted step of this solve, or ``None`` if only its tries can be replayed."""
+    terms: Terms,
+    args: Args,
+    solver: Solver,
+    stepsize_controller: Controller,
+    event: diffrax.Event | None,
+    saveat: diffrax.SaveAt,
+    t1: Scalar,
+    init_state: LoopState,
+    passed_solver_state: bool,
+    by_stage: bool,
+) -> AcceptedStep | None:
+    """Build the step that replays the accepted ones of this solve; ``None`` if only its tries can be replayed."""
     controller = type(stepsize_controller)
     searches = controller not in (diffrax.ConstantStepSize, diffrax.StepTo)
     times_exact = not searches or (controller is diffrax.PIDController and grows_freely(stepsize_controller))
@@ -97,8 +113,8 @@ def known_step(
         host_loop,
         terms=terms,
         args=args,
-        solver=ReplayedERK(solver, interpolates, by_stage) if explicit else solver,
-        stepsize_controller=_KnownStep(t1) if searches else stepsize_controller,
+        solver=ReplayedRungeKutta(solver, interpolates, by_stage) if explicit else solver,
+        stepsize_controller=_AcceptingController(t1) if searches else stepsize_controller,
         saveat=saveat,
         t1=t1,
         event=None,
@@ -106,7 +122,7 @@ def known_step(
         init_state=start,
     )
 
-    def step(times, state):
+    def step(times: Times, state: LoopState) -> LoopState:
         if not searches:
             return _without_event(body(state), state)
         before = _rejections(state, times.taken)
@@ -115,31 +131,31 @@ def known_step(
         return _without_event(after, state)
 
     step = eqx.filter_closure_convert(step, times, example)
-    again = eqx.filter_closure_convert(_again(solver, terms, args), times, example) if explicit else None
+    advance = eqx.filter_closure_convert(_advance(solver, terms, args), times, example) if explicit else None
     kept = _kept(example, subs, controller_state=not searches, solver_state=not explicit)
     kept = with_fields(kept, made_jump=not (explicit or times_exact))
-    return Known(step, again, kept, rescales=searches, times_exact=times_exact)
+    return AcceptedStep(step, advance, kept, rescales=searches, times_exact=times_exact)
 
 
-def _without_event(after: Any, state: Any) -> Any:
+def _without_event(after: LoopState, state: LoopState) -> LoopState:
     """``after``, with what ``state`` says of an event: it ends the loop, and no derivative depends on more of it."""
     names = [field.name for field in dataclasses.fields(state) if field.name.startswith("event_")]
     told = {name: jax.tree.map(lax.stop_gradient, getattr(state, name)) for name in names}
     return with_fields(after, **told)
 
 
-def _again(solver: Any, terms: Any, args: Any) -> Callable:
-    """The step for ``y`` alone, in a loop over the stages: of what is not differentiated, that compiles fastest."""
-    replayed = ReplayedERK(solver, interpolates=False, by_stage=True)
+def _advance(solver: Solver, terms: Terms, args: Args) -> Callable[[Times, LoopState], LoopState]:
+    """The step for ``y`` alone, not to be differentiated: in a loop over the stages, which compiles fastest."""
+    replayed = ReplayedRungeKutta(solver, interpolates=False, by_stage=True)
 
-    def again(times, state):
+    def advance(times: Times, state: LoopState) -> LoopState:
         y, *_ = replayed.step(terms, state.tprev, times.taken, state.y, args, None, False)
         return with_fields(state, y=y)
 
-    return again
+    return advance
 
 
-def _body(host_loop: Callable, **kwargs: Any) -> Callable:
+def _body(host_loop: Callable, **solve: PyTree) -> Callable[[LoopState], LoopState]:
     """The body of diffrax's loop; all else in the call is dead code."""
     bodies = []
 
@@ -147,12 +163,12 @@ def _body(host_loop: Callable, **kwargs: Any) -> Callable:
         bodies.append(body_fun)
         return init_val
 
-    host_loop(outer_while_loop=outer_while_loop, **kwargs)
+    host_loop(outer_while_loop=outer_while_loop, **solve)
     return bodies[0]
 
 
-def _kept(state: Any, subs: list, *, controller_state: bool, solver_state: bool) -> Any:
-    """True for what an accepted step reads."""
+def _kept(state: LoopState, subs: list[diffrax.SubSaveAt], *, controller_state: bool, solver_state: bool) -> Mask:
+    """Mark the leaves that an accepted step reads."""
     everything = jax.tree.map(lambda _: True, state)
     nothing = jax.tree.map(lambda _: False, state)
     kept = with_fields(nothing, y=everything.y, tprev=True, tnext=True)

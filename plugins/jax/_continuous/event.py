@@ -5,27 +5,31 @@ dt* = -dg / (∂g/∂t + ∂g/∂y f), with dg the change of g at a fixed time (
 """
 
 import functools
-from typing import Any
+from collections.abc import Callable
 
 import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jaxtyping import PyTree
 
-from steptape.jax._field import stopped
+from steptape.jax._autodiff.refusals import stopped
+from steptape.jax._types import Args, BoolScalar, Cotangent, Gradient, Scalar, ScalarLike, Y
 
 
 class _Condition(eqx.Module):
     """An event's function, with the traced arrays that it reads as leaves."""
 
-    converted: Any
+    converted: Callable
 
-    def __call__(self, t: Any, y: Any, args: Any, **_: Any) -> Any:
+    def __call__(self, t: ScalarLike, y: Y, args: Args, **_: PyTree) -> ScalarLike:
         return self.converted(t, y, args)
 
 
-def closed_conditions(event: diffrax.Event | None, t: Any, y: Any, args: Any, **call: Any) -> Any:
-    """The functions of ``event``, which close over no traced array; they are told of ``call``.
+def closed_conditions(
+    event: diffrax.Event | None, t: ScalarLike, y: Y, args: Args, **call: PyTree
+) -> PyTree[_Condition] | None:
+    """The functions of ``event``, made to close over no traced array; they are passed ``call``.
 
     Without a root finder the event ends the solve with a step, and has no derivative.
     """
@@ -43,7 +47,9 @@ def closed_conditions(event: diffrax.Event | None, t: Any, y: Any, args: Any, **
     return conditions
 
 
-def pull_root(occurred: Any, g_t: Any, t: Any, y: Any, slope: Any, moving: Any, fixed: Any) -> tuple[Any, Any]:
+def pull_root(
+    occurred: PyTree[BoolScalar], g_t: Scalar, t: Scalar, y: Y, slope: Y, moving: PyTree, fixed: PyTree
+) -> tuple[Cotangent, Gradient]:
     """Cotangents of ``y`` and of what is ``moving``, of the time ``t`` of the root of the condition that ``occurred``.
 
     ``moving`` and ``fixed`` are parts of (args, conditions); ``slope`` is dy/dt.

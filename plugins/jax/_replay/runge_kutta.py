@@ -9,7 +9,6 @@ evaluated from y instead of being carried over from the step before, so a checkp
 import functools
 import operator
 from collections.abc import Callable
-from typing import Any
 
 import diffrax
 import equinox as eqx
@@ -17,11 +16,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jaxtyping import PyTree
 
-from steptape.jax._rows import allocate, put
+from steptape.jax._tape.rows import allocate, put
+from steptape.jax._types import Args, BoolScalar, DenseInfo, Rows, Scalar, ScalarLike, Solver, SolverState, Terms, Y
 
 
-def _combination(coefficients: np.ndarray, stages: list) -> Any:
+def _combination(coefficients: np.ndarray, stages: list[Y]) -> Y:
     """The sum of ``coefficients[j] * stages[j]``, leaving out the zeros of the tableau."""
     used = [(float(c), k) for c, k in zip(coefficients, stages, strict=False) if c != 0]
     if not used:
@@ -34,7 +35,7 @@ def _combination(coefficients: np.ndarray, stages: list) -> Any:
     return jax.tree.map(add_up, *trees)
 
 
-def _plus(y: Any, increment: Any) -> Any:
+def _plus(y: Y, increment: Y) -> Y:
     return jax.tree.map(jnp.add, y, increment)
 
 
@@ -48,42 +49,53 @@ def is_explicit(solver: diffrax.AbstractSolver) -> bool:
     return isinstance(tableau, diffrax.ButcherTableau) and not tableau.implicit and not tableau.c1
 
 
-class ReplayedERK(eqx.Module):
+class ReplayedRungeKutta(eqx.Module):
     """What diffrax's loop asks of a solver, for ``solver``'s steps without error estimate and state.
 
     ``interpolates`` is for solves with output inside a step, which needs the last stage; ``by_stage`` for a derivative
     that holds the intermediates of one evaluation at a time.
     """
 
-    solver: Any
+    solver: Solver
     interpolates: bool = eqx.field(static=True)
     by_stage: bool = eqx.field(static=True)
 
     @property
-    def interpolation_cls(self):
+    def interpolation_cls(self) -> Callable:
         """The solver's own, or one that leaves the stages unused."""
         return self.solver.interpolation_cls if self.interpolates else diffrax.LocalLinearInterpolation
 
-    def error_order(self, terms):
+    def error_order(self, terms: Terms) -> ScalarLike | None:
         """As the solver's; nothing depends on it."""
         return self.solver.error_order(terms)
 
-    def step(self, terms, t0, t1, y0, args, solver_state, made_jump):
+    def step(
+        self,
+        terms: Terms,
+        t0: Scalar,
+        t1: Scalar,
+        y0: Y,
+        args: Args,
+        solver_state: SolverState,
+        made_jump: BoolScalar | bool,
+    ) -> tuple[Y, None, DenseInfo, SolverState, PyTree]:
         """One step; ``solver_state`` passes through untouched and there is no error estimate."""
         control = terms.contr(t0, t1)
 
         def slope(t, y):
             return terms.vf_prod(t, y, args, control)
 
-        advance = _by_stage if self.by_stage else _unrolled
-        y1, stages = advance(self.solver.tableau, slope, t0, t1, y0, self.interpolates)
-        dense_info = {"y0": y0, "y1": y1}
+        step = _by_stage if self.by_stage else _unrolled
+        y1, stages = step(self.solver.tableau, slope, t0, t1, y0, self.interpolates)
+        dense_info: dict[str, Y | Rows] = {"y0": y0, "y1": y1}
         if self.interpolates:
             dense_info["k"] = stages
         return y1, None, dense_info, solver_state, diffrax.RESULTS.successful
 
 
-def _unrolled(tableau: diffrax.ButcherTableau, slope: Callable, t0: Any, t1: Any, y0: Any, every: bool) -> tuple:
+def _unrolled(
+    tableau: diffrax.ButcherTableau, slope: Callable, t0: Scalar, t1: Scalar, y0: Y, every: bool
+) -> tuple[Y, Rows | None]:
     """The end of a step and its stages, without the last one where only ``every`` stage needs it."""
     stages = [slope(t0, y0)]
     y = y0
@@ -97,8 +109,10 @@ def _unrolled(tableau: diffrax.ButcherTableau, slope: Callable, t0: Any, t1: Any
     return y1, jax.tree.map(lambda *leaves: jnp.stack(leaves), *stages) if every else None
 
 
-def _by_stage(tableau: diffrax.ButcherTableau, slope: Callable, t0: Any, t1: Any, y0: Any, every: bool) -> tuple:
-    """The same in a loop; its derivative evaluates each stage again, by itself."""
+def _by_stage(
+    tableau: diffrax.ButcherTableau, slope: Callable, t0: Scalar, t1: Scalar, y0: Y, every: bool
+) -> tuple[Y, Rows | None]:
+    """As ``_unrolled``, in a loop, whose derivative evaluates each stage again, by itself."""
     count = tableau.num_stages - (tableau.ssal and not every)
     weights = np.zeros((count, count))
     for i, row in enumerate(tableau.a_lower[: count - 1], start=1):

@@ -6,19 +6,19 @@ next one and what remains is the accepted steps. In a batch, what is kept goes b
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import equinox as eqx
 import jax.numpy as jnp
 
 from steptape.compat._diffrax import with_fields
 from steptape.compat._equinox import nonbatchable, unvmap_max
-from steptape.jax._rows import allocate, get, put
-from steptape.jax._shelf import Shelf
-from steptape.jax._slots import Slots
+from steptape.jax._tape.plan import Checkpoints, Slots
+from steptape.jax._tape.rows import allocate, get, put
+from steptape.jax._types import BoolScalar, IntScalar, IntVector, LoopState, Rows, Scalar, Vector
 
 
-def split(row: Any) -> tuple[Any, Any]:
+def split(row: LoopState) -> tuple[LoopState, LoopState]:
     """A row's scalars, kept for every step, and its states."""
     return eqx.partition(row, lambda x: x.ndim == 0)
 
@@ -26,23 +26,23 @@ def split(row: Any) -> tuple[Any, Any]:
 class Times(NamedTuple):
     """What the controller made of an accepted step and of the rejected tries before it."""
 
-    taken: Any  # where the step ended
-    begun: Any  # where the step after it began: there, but for a jump in between
-    proposed: Any  # where the step after it was first meant to end
+    taken: Scalar  # where the step ended
+    begun: Scalar  # where the step after it began: there, but for a jump in between
+    proposed: Scalar  # where the step after it was first meant to end
 
 
 class Tape(eqx.Module):
     """Rows of ``(scalars, states)``; XLA zeroes buffers at full size, so only scalars get a row for every step."""
 
-    scalars: Any
-    states: Any
-    proposed: Any
-    last: Any
-    holds: Any  # which step each row of states is for, the same for a whole batch
+    scalars: Rows
+    states: Rows
+    proposed: Vector | None
+    last: IntScalar
+    holds: IntVector | None  # which step each row of states is for, the same for a whole batch
     slots: Slots = eqx.field(static=True)
 
     @classmethod
-    def blank(cls, slots: Slots, row: Any, proposals: bool) -> "Tape":
+    def blank(cls, slots: Slots, row: LoopState, proposals: bool) -> "Tape":
         """An empty tape for rows like ``row``."""
         scalars, states = split(row)
         # A row more, for what is not kept; the backward pass has the state at hand there.
@@ -56,7 +56,7 @@ class Tape(eqx.Module):
             slots=slots,
         )
 
-    def write(self, i: Any, row: Any) -> "Tape":
+    def write(self, i: IntScalar, row: LoopState) -> "Tape":
         """Put ``row`` down for step ``i``, over an earlier try's."""
         i = i.astype(jnp.int32)
         scalars, states = split(row)
@@ -66,7 +66,7 @@ class Tape(eqx.Module):
         )
         return tape._propose(i, row.tnext, i == self.last)
 
-    def _make_room(self, i: Any) -> tuple[Any, Any]:
+    def _make_room(self, i: IntScalar) -> tuple[IntScalar, IntVector | None]:
         """The row for the states of step ``i``, and what each row holds then."""
         if self.slots.suffice:
             return i, None
@@ -75,27 +75,27 @@ class Tape(eqx.Module):
         slot = self.slots.of(i)
         return jnp.where(get(holds, slot) == i, slot, self.slots.count), holds
 
-    def close(self, i: Any, row: Any) -> "Tape":
+    def close(self, i: IntScalar, row: LoopState) -> "Tape":
         """Note where the step after the last one, ``i``, would have begun and ended."""
         i = i.astype(jnp.int32)
         tape = dataclasses.replace(self, scalars=put(self.scalars, i, split(row)[0]))
         return tape._propose(i, row.tnext, i == self.last)
 
-    def _propose(self, i: Any, tnext: Any, tried_before: Any) -> "Tape":
+    def _propose(self, i: IntScalar, tnext: Scalar, tried_before: BoolScalar) -> "Tape":
         if self.proposed is None:
             return self
         proposed = jnp.where(tried_before, get(self.proposed, i), tnext)
         return dataclasses.replace(self, proposed=put(self.proposed, i, proposed))
 
-    def shelf(self, end: Any) -> Shelf | None:
+    def checkpoints(self, end: IntScalar) -> Checkpoints | None:
         """The kept states before step ``end``, to be asked for from the last to the first; None if none is missing."""
-        return None if self.slots.suffice else Shelf.of(self.states, self.holds[:-1], end, self.slots)
+        return None if self.holds is None else Checkpoints.of(self.states, self.holds[:-1], end, self.slots)
 
-    def recall(self, i: Any, shelf: Shelf | None, advance: Callable) -> tuple[Any, Shelf | None]:
-        """The states of step ``i``, and what is left on the shelf: see ``Shelf.recall``."""
-        return (get(self.states, i), None) if shelf is None else shelf.recall(i, advance)
+    def recall(self, i: IntScalar, kept: Checkpoints | None, advance: Callable) -> tuple[LoopState, Checkpoints | None]:
+        """The states of step ``i``, and what is left of those ``kept``: see ``Checkpoints.recall``."""
+        return (get(self.states, i), None) if kept is None else kept.recall(i, advance)
 
-    def row(self, i: Any, states: Any) -> tuple[Any, Times]:
+    def row(self, i: IntScalar, states: LoopState) -> tuple[LoopState, Times]:
         """Step ``i`` as it was first proposed, given its ``states``, and the times around it."""
         row = eqx.combine(get(self.scalars, i), states)
         begun = get(self.scalars.tprev, i + 1)

@@ -1,17 +1,19 @@
-"""The adjoint diffrax users pass to ``diffeqsolve``."""
+"""The discrete adjoint with checkpoints (ACA): the sweep itself is in ``_replay.sweep``."""
 
 import functools
-from typing import Any, Literal, final
+from typing import Literal, final
 
 import diffrax
 import equinox as eqx
 import jax
+from jaxtyping import PyTree
 
 from steptape._errors import OptionError
 from steptape.compat._diffrax import loop
 from steptape.compat._equinox import while_loop
-from steptape.jax._known import has_times, known_step
-from steptape.jax._loop import replayed_while_loop
+from steptape.jax._replay.accepted_step import build_accepted_step, has_times
+from steptape.jax._replay.loop import replayed_while_loop
+from steptape.jax._types import Args, Controller, HostArguments, LoopState, ScalarLike, Solved, Solver, Terms
 
 
 @final
@@ -22,7 +24,7 @@ class AdaptiveCheckpointAdjoint(diffrax.AbstractAdjoint):
     some leave their state; the backward pass takes the steps once more under autodiff, the last one first. Rejected
     tries are not replayed and the error estimate is not differentiated.
 
-    Arguments:
+    Args:
         checkpoints: keep at most so many states at any moment, recompute the others by the best schedule there is.
             ``None``: ``2 sqrt(max_steps)``, or 64 if that is more.
         graph: ``"step"``, the default: differentiate one step at a time; ``"stage"``: one evaluation of the field at a
@@ -61,6 +63,17 @@ class AdaptiveCheckpointAdjoint(diffrax.AbstractAdjoint):
     Source:
         Zhuang et al., "Adaptive Checkpoint Adjoint Method for Gradient Estimation in Neural ODE", ICML 2020,
         arXiv 2006.02493, section 3.2.
+
+    Example:
+        >>> import diffrax, jax, steptape.jax
+        >>> def end(rate):
+        ...     term, controller = diffrax.ODETerm(lambda t, y, rate: -rate * y), diffrax.PIDController(1e-5, 1e-5)
+        ...     adjoint = steptape.jax.AdaptiveCheckpointAdjoint()
+        ...     return diffrax.diffeqsolve(
+        ...         term, diffrax.Tsit5(), 0.0, 1.0, 0.1, 1.0, rate, stepsize_controller=controller, adjoint=adjoint
+        ...     ).ys[0]
+        >>> print(f"{jax.grad(end)(1.0):.3f}")
+        -0.368
     """
 
     checkpoints: int | None = eqx.field(default=None, static=True)
@@ -78,26 +91,26 @@ class AdaptiveCheckpointAdjoint(diffrax.AbstractAdjoint):
     def loop(
         self,
         *,
-        terms: Any,
-        args: Any,
-        solver: Any,
-        stepsize_controller: Any,
-        event: Any,
-        saveat: Any,
-        t1: Any,
+        terms: Terms,
+        args: Args,
+        solver: Solver,
+        stepsize_controller: Controller,
+        event: diffrax.Event | None,
+        saveat: diffrax.SaveAt,
+        t1: ScalarLike,
         max_steps: int | None,
-        init_state: Any,
+        init_state: LoopState,
         throw: bool,
         passed_solver_state: bool,
         passed_controller_state: bool,
-        progress_meter: Any,
-        **kwargs: Any,
-    ) -> Any:
+        progress_meter: diffrax.AbstractProgressMeter,
+        **kwargs: PyTree,
+    ) -> Solved:
         """Run diffrax's loop; called by ``diffeqsolve``."""
         del throw, passed_controller_state
         inner_while_loop = functools.partial(while_loop, kind="checkpointed")
         host_loop = functools.partial(loop, max_steps=max_steps, inner_while_loop=inner_while_loop, **kwargs)
-        solve: dict[str, Any] = {
+        solve: HostArguments = {
             "terms": terms,
             "args": args,
             "solver": solver,
@@ -108,13 +121,13 @@ class AdaptiveCheckpointAdjoint(diffrax.AbstractAdjoint):
             "init_state": init_state,
         }
         refusal = _refusal(terms, max_steps)
-        known = (
-            None
-            if refusal
-            else known_step(host_loop, passed_solver_state=passed_solver_state, by_stage=self.graph == "stage", **solve)
-        )
-        by_step = known is not None and known.times_exact
-        lean = known is not None and known.times_exact and known.again is not None
+        accepted_step = None
+        if not refusal:
+            accepted_step = build_accepted_step(
+                host_loop, passed_solver_state=passed_solver_state, by_stage=self.graph == "stage", **solve
+            )
+        by_step = accepted_step is not None and accepted_step.times_exact
+        lean = accepted_step is not None and accepted_step.times_exact and accepted_step.advance is not None
         # A loop that is never transposed compiles faster without the means for it, and knows forward mode.
         if by_step:
             solve["inner_while_loop"] = functools.partial(while_loop, kind="lax")
@@ -122,7 +135,7 @@ class AdaptiveCheckpointAdjoint(diffrax.AbstractAdjoint):
             solve["solver"] = eqx.tree_at(lambda s: s.scan_kind, solver, "lax", is_leaf=lambda x: x is None)
         outer_while_loop = functools.partial(
             replayed_while_loop,
-            known=known,
+            accepted_step=accepted_step,
             refusal=refusal,
             checkpoints=self.checkpoints,
             only_reverse=not lean and (getattr(solver, "scan_kind", "") is None or (not by_step and has_times(saveat))),
@@ -130,7 +143,7 @@ class AdaptiveCheckpointAdjoint(diffrax.AbstractAdjoint):
         return host_loop(outer_while_loop=outer_while_loop, progress_meter=progress_meter, **solve)
 
 
-def _refusal(terms: Any, max_steps: int | None) -> str | None:
+def _refusal(terms: Terms, max_steps: int | None) -> str | None:
     """Why this solve cannot be differentiated, if so; the solve itself is diffrax's in any case."""
     call = "`diffeqsolve(..., adjoint=AdaptiveCheckpointAdjoint())`"
     if max_steps is None:

@@ -1,0 +1,106 @@
+"""The reverse sweep over the tape of a solve (ACA, arXiv 2006.02493): one step's vector-Jacobian product at a time.
+
+The loop's outputs are buffers that are written once at each place. Their cotangents are therefore the same at every
+step, and need not be carried.
+"""
+
+import functools
+import operator
+from collections.abc import Callable
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from steptape.compat._equinox import nonbatchable, select_if_vmap, unvmap_max
+from steptape.jax._autodiff.activity import is_nonzero, zero_unless
+from steptape.jax._tape.tape import Tape, Times
+from steptape.jax._types import Gradient, IntScalar, LoopState, Mask
+
+
+class Replay(eqx.Module):
+    """The kind of replay, and which leaves of a state carry a cotangent."""
+
+    by_try: bool
+    active: Mask = None
+
+    def count(self, state: LoopState) -> IntScalar:
+        """The row of the tape that ``state`` belongs in."""
+        return state.num_steps if self.by_try else state.num_accepted_steps
+
+    def step(self, fun: Callable, times: Times, state: LoopState) -> LoopState:
+        """One step of the loop, by the body or by the accepted step."""
+        if not self.by_try:
+            return fun(times, state)
+        running = jnp.array(True)
+        return fun((jnp.array(0), running, running, state))[-1]
+
+
+class Sweep(eqx.Module):
+    """The reverse sweep over the tape: each step's vector-Jacobian product, from the last to the first."""
+
+    replay: Replay
+    tape: Tape
+    fun: Callable  # the step
+    p_fun: Mask
+    advance: Callable | None  # see AcceptedStep
+    state: LoopState  # any state of the loop, for the leaves that are not on the tape
+    written: Mask  # true for the buffers
+
+    def run(self, count: IntScalar, g_state: LoopState, g_fun: Gradient) -> tuple[LoopState, Gradient]:
+        """Cotangents of the initial state and of the step's closed-over arrays, given that of the final state."""
+        g_outputs, g_moving = eqx.partition(g_state, self.written)
+        wanted, count = is_nonzero(g_state), count.astype(jnp.int32)
+        trips = nonbatchable(unvmap_max(jnp.where(wanted, count, 0)))
+
+        def pull_last(loop):
+            i, kept, g_moving, g_fun = loop
+            i = i - 1
+            states, kept = self.tape.recall(i, kept, self._advance)
+            g_before, g_more = self._pull(i, states, eqx.combine(g_moving, g_outputs))
+            g_before = eqx.filter(g_before, self.written, inverse=True)
+            ran = i < count
+            g_moving = jax.tree.map(functools.partial(select_if_vmap, ran), g_before, g_moving)
+            g_more = jax.tree.map(lambda g: select_if_vmap(ran, g, jnp.zeros_like(g)), g_more)
+            return i, kept, g_moving, jax.tree.map(operator.add, g_fun, g_more)
+
+        loop = (trips, self.tape.checkpoints(trips), g_moving, g_fun)
+        _, _, g_moving, g_fun = lax.while_loop(lambda loop: loop[0] > 0, pull_last, loop)
+        g_moving, g_fun = zero_unless(wanted, (g_moving, g_fun))
+        return eqx.combine(g_moving, g_outputs), g_fun
+
+    def _pull(self, i: IntScalar, states: LoopState, g: LoopState) -> tuple[LoopState, Gradient]:
+        """The vector-Jacobian product of step ``i``: for the state before it, and for the step's closed-over arrays."""
+        before, times = self._before(i, states)
+        moving, fixed = eqx.partition(before, self.replay.active)
+        moving_fun, fixed_fun = eqx.partition(self.fun, self.p_fun)
+
+        def forward(moving, moving_fun):
+            after = self.replay.step(eqx.combine(moving_fun, fixed_fun), times, eqx.combine(moving, fixed))
+            return eqx.filter(after, self.replay.active)
+
+        _, pull = jax.vjp(forward, moving, moving_fun)
+        return pull(g)
+
+    def _advance(self, i: IntScalar, states: LoopState) -> LoopState:
+        """The states on the tape after step ``i``, recomputed."""
+        state, times = self._before(i, states)
+        after = self.replay.step(self.fun, times, state) if self.advance is None else self.advance(times, state)
+        return _like(states, after)
+
+    def _before(self, i: IntScalar, states: LoopState) -> tuple[LoopState, Times]:
+        """The state before step ``i``, and its times.
+
+        An element of a batch that has no such step takes its last one from its first state, for nothing: what is
+        evaluated, a field or a Brownian path, may raise where the solve never was.
+        """
+        taken = i <= self.tape.last
+        states = jax.tree.map(functools.partial(select_if_vmap, taken), states, _like(states, self.state))
+        row, times = self.tape.row(jnp.minimum(i, jnp.maximum(self.tape.last, 0)), states)
+        return eqx.combine(row, self.state), times
+
+
+def _like(states: LoopState, state: LoopState) -> LoopState:
+    """The leaves of ``state`` that are among ``states``."""
+    return jax.tree.map(lambda x, y: None if x is None else y, states, state, is_leaf=lambda x: x is None)
