@@ -13,7 +13,7 @@ from torch import Tensor
 from steptape._errors import OptionError, UnsupportedError
 from steptape.compat import _torchdiffeq as host
 from steptape.torch._autograd.graph import Call
-from steptape.torch._continuous.quadrature import QuadratureBack, check_supported
+from steptape.torch._continuous.backward import QuadratureBack, check_supported
 from steptape.torch._continuous.solver import BackwardSolver
 from steptape.torch._hosts.torchdiffeq import OdeSolve
 from steptape.torch._options import changed, keep_of, parameters_of, tell

@@ -8,7 +8,7 @@ import re
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from steptape import SteptapeError
@@ -16,6 +16,26 @@ from steptape_helpers import torch_net as net
 
 EXAMPLES = int(os.environ.get("STEPTAPE_NET_EXAMPLES", "0"))
 pytestmark = pytest.mark.filterwarnings("ignore:Functional iteration did not converge")
+# Found by it: a backward step that happens to end at one of several points.
+ENDS_AT_POINTS = net.OdeCall(
+    weights="plain",
+    method="dopri8",
+    dtype=torch.float64,
+    t_dtype=torch.float64,
+    start=0.0,
+    direction=1,
+    outputs=1,
+    frequency=6.2832,
+    tolerance=1e-9,
+    options={"first_step": 0.05, "min_step": 1e-6, "step_t": (0.21, 0.5), "jump_t": (0.37,)},
+    keep={},
+    event=True,
+    is_tuple=False,
+    second=False,
+    moving=False,
+    no_module=False,
+    seed=1,
+)
 
 
 def drawn(few):
@@ -63,6 +83,7 @@ def test_an_ode(call):
 
 
 @drawn(20)
+@example(ENDS_AT_POINTS)
 @given(net.quadrature_calls())
 def test_a_continuous_adjoint(call):
     """At a tolerance of 1e-9, where the gradient of the ODE is that of its steps to 1e-5."""
