@@ -86,7 +86,10 @@ def test_an_ode(call):
 @example(ENDS_AT_POINTS)
 @given(net.quadrature_calls())
 def test_a_continuous_adjoint(call):
-    """At a tolerance of 1e-9, where the gradient of the ODE is that of its steps to 1e-5."""
+    """At a tolerance of 1e-9, where the gradient of the ODE is that of its steps to 1e-5.
+
+    An event's state is that of the dense output, whose order is less than that of the steps.
+    """
 
     def run(call, ours):
         return net.run_ode(call, ours, adjoint_method="quadrature")
@@ -96,7 +99,9 @@ def test_a_continuous_adjoint(call):
         found, expected = pair
         assert torch.equal(found.solution, expected.solution)
         assert found.hooks == expected.hooks
-        assert net.difference(found.gradients + found.in_time, expected.gradients + expected.in_time) <= 1e-5
+        assert net.difference(found.gradients + found.in_time, expected.gradients + expected.in_time) <= (
+            1e-4 if call.event else 1e-5
+        )
 
 
 @drawn(40)
