@@ -50,7 +50,7 @@ def work(name: str, framework: str, number: int, file: Path, quick: bool, only: 
     failed = 0
     for place, cell in enumerate(missing, 1):
         note(f"{where}: {place} of {len(missing)}: {cell}")
-        start = time.process_time()
+        start = time.monotonic()
         try:
             rows = chosen[cell]()
         except Exception as error:
@@ -59,7 +59,7 @@ def work(name: str, framework: str, number: int, file: Path, quick: bool, only: 
             continue
         done[cell] = rows
         envelope.append(file, [envelope.entry(name, cell, framework, number, rows)])
-        note(f"  {time.process_time() - start:.1f} s")
+        note(f"  {time.monotonic() - start:.1f} s")
     return not failed
 
 

@@ -54,10 +54,11 @@ def reduced(results: Results) -> list[Entry]:
     found = []
     for measurement in (name for name in FIGURES if name in results.measurements()):
         origin = envelope.origin([e for e in results.entries if e["measurement"] == measurement])
-        reduces = {**FIGURES[measurement], "better": functools.partial(better.better, measurement=measurement)}
-        for cell, reduce in reduces.items():
-            if rows := reduce(results):
-                found.append({"measurement": measurement, "cell": cell, **origin, "rows": rows})
+        figures = {cell: reduce(results) for cell, reduce in FIGURES[measurement].items()}
+        figures = {cell: rows for cell, rows in figures.items() if rows}
+        # Empty where no peer is better any more: it replaces one that was kept.
+        figures["better"] = better.better(results, measurement)
+        found += [{"measurement": measurement, "cell": cell, **origin, "rows": rows} for cell, rows in figures.items()]
     return found
 
 

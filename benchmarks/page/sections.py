@@ -188,9 +188,9 @@ def _head(figures: Sequence[Entry]) -> Iterator[str]:
         "which it took less, for what else the machine does only adds to it."
     )
     yield (
-        "Every measured figure here is one of `docs/figures.jsonl`, which `python -m benchmarks page DIR` takes from "
-        "the results of the commands below; none is typed. Times are processor time on one thread, medians of "
-        f"interleaved rounds.{passes if again else ''}"
+        "Every measured figure here is reduced from the results that the commands below leave; none is typed. Those "
+        "in the repository are kept in `docs/figures.jsonl`, where `python -m benchmarks page DIR` takes them to. "
+        f"Times are processor time on one thread, medians of interleaved rounds.{passes if again else ''}"
     )
     yield _WAYS
     lines = [_origin(name, [f for f in figures if f["measurement"] == name]) for name in FIGURES]
@@ -256,5 +256,5 @@ def _section(figures: Sequence[Entry], parts: Sequence[Part], folder: Path) -> I
 
 
 def _repeatability(figures: Sequence[Entry]) -> str:
-    found = [rows(figures, compare.NAME, cell) for cell in ("runs", "groups", "beyond")]
-    return compare.report(*found, most=_KEPT) if found[0] else _missing(compare.NAME)
+    runs, groups, beyond = (rows(figures, compare.NAME, cell) for cell in ("runs", "groups", "beyond"))
+    return compare.report(runs, groups, beyond, most=_KEPT) if runs else _missing(compare.NAME)
