@@ -46,6 +46,8 @@ def bench(load, monkeypatch):
 
 
 def test_every_measurement_has_code_and_figures_and_a_line_of_the_readme(load):
+    for module in ("tabulate", "torchdiffeq"):
+        pytest.importorskip(module)
     measurements, figures = load("measurements").MEASUREMENTS, load("page.figures").FIGURES
     assert set(figures) == {name for name, one in measurements.items() if one.usual}
     readme = (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8")

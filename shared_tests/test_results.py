@@ -231,3 +231,40 @@ def test_every_kept_figure_is_shown(load):
     for figure in kept:
         name = figure["measurement"], figure["cell"]
         assert name in parts or name[1] in elsewhere or name[0] == "repeatability", json.dumps(name)
+
+
+def others():
+    """One row or so of each measurement that ``some`` has not."""
+    solve = {"case": "tiny, Tsit5, 1e-06", "accepted": 70, "rejected": 30, "compiling": 1.1}
+    solve |= {"over_default": 1.5, "over_best": 1.4, "memory": 8, "memory_default": 4}
+    held = [
+        {"setup": "404 evaluations", "way": way, "problem": "dim 64", "held": states * 10.0, "state": 10, "rss": 2**20}
+        for way, states in (("odeint", 3700), ("steptape", 69), ("steptape, checkpoints=8", 9))
+    ]
+    checkpoints = [
+        {"setup": "constant", "way": f"{name}(checkpoints=44)", "checkpoints": 44, "ours": name[0] == "A"}
+        for name in (DEFAULT[:-2], OURS[:-2])
+    ]
+    stats = {"text": "1000 steps", "accepted": 1000, "rejected": 0, "seconds": 0.1, "temporary": 1024, "over_host": 1.2}
+    path = {"sde_type": "ito", "method": "srk", "noise": "diagonal", "known_dt": False}
+    ways = ("back-propagation", "host's adjoint", "aca", "aca, 32 states")
+    return [
+        line("jax_speed", "tiny", "jax", [solve]),
+        line("torch_memory", "held", "torch", [{**row, "accepted": 68} for row in held]),
+        line("jax_memory", "constant", "jax", [{**row, **stats} for row in checkpoints]),
+        line("sde_speed", "srk", "torch", [{**path, "way": way, "seconds": 1.0, "held": 2.0**20} for way in ways]),
+    ]
+
+
+def test_new_figures_have_the_columns_of_the_kept_ones(load):
+    envelope, figures = load("envelope"), load("page.figures")
+    kept = envelope.read(ROOT / "docs" / "figures.jsonl")
+    compared = 0
+    for figure in figures.reduced(envelope.Results([*some(), *others()])):
+        measurement, cell, rows = (figure[name] for name in ("measurement", "cell", "rows"))
+        before = figures.rows(kept, measurement, cell)
+        # Those with a column a set-up have as many as were measured.
+        if rows and before and cell not in ("times", "memory", "checkpoints"):
+            assert list(rows[0]) == list(before[0]), (measurement, cell)
+            compared += 1
+    assert compared > 15
