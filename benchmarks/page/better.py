@@ -25,5 +25,5 @@ def better(results: Results, measurement: str) -> Rows:
         if below:
             row = {"less of": kind, "peer": name, "in": f"{len(below)} of {len(quotients)}"}
             row["takes of ours, median (least to most) of these"] = text.spread(below)
-            rows.append({**row, "script": script, "least": min(below)})
+            rows.append({**row, "script": script, "least": min(below)} if script else {**row, "least": min(below)})
     return rows

@@ -19,8 +19,8 @@ _ACA, _SEMINORM, _HU = (
 _REVERSIBLE = "[Reversible solvers](https://arxiv.org/abs/2410.11648)"
 
 
-def _said(claimed: str, measured: str, verdict: str, script: str) -> dict[str, str]:
-    return {"claimed": claimed, "measured here": measured, "the same, or why not": verdict, "script": script}
+def _said(claimed: str, measured: str, verdict: str) -> dict[str, str]:
+    return {"claimed": claimed, "measured here": measured, "the same, or why not": verdict}
 
 
 def _judged(holds: bool) -> str:
@@ -29,7 +29,7 @@ def _judged(holds: bool) -> str:
 
 def parity(results: Results) -> Rows:
     """The promises that every gradient and every solution is held to."""
-    rows, script = results.rows("parity", "both"), MEASUREMENTS["parity"].script
+    rows = results.rows("parity", "both")
     words = {
         EQUALS_HOST: "the gradient is that of back-propagation through the host's own solver, to rounding",
         "forward bit-identical": "the solution stays the host's, bit for bit",
@@ -43,7 +43,7 @@ def parity(results: Results) -> Rows:
             limits = dict.fromkeys(f"{end(check['limit'] for check in judged):.1g}" for end in (min, max))
             measured = f"{held} of {len(judged)} checks hold, to limits of {' to '.join(limits)}"
             measured += f"; largest difference {worst:.2g}"
-            found.append(_said(claimed, measured, _judged(held == len(judged)), script))
+            found.append(_said(claimed, measured, _judged(held == len(judged))))
     return found
 
 
@@ -57,7 +57,7 @@ def sdes(results: Results) -> Rows:
     kept = ", ".join(f"{way} {text.figure(mib)} MiB" for way, mib in held.items())
     measured = f"time over back-propagation {text.spread(time)}; held, median: {kept}"
     claimed = "an SDE's replay holds one state and one increment per step, or as many states as it is told"
-    return [_said(claimed, measured, "no figure is claimed", MEASUREMENTS["sde_speed"].script)]
+    return [_said(claimed, measured, "no figure is claimed")]
 
 
 def _solve(row: dict[str, object]) -> tuple[object, ...]:
@@ -75,7 +75,7 @@ def held(results: Results) -> Rows:
     measured = f"{states[HOST]:.0f} states at {accepted} accepted steps, the replay {states[OURS]:.0f}, or "
     measured += f"{states[few]:.0f} with `checkpoints=8`"
     claimed = "between the passes a replay holds a state per step, or as many as it is told; back-propagation holds"
-    return [_said(claimed, measured, _judged(states[OURS] < accepted + 4), MEASUREMENTS["torch_memory"].script)]
+    return [_said(claimed, measured, _judged(states[OURS] < accepted + 4))]
 
 
 def refusals(results: Results) -> Rows:
@@ -87,7 +87,7 @@ def refusals(results: Results) -> Rows:
         right, refused, wrong = (sum(word.startswith(kind) for word in words) for kind in ("yes", "refused", "wrong"))
         measured = f"of {len(words)} cases {right} are right, {refused} refused, {wrong} wrong"
         claimed = "what cannot be differentiated exactly is refused, never approximated"
-        found.append(_said(claimed, measured, _judged(wrong == 0), "benchmarks/papers"))
+        found.append(_said(claimed, measured, _judged(wrong == 0)))
     stiff = [row for row in experiments.found(results, "van_der_pol") or () if row["form"].startswith("stiff")]
     if stiff:
         ways = ("quadrature", "adjoint")
@@ -97,7 +97,7 @@ def refusals(results: Results) -> Rows:
         measured = f"relative gradient error, {where}: {'; '.join(map(' '.join, shown.items()))}"
         holds = all(x is not None and x < 1 for x in errors["quadrature"])
         claimed = "in the quadrature nothing is integrated in reverse that was not stable to begin with"
-        found.append(_said(claimed, measured, _judged(holds), "benchmarks/papers"))
+        found.append(_said(claimed, measured, _judged(holds)))
     return found
 
 
@@ -107,13 +107,14 @@ def of_papers(results: Results) -> Rows:
     for name in ("toy", "van_der_pol", "three_body", "digits", "latent_ode", "schemes"):
         what = f"{_HU if name == 'schemes' else _ACA}, {name.replace('_', ' ')}"
         for claimed, measured, why in papers.with_figures(results, name):
-            found.append(_said(f"{what}: {claimed}", measured, why, f"benchmarks/papers/{name}.py"))
+            said = _said(f"{what}: {claimed}", measured, why)
+            found.append({**said, "script": f"{MEASUREMENTS['papers'].script}/{name}.py"})
     return found
 
 
 def of_tasks(results: Results) -> Rows:
     """What the seminorm's paper says, and Hu."""
-    script, saved = MEASUREMENTS["tasks"].script, tasks.compared(results, "torch", "seminorm", "default")
+    saved = tasks.compared(results, "torch", "seminorm", "default")
     over = tasks.compared(results, "torch", "quadrature", "seminorm")
     if not saved or not over:
         return []
@@ -128,18 +129,16 @@ def of_tasks(results: Results) -> Rows:
     measured = ", ".join(f"{name} {text.changes(values)}" for name, values in columns)
     hu = "the gradient in the parameters is an integral along the trajectory, not an ODE, and wants a quadrature"
     return [
-        _said(f"{_SEMINORM}: backward evaluations, median -40 %, best -62 %", best, why, script),
+        _said(f"{_SEMINORM}: backward evaluations, median -40 %, best -62 %", best, why),
         _said(
             f"{_SEMINORM}: no loss of accuracy",
             f"error of the gradient {errors}; loss after the training {losses}",
             "In torch. Errors are of the first gradient, losses of the last batch of a short training.",
-            script,
         ),
         _said(
             f"{_HU}: {hu}",
             f"over the seminorm: {measured}",
             "The paper has no figure for it. No parameter gates a step of the backward solve, for the cotangent alone.",
-            script,
         ),
     ]
 
@@ -162,7 +161,6 @@ def reversible(results: Results) -> Rows:
             f"{_REVERSIBLE}: {claimed}to 1000 steps",
             f"not measured here; the replay, with 44 checkpoints on 1000 steps, {x:.1f} times",
             why,
-            MEASUREMENTS["jax_memory"].script,
         )
         for x in over
     ]

@@ -34,9 +34,9 @@ class Ratio:
 
     @property
     def script(self) -> str:
-        """The code that measured it: of the papers, the experiment's."""
-        script = MEASUREMENTS[self.source].script
-        return f"{script}/{self.problem.partition(',')[0]}.py" if self.source == "papers" else script
+        """The code that measured it, where the measurement has several: of the papers, the experiment's."""
+        papers = f"{MEASUREMENTS['papers'].script}/{self.problem.partition(',')[0]}.py"
+        return papers if self.source == "papers" else ""
 
 
 def ratios(results: Results) -> list[Ratio]:

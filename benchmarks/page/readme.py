@@ -24,7 +24,7 @@ def table(figures: Sequence[Entry], name: str) -> str:
     """One of the tables, empty where nothing of it was measured."""
     found = {figure["measurement"]: figure["rows"] for figure in figures if figure["cell"] == "readme"}
     rows = [row for measurement in TABLES[name] for row in found.get(measurement, [])]
-    return text.table(rows) if rows else ""
+    return text.table(rows)
 
 
 def filled(readme: str, figures: Sequence[Entry]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -211,7 +211,7 @@ def _origin(measurement: str, figures: Sequence[Entry]) -> dict[str, str]:
 
 def _claims(figures: Sequence[Entry]) -> Iterator[str]:
     yield "### Where a peer is better"
-    found = [row for name in FIGURES for row in rows(figures, name, "better")]
+    found = _linked(figures, "better", FIGURES)
     found.sort(key=lambda row: (KINDS.index(row["less of"]), row["least"]))
     if found:
         yield (
@@ -220,22 +220,25 @@ def _claims(figures: Sequence[Entry]) -> Iterator[str]:
             f"{text.per_cent(MARGIN)}. Errors are of the gradient, against the ODE's own; the replay's is that of the "
             "discrete solution, which is what it is for."
         )
-        yield text.table([_linked({**row, "least": None}) for row in found])
+        yield text.table([{name: value for name, value in row.items() if name != "least"} for row in found])
     else:
         yield "Nowhere in the results at hand."
     yield "### What the README says"
-    said = [row for name in FIGURES for row in rows(figures, name, "promises")]
-    yield text.table(list(map(_linked, said))) if said else ""
+    yield text.table(_linked(figures, "promises", FIGURES))
     for name in readme.TABLES:
         yield readme.table(figures, name)
     yield "### What the papers say"
-    papers = [row for name in ("papers", "tasks", "jax_memory") for row in rows(figures, name, "papers")]
-    yield text.table(list(map(_linked, papers))) if papers else ""
+    yield text.table(_linked(figures, "papers", ("papers", "tasks", "jax_memory")))
 
 
-def _linked(row: dict[str, Any]) -> dict[str, Any]:
-    """The row with a link to its code."""
-    return {k: v for k, v in row.items() if k not in ("script", "least")} | {"measured by": text.link(row["script"])}
+def _linked(figures: Sequence[Entry], cell: str, measurements: Iterable[str]) -> list[dict[str, Any]]:
+    """The rows of a figure that several measurements have, each with a link to its code."""
+    found = [(MEASUREMENTS[name].script, row) for name in measurements for row in rows(figures, name, cell)]
+    shown = [(row.get("script", script), row) for script, row in found]
+    return [
+        {name: value for name, value in row.items() if name != "script"} | {"measured by": text.link(script)}
+        for script, row in shown
+    ]
 
 
 def _section(figures: Sequence[Entry], parts: Sequence[Part], folder: Path) -> Iterator[str]:

@@ -27,7 +27,9 @@ _MARKDOWN = TableFormat(
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """A table of rows by column, with the columns of the first one."""
+    """A table of rows by column, with the columns of the first one; nothing where there are none."""
+    if not rows:
+        return ""
     cells = [[str(row.get(column, "")).replace("|", "\\|") for column in rows[0]] for row in rows]
     return tabulate(cells, list(rows[0]), tablefmt=_MARKDOWN, disable_numparse=True, stralign=None)  # type: ignore
 
