@@ -39,7 +39,7 @@ def _measure(given: Sequence[str]) -> int:
     parser.add_argument("names", nargs="*", metavar="NAME", help="measurements (default: all, but for tasks_paper)")
     parser.add_argument("--quick", action="store_true", help="fewer and smaller cells of each, into quick.jsonl")
     parser.add_argument("--only", default="", metavar="TEXT", help="cells whose name has this in it")
-    parser.add_argument("--framework", default="", choices=(*machine.FRAMEWORKS, "both"), help="one of the two")
+    parser.add_argument("--framework", default="", choices=machine.FRAMEWORKS, help="one of the two")
     parser.add_argument("--out", type=Path, default=Path("benchmark-report"), metavar="DIR", help="folder of results")
     options = parser.parse_args(given)
     unknown = sorted(set(options.names) - set(MEASUREMENTS))

@@ -30,10 +30,11 @@ def draw(results: Results, folder: Path) -> None:
     if any(results.rows("tasks", framework) for framework in BASE):
         _save(_tasks(results), folder / "tasks.png", 110)
     for name in experiments.EXPERIMENTS:
-        rows, module = experiments.found(results, name), experiments.module(name)
-        if rows and hasattr(module, "draw"):
-            figure = _figure(*getattr(module, "SIZE", (11, 4)))
-            module.draw(rows, figure)
+        # Imported only where there are results: with them comes the framework.
+        rows = experiments.found(results, name)
+        if rows and hasattr(experiments.module(name), "draw"):
+            figure = _figure(*getattr(experiments.module(name), "SIZE", (11, 4)))
+            experiments.module(name).draw(rows, figure)
             _save(figure, folder / f"papers-{name}.png", 120)
 
 
