@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -53,6 +54,12 @@ def race(programs: Sequence[Program], rounds: int) -> None:
         programs, timing.race({p.name: p.run for p in programs}, timing.Rounds(rounds)).values(), strict=True
     ):
         program.times = times
+
+
+def words(error: Exception) -> str:
+    """The words of an error, for a table; equinox's are deep in a traceback that JAX quotes."""
+    found = re.search(r"EquinoxRuntimeError: (.+)", str(error))
+    return found[1] if found else str(error)
 
 
 def difference(got: Any, want: Any) -> float:

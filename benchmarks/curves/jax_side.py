@@ -15,8 +15,7 @@ from benchmarks.curves import plan
 from benchmarks.curves.cases import STEP, Case
 from benchmarks.curves.measured import measured
 from benchmarks.envelope import Row, Rows
-from benchmarks.errors import words
-from benchmarks.jax_programs import Program
+from benchmarks.jax_programs import Program, words
 from benchmarks.measurements import Cells, Scope
 from steptape.jax import AdaptiveCheckpointAdjoint, QuadratureAdjoint, SeminormAdjoint
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import itertools
 from collections.abc import Iterable, Sequence
@@ -36,36 +35,18 @@ class Framework(Protocol):
         """Every way, with so many steps of equal size."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Extent:
-    """How much is measured."""
-
-    problems: Sequence[str]
-    sizes: int
-    axes: Sequence[str]
-    rounds: int
-
-    @classmethod
-    def of(cls, quick: bool) -> Extent:
-        """All, or two minutes of it."""
-        if quick:
-            return cls(("lotka_volterra",), 2, ("steps", "state"), 3)
-        return cls(tuple(cases.PROBLEMS), 6, tuple(axis.name for axis in cases.AXES), 21)
-
-
 def cells(framework: Framework, scope: Scope) -> Cells:
-    """Of both parts."""
-    extent, mlp = Extent.of(scope.quick), scope.folder / "curves-mlp.npz"
-    found: Cells = {}
-    for name, tolerance in itertools.product(extent.problems, framework.tolerances):
-        cell = _name("precision", name, tolerance)
-        found[cell] = functools.partial(_precision, framework, name, tolerance, extent.rounds, mlp)
-    for axis in cases.AXES:
-        if axis.name in extent.axes:
-            sizes = axis.sizes[: extent.sizes]
-            for before, size in zip((None, *sizes), sizes, strict=False):
-                cell = _name("scaling", axis.name, size)
-                found[cell] = functools.partial(_scaling, framework, axis, size, before, extent.rounds, scope)
+    """Of both parts; quick: two minutes of it."""
+    problems, most, rounds = (("lotka_volterra",), 2, 3) if scope.quick else (tuple(cases.PROBLEMS), 6, 21)
+    mlp, found = scope.folder / "curves-mlp.npz", Cells()
+    for name, tolerance in itertools.product(problems, framework.tolerances):
+        measure = functools.partial(_precision, framework, name, tolerance, rounds, mlp)
+        found[_name("precision", name, tolerance)] = measure
+    for axis in cases.AXES[: 2 if scope.quick else None]:
+        sizes = axis.sizes[:most]
+        for before, size in zip((None, *sizes), sizes, strict=False):
+            measure = functools.partial(_scaling, framework, axis, size, before, rounds, scope)
+            found[_name("scaling", axis.name, size)] = measure
     return found
 
 

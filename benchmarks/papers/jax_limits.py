@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import optimistix
 
 from benchmarks.envelope import Rows
-from benchmarks.errors import words
+from benchmarks.jax_programs import words
 from benchmarks.measurements import Cells, Scope
 from benchmarks.papers.verdicts import TOLERANCE, Y0, P, Verdict, row, verdict
 from benchmarks.papers.ways import Claim
