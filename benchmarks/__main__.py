@@ -1,105 +1,114 @@
-"""All measurements, one after the other, and one page of their results: ``python -m benchmarks``.
+"""All measurements, one after the other, and one page of their results: ``python -m benchmarks [NAME...]``.
 
-Each runs in a process of its own, on one core where the system can hold it there, and writes its figures as it goes. A
-rerun into the same folder skips what was finished there, and of the longest ones also what is there in part. Those
-whose times do not repeat by themselves are measured in a second pass, after all others: see ``benchmarks.passes``.
+Each measurement runs in a process a framework, on one core where the system can hold it there, and writes its results
+to ``DIR/results.jsonl`` as it goes: a rerun skips the cells that are there. Those whose times do not repeat by
+themselves are measured in a second pass, after all others. At the end ``DIR/results.md`` shows what was found.
+
+``python -m benchmarks page [DIR]`` writes ``docs/results.md`` and the README's tables from ``docs/figures.jsonl``,
+after it has taken there what is in DIR. ``python -m benchmarks compare FIRST SECOND`` compares two runs.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
-import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks import passes
+from benchmarks import machine, runner
+from benchmarks.envelope import Results, read
+from benchmarks.measurements import MEASUREMENTS
 
-MEASUREMENTS = {
-    "torch_speed": "time, memory and error of every way to a gradient in PyTorch",
-    "sde_speed": "time and memory of gradients through torchsde",
-    "jax_speed": "time of gradients through diffrax",
-    "jax_memory": "time at equal memory in diffrax",
-    "jax_scaling": "a batch of solves of unequal lengths in diffrax",
-    "curves": "work-precision and scaling in both frameworks",
-    "tasks": "the seminorm paper's tasks in both frameworks",
-    "papers": "the ACA paper's experiments, Hu's theorem, the cost model, the peers' limits",
-}
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run what is asked for and was not finished yet, and write the page."""
-    texts = "".join(f"\n  {name:<12} {text}" for name, text in MEASUREMENTS.items())
+    """Measure, or write the page, or compare."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    commands = {"page": _page, "compare": _compare}
+    return commands[given[0]](given[1:]) if given and given[0] in commands else _measure(given)
+
+
+def _measure(given: Sequence[str]) -> int:
+    texts = "".join(f"\n  {name:<12} {one.question}" for name, one in MEASUREMENTS.items())
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
         description=f"{__doc__}\nMeasurements:{texts}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("names", nargs="*", metavar="NAME", help="measurements to run (default: all)")
-    parser.add_argument("--quick", action="store_true", help="fewer and smaller cases of each")
-    parser.add_argument(
-        "--out", type=Path, metavar="DIR", help="folder of results (default: benchmark-report, or quick in there)"
-    )
-    options = parser.parse_args(arguments)
+    parser.add_argument("names", nargs="*", metavar="NAME", help="measurements (default: all, but for tasks_paper)")
+    parser.add_argument("--quick", action="store_true", help="fewer and smaller cells of each, into quick.jsonl")
+    parser.add_argument("--only", default="", metavar="TEXT", help="cells whose name has this in it")
+    parser.add_argument("--framework", default="", choices=machine.FRAMEWORKS, help="one of the two")
+    parser.add_argument("--out", type=Path, default=Path("benchmark-report"), metavar="DIR", help="folder of results")
+    options = parser.parse_args(given)
     unknown = sorted(set(options.names) - set(MEASUREMENTS))
     if unknown:
         parser.error(f"{unknown[0]}: must be one of {', '.join(MEASUREMENTS)}.")
-    # Apart, because the ones that go on where they were would take quick cells for whole ones.
-    out = options.out or Path("benchmark-report", *["quick"] * options.quick)
-    out.mkdir(parents=True, exist_ok=True)
-    names = options.names or list(MEASUREMENTS)
-    failed = [name for name in names if not _finish(name, options.quick, out)]
-    again = [name for name in names if name in passes.TIMED and name not in failed]
-    if again and not options.quick:
-        failed += _second_pass(again, out)
-    page = [sys.executable, "-m", "benchmarks.results", "--out", str(out), "--docs", str(out)]
-    failed += ["results"] * (subprocess.run(page, check=False).returncode != 0)
-    _note(f"failed: {', '.join(failed)}" if failed else f"the page: {out / 'results.md'}")
+    names = options.names or [name for name, one in MEASUREMENTS.items() if one.usual]
+    options.out.mkdir(parents=True, exist_ok=True)
+    file = options.out / _results(options.quick)
+    failed = runner.run(names, file, options.quick, options.only, options.framework)
+    runner.note(f"the page: {_page_of(Results.of(file), options.out)}")
+    if failed:
+        runner.note(f"failed: {'; '.join(failed)}")
     return bool(failed)
 
 
-def _stay_on_one_core() -> None:
-    """The last of those allowed, for the processes to come too: moving between cores costs time, not always alike."""
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+def _results(quick: bool) -> str:
+    # Apart, because the quick cells would be taken for whole ones.
+    return "quick.jsonl" if quick else "results.jsonl"
 
 
-def _second_pass(names: Sequence[str], out: Path) -> list[str]:
-    """Measure once more, in a folder of its own, and put the lesser times into ``out``; which of them failed."""
-    folder = out / passes.SECOND
-    folder.mkdir(exist_ok=True)
-    failed = [name for name in names if not _finish(name, False, folder)]
-    passes.merge(out)
-    for name in names:
-        # Nothing is left to measure: this writes the report again.
-        subprocess.run([sys.executable, "-m", f"benchmarks.{name}", "--out", str(out)], check=False)
-    return failed
+def _page_of(results: Results, folder: Path) -> Path:
+    from benchmarks.page import figures, plots, sections
+
+    plots.draw(results, folder)
+    return sections.write(figures.reduced(results), folder)
 
 
-def _finish(name: str, quick: bool, out: Path) -> bool:
-    """Run one measurement, if it was not finished before; whether it is now."""
-    flags = ["--quick"] * quick
-    entry, finished = " ".join([name, *flags]), out / "finished.txt"
-    if finished.exists() and entry in finished.read_text(encoding="utf-8").splitlines():
-        _note(f"{entry}: finished before; without its line in {finished} it is measured again")
-        return True
-    _note(f"{entry}: {MEASUREMENTS[name]}")
-    start = time.monotonic()
-    command = [sys.executable, "-m", f"benchmarks.{name}", *flags, "--out", str(out)]
-    done = subprocess.run(command, check=False).returncode == 0
-    _note(f"{entry}: {'finished' if done else 'failed'} after {(time.monotonic() - start) / 60:.0f} minutes")
-    if done:
-        with finished.open("a", encoding="utf-8") as lines:
-            lines.write(f"{entry}\n")
-    return done
+def _page(given: Sequence[str]) -> int:
+    from benchmarks.page import figures, plots, readme, sections
+
+    parser = argparse.ArgumentParser(prog="python -m benchmarks page", description="Write the page and the README.")
+    parser.add_argument("folder", nargs="?", type=Path, metavar="DIR", help="of results to be taken first")
+    parser.add_argument("--root", type=Path, default=ROOT, metavar="DIR", help="where docs/ and README.md are")
+    options = parser.parse_args(given)
+    docs, page = options.root / "docs", options.root / "README.md"
+    kept = read(docs / "figures.jsonl")
+    if options.folder:
+        results = _there(parser, options.folder)
+        kept = figures.replaced(kept, figures.reduced(results))
+        figures.write(docs / "figures.jsonl", kept)
+        plots.draw(results, docs)
+    print(sections.write(kept, docs))
+    page.write_text(readme.filled(page.read_text(encoding="utf-8"), kept), encoding="utf-8")
+    return 0
 
 
-def _note(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+def _compare(given: Sequence[str]) -> int:
+    from benchmarks.page import compare, figures
+
+    parser = argparse.ArgumentParser(prog="python -m benchmarks compare", description="Compare the ratios of two runs.")
+    parser.add_argument("folders", type=Path, nargs=2, metavar="DIR", help="folders of results")
+    parser.add_argument("--keep", action="store_true", help="take the comparison into docs/figures.jsonl")
+    parser.add_argument("--root", type=Path, default=ROOT, metavar="DIR", help="where docs/ is")
+    options = parser.parse_args(given)
+    found = compare.compared(*(_there(parser, folder) for folder in options.folders))
+    print(compare.report(*(figure["rows"] for figure in found)))
+    if options.keep:
+        file = options.root / "docs" / "figures.jsonl"
+        figures.write(file, figures.replaced(read(file), found))
+    return 0
+
+
+def _there(parser: argparse.ArgumentParser, folder: Path) -> Results:
+    file = folder / _results(False)
+    if not file.exists():
+        parser.error(f"{file} is missing.")
+    return Results.of(file)
 
 
 if __name__ == "__main__":
-    _stay_on_one_core()
+    machine.stay_on_one_core()
     sys.exit(main())

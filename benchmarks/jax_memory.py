@@ -1,31 +1,28 @@
-"""Time of gradients through a diffrax solve at equal memory: ``python -m benchmarks.jax_memory``.
+"""Time of gradients through a diffrax solve at equal memory: a cell a set-up, a row a way.
 
-Memory is XLA's own account of what a compiled gradient allocates besides its inputs and outputs.
+``temporary`` is XLA's own account of what a compiled gradient allocates besides its inputs and outputs. ``over_host``:
+the host's time over the row's, at the same number of checkpoints, the median over the rounds.
 """
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import json
-import sys
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+import functools
+from collections.abc import Iterator
 from typing import Any
 
-import benchmarks.jax_measure as measure  # first: it tells XLA to use one thread
-
-# isort: split
 import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from benchmarks.jax_measure import Program, Row
-from benchmarks.markdown import table
+from benchmarks import jax_programs as programs
+from benchmarks import timing
+from benchmarks.envelope import Rows
+from benchmarks.measurements import Cells, Scope
+from benchmarks.ways import ADAPTIVE, RECURSIVE
 from steptape.jax import AdaptiveCheckpointAdjoint
 
-HOST, OURS = "RecursiveCheckpointAdjoint", "AdaptiveCheckpointAdjoint"
 CHECKPOINTS = (8, 16, 44)
 _BATCH, _DIM, _WIDTH = 32, 16, 64
 
@@ -64,7 +61,7 @@ class Method:
     @property
     def ours(self) -> bool:
         """Whether it is steptape's."""
-        return self.name.startswith(OURS)
+        return self.name.startswith(ADAPTIVE)
 
 
 def methods() -> Iterator[Method]:
@@ -72,16 +69,9 @@ def methods() -> Iterator[Method]:
     for k in (*CHECKPOINTS, None):
         arguments = "" if k is None else f"checkpoints={k}"
         staged = ", ".join(filter(None, (arguments, 'graph="stage"')))
-        yield Method(f"{HOST}({arguments})", diffrax.RecursiveCheckpointAdjoint(checkpoints=k), k)
-        yield Method(f"{OURS}({arguments})", AdaptiveCheckpointAdjoint(checkpoints=k), k)
-        yield Method(f"{OURS}({staged})", AdaptiveCheckpointAdjoint(checkpoints=k, graph="stage"), k)
-
-
-def measured(setup: Setup, rounds: int) -> list[tuple[Method, Row]]:
-    """Compile every method, and time them in rounds of all of them."""
-    rows = [(method, _program(setup, method).compiled()) for method in methods()]
-    measure.race([row for _, row in rows], rounds, setup.name)
-    return rows
+        yield Method(f"{RECURSIVE}({arguments})", diffrax.RecursiveCheckpointAdjoint(checkpoints=k), k)
+        yield Method(f"{ADAPTIVE}({arguments})", AdaptiveCheckpointAdjoint(checkpoints=k), k)
+        yield Method(f"{ADAPTIVE}({staged})", AdaptiveCheckpointAdjoint(checkpoints=k, graph="stage"), k)
 
 
 def _inputs() -> tuple[Any, Any]:
@@ -90,7 +80,7 @@ def _inputs() -> tuple[Any, Any]:
     return eqx.filter(field, eqx.is_array), jax.random.normal(keys[1], (_BATCH, _DIM))
 
 
-def _program(setup: Setup, method: Method) -> Program:
+def _program(setup: Setup, method: Method) -> programs.Program:
     static = eqx.nn.MLP(_DIM, _DIM, _WIDTH, 2, jax.nn.tanh, key=jax.random.key(0))
     static = eqx.filter(static, eqx.is_array, inverse=True)
 
@@ -104,100 +94,34 @@ def _program(setup: Setup, method: Method) -> Program:
         )
         return jnp.sum(solution.ys**2), solution.stats
 
-    return Program(method.name, jax.grad(loss, argnums=(0, 1), has_aux=True), _inputs())
+    return programs.Program.compiled(method.name, jax.grad(loss, argnums=(0, 1), has_aux=True), _inputs())
 
 
-def report(setup: Setup, rows: Sequence[tuple[Method, Row]]) -> Iterator[str]:
-    """Both tables as Markdown."""
+def cells(scope: Scope) -> Cells:
+    """A cell a set-up; quick: one of them in 3 rounds."""
+    setups, rounds = (SETUPS[:1], 3) if scope.quick else (SETUPS, 11)
+    return {setup.name: functools.partial(_cell, setup, rounds) for setup in setups}
+
+
+def _cell(setup: Setup, rounds: int) -> Rows:
+    """Compile every method, and time them in rounds of all of them."""
+    rows = [(method, _program(setup, method)) for method in methods()]
+    programs.race([row for _, row in rows], rounds)
     host = {method.checkpoints: row for method, row in rows if not method.ours}
-    ours = [row for method, row in rows if method.ours]
-    accepted, rejected = _steps(rows)
-    yield from ("", f"## {setup.name}", "")
-    yield f"{setup.text}; {accepted} accepted steps, {rejected} rejected."
-    yield ""
-    head = ("adjoint", "temporary KiB", "ms", "times faster than the host's same k", "compile s", "difference")
-    yield from table(head, (_cells(row, host[method.checkpoints]) for method, row in rows))
-    yield from ("", "The fastest of ours in no more memory than the host takes:", "")
-    within = ("host", "KiB", "ms", "ours", "KiB", "ms", "times faster")
-    yield from table(within, (_within(row, ours) for row in host.values()))
-
-
-def _steps(rows: Sequence[tuple[Method, Row]]) -> tuple[int, int]:
     stats = rows[0][1].result[1]
-    return int(stats["num_accepted_steps"]), int(stats["num_rejected_steps"])
-
-
-def entry(setup: Setup, rows: Sequence[tuple[Method, Row]]) -> dict[str, Any]:
-    """The same as data. ``over_host``: the host's time over the row's, at the same number of checkpoints."""
-    host = {method.checkpoints: row for method, row in rows if not method.ours}
-    methods = [
+    solve = {"setup": setup.name, "text": setup.text, "accepted": int(stats["num_accepted_steps"])}
+    solve |= {"rejected": int(stats["num_rejected_steps"])}
+    return [
         {
-            "method": method.name,
+            **solve,
+            "way": method.name,
             "checkpoints": method.checkpoints,
             "ours": method.ours,
             "seconds": row.seconds,
-            "over_host": measure.ratio(host[method.checkpoints], row),
+            "over_host": timing.ratio(host[method.checkpoints].times, row.times),
             "temporary": row.temporary,
             "compiling": row.compiling,
-            "difference": measure.difference(row.result[0], host[method.checkpoints].result[0]),
+            "difference": programs.difference(row.result[0], host[method.checkpoints].result[0]),
         }
         for method, row in rows
     ]
-    accepted, rejected = _steps(rows)
-    return {"setup": setup.name, "text": setup.text, "accepted": accepted, "rejected": rejected, "methods": methods}
-
-
-def _cells(row: Row, host: Row) -> tuple[str, ...]:
-    return (
-        row.name,
-        f"{row.temporary / 1024:.0f}",
-        f"{row.seconds * 1e3:.0f}",
-        f"{measure.ratio(host, row):.2f}",
-        f"{row.compiling:.1f}",
-        f"{measure.difference(row.result[0], host.result[0]):.0e}",
-    )
-
-
-def _within(host: Row, ours: Sequence[Row]) -> tuple[str, ...]:
-    start = (host.name, f"{host.temporary / 1024:.0f}", f"{host.seconds * 1e3:.0f}")
-    fitting = [row for row in ours if row.temporary <= host.temporary]
-    if not fitting:
-        return (*start, "none", "", "", "")
-    best = min(fitting, key=lambda row: row.seconds)
-    return (
-        *start,
-        best.name,
-        f"{best.temporary / 1024:.0f}",
-        f"{best.seconds * 1e3:.0f}",
-        f"{measure.ratio(host, best):.2f}",
-    )
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure, print the tables and write their figures to a folder."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.jax_memory", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="one set-up in 3 rounds")
-    parser.add_argument("--rounds", type=int, default=11)
-    parser.add_argument("--only", choices=[setup.name for setup in SETUPS])
-    parser.add_argument("--out", type=Path, default=Path("benchmark-report"), metavar="DIR", help="folder of results")
-    options = parser.parse_args(arguments)
-    if options.quick:
-        options.rounds, options.only = 3, SETUPS[0].name
-    jax.config.update("jax_enable_x64", True)
-    print("# Gradients through diffrax at equal memory", "", sep="\n")
-    print(measure.machine())
-    print(f"A perceptron {_DIM}-{_WIDTH}-{_WIDTH}-{_DIM}, batch {_BATCH}, float64, Tsit5; processor time, one thread.")
-    command = " ".join(["python -m benchmarks.jax_memory", *(sys.argv[1:] if arguments is None else arguments)])
-    found: dict[str, Any] = {"command": command, "machine": measure.machine(), "setups": []}
-    options.out.mkdir(parents=True, exist_ok=True)
-    for setup in SETUPS:
-        if options.only in (None, setup.name):
-            rows = measured(setup, options.rounds)
-            print(*report(setup, rows), sep="\n", flush=True)
-            found["setups"].append(entry(setup, rows))
-            (options.out / "jax_memory.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

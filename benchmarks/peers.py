@@ -19,8 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 import steptape.torch
 from benchmarks.fields import Problem, Setup
-
-HOST, HOST_ADJOINT, OURS = "odeint", "odeint_adjoint", "steptape"
+from benchmarks.ways import HOST, HOST_ADJOINT, OURS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +29,6 @@ class Method:
     name: str
     solve: Callable[[Problem], Tensor]
     package: str = "torchdiffeq"
-    note: str = ""
     per_sample: bool = False
 
     @property
@@ -132,38 +130,22 @@ def _torchdyn_adjoint(problem: Problem) -> Tensor:
     return solve.apply(params, problem.y0, problem.t, None, ())[1]
 
 
-_CONTINUOUS = "solves the continuous adjoint"
-_PER_SAMPLE = "error control and steps per sample"
-
+# Those named adjoint, backsolve or zuko solve the continuous adjoint. Its error control leaves out the parameters in
+# the seminorm's and in torchdyn's; zuko's is by the maximum norm, so that its steps are smaller, and over each step.
+# torchode controls errors and steps per sample, but for the joint one: one norm over the batch, and the parameters.
 METHODS = (
-    Method(HOST, _host, note="torchdiffeq's plain back-propagation"),
+    Method(HOST, _host),
     Method(OURS, _steptape(), "steptape"),
     Method(f"{OURS}, checkpoints=8", _steptape(checkpoints=8), "steptape"),
     Method(f'{OURS}, graph="stage"', _steptape(graph="stage"), "steptape"),
     Method(f'{OURS}, checkpoints=8, graph="stage"', _steptape(checkpoints=8, graph="stage"), "steptape"),
-    Method(f"{HOST}, checkpointed func", _checkpointed, note="torch.utils.checkpoint around func"),
-    Method(HOST_ADJOINT, _host_adjoint, note=_CONTINUOUS),
-    Method(f"{HOST_ADJOINT}, seminorm", _seminorm, note=f"{_CONTINUOUS}; its error control leaves out parameters"),
-    Method("zuko", _zuko, "zuko", "maximum norm, so smaller steps; a continuous adjoint over each step"),
-    Method("torchode, autograd", _torchode("AutoDiffAdjoint"), "torchode", _PER_SAMPLE),
-    Method(
-        "torchode, joint backsolve",
-        _torchode("JointBacksolveAdjoint"),
-        "torchode",
-        f"{_CONTINUOUS}; one norm over the batch, and over the parameters backward",
-    ),
-    Method(
-        "torchode, backsolve",
-        _torchode("BacksolveAdjoint"),
-        "torchode",
-        f"{_CONTINUOUS}; {_PER_SAMPLE}",
-        per_sample=True,
-    ),
+    Method(f"{HOST}, checkpointed func", _checkpointed),
+    Method(HOST_ADJOINT, _host_adjoint),
+    Method(f"{HOST_ADJOINT}, seminorm", _seminorm),
+    Method("zuko", _zuko, "zuko"),
+    Method("torchode, autograd", _torchode("AutoDiffAdjoint"), "torchode"),
+    Method("torchode, joint backsolve", _torchode("JointBacksolveAdjoint"), "torchode"),
+    Method("torchode, backsolve", _torchode("BacksolveAdjoint"), "torchode", per_sample=True),
     Method("torchdyn, autograd", _torchdyn, "torchdyn"),
-    Method(
-        "torchdyn, adjoint",
-        _torchdyn_adjoint,
-        "torchdyn",
-        f"{_CONTINUOUS}; its error control leaves out parameters",
-    ),
+    Method("torchdyn, adjoint", _torchdyn_adjoint, "torchdyn"),
 )

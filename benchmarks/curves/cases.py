@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -54,7 +56,7 @@ def mean_square(ys: Any) -> Any:
 
 
 def precision(name: str, mlp: Path) -> Case:
-    """A problem of the work-precision curves; ``mlp``: the file that ``benchmarks.curves.mlp`` writes."""
+    """A problem of the work-precision curves; ``mlp``: a file, written if it is missing."""
     return _mlp(mlp) if name == "mlp" else _shared(name)
 
 
@@ -73,6 +75,9 @@ def _shared(name: str) -> Case:
 
 
 def _mlp(file: Path) -> Case:
+    if not file.exists():
+        # By PyTorch, which shares no process with JAX.
+        subprocess.run([sys.executable, "-m", "benchmarks.curves.mlp", str(file)], check=True)
     stored = np.load(file)
     params = tuple(stored[f"p{i}"] for i in range(6))
     return Case("mlp", perceptron, stored["y0"], params, tuple(stored["t"]), mean_square, stored["reference"])

@@ -3,28 +3,21 @@
 from __future__ import annotations
 
 import functools
-import logging
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import benchmarks.jax_measure as measure  # first: it tells XLA to use one thread
-
-# isort: split
 import diffrax
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks.curves import plan
 from benchmarks.curves.cases import STEP, Case
-from benchmarks.curves.rounds import race
-from benchmarks.curves.store import Row
-from benchmarks.errors import words
+from benchmarks.curves.measured import measured
+from benchmarks.envelope import Row, Rows
+from benchmarks.jax_programs import Program, words
+from benchmarks.measurements import Cells, Scope
 from steptape.jax import AdaptiveCheckpointAdjoint, QuadratureAdjoint, SeminormAdjoint
-
-jax.config.update("jax_enable_x64", True)
-# A solve that fails is a row of the table, which says why; here it would be a page.
-logging.getLogger("jax._src.callback").disabled = True
 
 BACKPROP, ADJOINT, ACA, QUADRATURE = "RecursiveCheckpoint", "Backsolve", "steptape ACA", "steptape quadrature"
 DIRECT = "Direct"
@@ -50,6 +43,11 @@ _QUICK = (BACKPROP, ACA, QUADRATURE)
 _MORE = 3  # times as many rounds, of runs that take a thousandth of the time that compiling them took
 
 
+def cells(scope: Scope) -> Cells:
+    """Those of the plan."""
+    return plan.cells(Jax(scope.quick), scope)
+
+
 class Jax:
     """diffrax's ways and ours, by Dormand and Prince's method."""
 
@@ -58,22 +56,18 @@ class Jax:
         self.precision_ways: Sequence[str] = _QUICK if quick else tuple(_PRECISION)
         self.scaling_ways: Sequence[str] = _QUICK if quick else tuple(_SCALING)
 
-    def machine(self) -> str:
-        """The platform and the versions that count."""
-        return measure.machine()
-
-    def precision(self, case: Case, tolerance: float, ways: Sequence[str], rounds: int) -> list[Row]:
+    def precision(self, case: Case, tolerance: float, ways: Sequence[str], rounds: int) -> Rows:
         """Every way at one tolerance, all with the smallest power of two that its tries fit in as ``max_steps``."""
         how = {"stepsize_controller": diffrax.PIDController(rtol=tolerance, atol=tolerance), "dt0": None}
         tries = int(_tries(case, how))
         max_steps = 1 << (tries - 1).bit_length()
-        rows = _race(case, {way: _PRECISION[way] for way in ways}, rounds, {**how, "max_steps": max_steps})
+        rows = _all(case, {way: _PRECISION[way] for way in ways}, rounds, {**how, "max_steps": max_steps})
         return [{**row, "max_steps": max_steps, "tries": tries} for row in rows]
 
-    def scaling(self, case: Case, axis: str, steps: int, ways: Sequence[str], rounds: int) -> list[Row]:
+    def scaling(self, case: Case, axis: str, steps: int, ways: Sequence[str], rounds: int) -> Rows:
         """Every way, with so many steps of equal size and ``max_steps`` of the same number."""
         how = {"stepsize_controller": diffrax.ConstantStepSize(), "dt0": STEP, "max_steps": steps}
-        return _race(case, {way: _SCALING[way] for way in ways}, rounds, how)
+        return _all(case, {way: _SCALING[way] for way in ways}, rounds, how)
 
 
 def _inputs(case: Case) -> tuple[Any, ...]:
@@ -93,9 +87,9 @@ def _tries(case: Case, how: dict[str, Any]) -> Any:
     return jax.jit(lambda y0, params: _solution(case, y0, params, how).stats["num_steps"])(*_inputs(case))
 
 
-def _race(case: Case, adjoints: dict[str, diffrax.AbstractAdjoint], rounds: int, how: dict[str, Any]) -> list[Row]:
+def _all(case: Case, adjoints: dict[str, diffrax.AbstractAdjoint], rounds: int, how: dict[str, Any]) -> Rows:
     runs = {way: _run(case, {**how, "adjoint": adjoint}) for way, adjoint in adjoints.items()}
-    rows = race(runs, _MORE * rounds)
+    rows = measured(runs, _MORE * rounds)
     jax.clear_caches()
     return rows
 
@@ -104,10 +98,10 @@ def _run(case: Case, how: dict[str, Any]) -> Callable[[], Row]:
     """Compiled when it is first called."""
 
     @functools.cache
-    def compiled() -> measure.Row:
-        return measure.Program("", _gradient(case, how), _inputs(case)).compiled()
+    def compiled() -> Program:
+        return Program.compiled("", _gradient(case, how), _inputs(case))
 
-    return lambda: _measured(case, compiled())
+    return lambda: _row(case, compiled())
 
 
 def _gradient(case: Case, how: dict[str, Any]) -> Callable[..., Any]:
@@ -118,13 +112,11 @@ def _gradient(case: Case, how: dict[str, Any]) -> Callable[..., Any]:
     return jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)
 
 
-def _measured(case: Case, program: measure.Row) -> Row:
-    start = time.process_time()
+def _row(case: Case, program: Program) -> Row:
     try:
-        program.run()
+        seconds = program.run()
     except jax.errors.JaxRuntimeError as error:
         raise RuntimeError(words(error)) from None
-    seconds = time.process_time() - start
     (_, stats), gradient = program.result
     flat = np.concatenate([np.ravel(part) for part in jax.tree.leaves(gradient)])
     # Six evaluations a try; the backward ones cannot be counted in a program that is timed.

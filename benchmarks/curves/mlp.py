@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from benchmarks.fields import SMALL
-from benchmarks.measure import reference_gradient
+from benchmarks.torch_speed import reference_gradient
 
 
 def main(file: Path) -> None:

@@ -1,15 +1,17 @@
-"""Which cells there are, in order, and which of them are too large; the same for both frameworks."""
+"""Which cells there are, in order, and which ways are too slow or too large for one; the same for both frameworks."""
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Sequence
+import functools
+import itertools
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Protocol
 
 from benchmarks.curves import cases
 from benchmarks.curves.cases import Case
-from benchmarks.curves.store import Row, Store
+from benchmarks.envelope import Row, Rows
+from benchmarks.measurements import Cells, Scope
 
 SECONDS = 60.0
 BYTES = 4 * 2**30
@@ -26,74 +28,50 @@ class Framework(Protocol):
     scaling_ways: Sequence[str]
     tolerances: Sequence[float]
 
-    def machine(self) -> str:
-        """The processor and the versions that count."""
-
-    def precision(self, case: Case, tolerance: float, ways: Sequence[str], rounds: int) -> list[Row]:
+    def precision(self, case: Case, tolerance: float, ways: Sequence[str], rounds: int) -> Rows:
         """Every way at one tolerance."""
 
-    def scaling(self, case: Case, axis: str, steps: int, ways: Sequence[str], rounds: int) -> list[Row]:
+    def scaling(self, case: Case, axis: str, steps: int, ways: Sequence[str], rounds: int) -> Rows:
         """Every way, with so many steps of equal size."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Extent:
-    """How much is measured."""
-
-    problems: Sequence[str]
-    sizes: int
-    axes: Sequence[str]
-    rounds: int
-
-    @classmethod
-    def of(cls, quick: bool) -> Extent:
-        """All, or two minutes of it."""
-        if quick:
-            return cls(("lotka_volterra",), 2, ("steps", "state"), 3)
-        return cls(tuple(cases.PROBLEMS), 6, tuple(axis.name for axis in cases.AXES), 21)
+def cells(framework: Framework, scope: Scope) -> Cells:
+    """Of both parts; quick: two minutes of it."""
+    problems, most, rounds = (("lotka_volterra",), 2, 3) if scope.quick else (tuple(cases.PROBLEMS), 6, 21)
+    mlp, found = scope.folder / "curves-mlp.npz", Cells()
+    for name, tolerance in itertools.product(problems, framework.tolerances):
+        measure = functools.partial(_precision, framework, name, tolerance, rounds, mlp)
+        found[_name("precision", name, tolerance)] = measure
+    for axis in cases.AXES[: 2 if scope.quick else None]:
+        sizes = axis.sizes[:most]
+        for before, size in zip((None, *sizes), sizes, strict=False):
+            measure = functools.partial(_scaling, framework, axis, size, before, rounds, scope)
+            found[_name("scaling", axis.name, size)] = measure
+    return found
 
 
-def run(framework: Framework, store: Store, parts: Sequence[str], extent: Extent, mlp: Path) -> None:
-    """Measure what is not there yet."""
-    store.cell("machine", "", 0, lambda: [{"machine": framework.machine()}])
-    if "precision" in parts:
-        _precision(framework, store, extent, mlp)
-    if "scaling" in parts:
-        for axis in cases.AXES:
-            if axis.name in extent.axes:
-                _scaling(framework, store, extent, axis)
+def _name(part: str, name: str, size: float) -> str:
+    return f"{part}, {name} {size:g}"
 
 
-def _precision(framework: Framework, store: Store, extent: Extent, mlp: Path) -> None:
-    for name in extent.problems:
-        case = cases.precision(name, mlp)
-        for tolerance in framework.tolerances:
-            store.cell("precision", name, tolerance, _measure_at(framework, case, tolerance, extent))
+def _placed(rows: Iterable[Row], part: str, name: str, size: float) -> Rows:
+    return [{"part": part, "name": name, "size": size, **row} for row in rows]
 
 
-def _measure_at(framework: Framework, case: Case, tolerance: float, extent: Extent) -> Callable[[], list[Row]]:
-    return lambda: framework.precision(case, tolerance, framework.precision_ways, extent.rounds)
+def _precision(framework: Framework, name: str, tolerance: float, rounds: int, mlp: Path) -> Rows:
+    case = cases.precision(name, mlp)
+    rows = framework.precision(case, tolerance, framework.precision_ways, rounds)
+    return _placed(rows, "precision", name, tolerance)
 
 
-def _scaling(framework: Framework, store: Store, extent: Extent, axis: cases.Axis) -> None:
-    before: dict[str, Row] = {}
-    last = axis.sizes[0]
-    for size in axis.sizes[: extent.sizes]:
-        too_large = {way: why for way in before if (why := too_large_for(before[way], size / last))}
-        rows = store.cell("scaling", axis.name, size, _measure_size(framework, axis, size, too_large, extent))
-        before, last = {row["way"]: row for row in rows}, size
-
-
-def _measure_size(
-    framework: Framework, axis: cases.Axis, size: int, too_large: dict[str, str], extent: Extent
-) -> Callable[[], list[Row]]:
-    def measure() -> list[Row]:
-        case, steps = axis.case(size)
-        ways = [way for way in framework.scaling_ways if way not in too_large]
-        skipped = [{"way": way, "without": why} for way, why in too_large.items()]
-        return [*framework.scaling(case, axis.name, steps, ways, extent.rounds), *skipped]
-
-    return measure
+def _scaling(framework: Framework, axis: cases.Axis, size: int, before: int | None, rounds: int, scope: Scope) -> Rows:
+    smaller = scope.done.get(_name("scaling", axis.name, before), []) if before else []
+    too_large = {row["way"]: why for row in smaller if (why := too_large_for(row, size / (before or size)))}
+    case, steps = axis.case(size)
+    ways = [way for way in framework.scaling_ways if way not in too_large]
+    skipped = [{"way": way, "without": why} for way, why in too_large.items()]
+    rows = framework.scaling(case, axis.name, steps, ways, rounds)
+    return _placed([*rows, *skipped], "scaling", axis.name, size)
 
 
 def too_large_for(row: Row, growth: float) -> str | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import matplotlib.figure
@@ -29,16 +28,16 @@ _LOOKS = {
 _AXES = {axis.name: axis.text for axis in cases.AXES}
 
 
-def draw(part: str, panels: dict[str, Any], file: Path) -> None:
-    """Draw all panels of a part."""
+def drawn(part: str, panels: dict[str, dict[float, dict[str, Any]]]) -> Any:
+    """All panels of a part: by problem or axis, tolerance or size, and way, the rows."""
     figure = matplotlib.figure.Figure(figsize=(max(8, 3.2 * len(panels)), 7), layout="constrained")
     axes = figure.subplots(2, len(panels), squeeze=False, sharey="col" if part == "precision" else "row")
     for column, (name, panel) in enumerate(panels.items()):
         for axis, (what, text) in zip(
             axes[:, column], (("seconds", "seconds, forward and backward"), ("held", "bytes held")), strict=True
         ):
-            for way, points in panel.items():
-                _line(axis, part, way, what, points)
+            for way in dict.fromkeys(way for rows in panel.values() for way in rows):
+                _line(axis, part, way, what, [(size, panel[size].get(way, {})) for size in sorted(panel)])
             if part == "precision":
                 axis.set(xlabel=text, ylabel="error of the gradient" if column == 0 else "")
             else:
@@ -50,7 +49,7 @@ def draw(part: str, panels: dict[str, Any], file: Path) -> None:
     handles = {str(line.get_label()): line for axis in axes.flat for line in axis.get_lines()}
     columns = min(4, len(panels) + 1)
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=columns, fontsize=9)
-    figure.savefig(file, dpi=110)
+    return figure
 
 
 def _line(axis: Any, part: str, way: str, what: str, points: list[Any]) -> None:

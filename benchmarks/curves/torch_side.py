@@ -14,12 +14,14 @@ import torchdiffeq
 from torch import Tensor
 
 import steptape.torch
-from benchmarks import measure, peers
+from benchmarks import peers
+from benchmarks.curves import plan
 from benchmarks.curves.cases import STEP, Case
-from benchmarks.curves.memory import in_use
-from benchmarks.curves.rounds import race
-from benchmarks.curves.store import Row
+from benchmarks.curves.measured import measured
+from benchmarks.envelope import Row, Rows
 from benchmarks.fields import Problem
+from benchmarks.measurements import Cells, Scope
+from benchmarks.meters import in_use
 
 BACKPROP, ADJOINT, SEMINORM, ACA, QUADRATURE = (
     "back-propagation",
@@ -55,27 +57,27 @@ class Field(torch.nn.Module):
         self.counts["accepted"] += 1
 
 
+def cells(scope: Scope) -> Cells:
+    """Those of the plan."""
+    return plan.cells(Torch(scope.quick), scope)
+
+
 class Torch:
     """torchdiffeq's ways, ours and the peers'; by Dormand and Prince's method unless a cell says otherwise."""
 
     def __init__(self, quick: bool):
-        torch.set_num_threads(1)
         # What is there already need not be searched for garbage before each measurement.
         gc.freeze()
         self.tolerances: Sequence[float] = (1e-3, 1e-7) if quick else tuple(10.0**-i for i in range(3, 10))
         self.precision_ways: Sequence[str] = tuple(_PRECISION)
         self.scaling_ways: Sequence[str] = tuple(_SCALING)
 
-    def machine(self) -> str:
-        """The processor and the versions that count."""
-        return ", ".join(f"{name} {value}" for name, value in measure.machine().items())
-
-    def precision(self, case: Case, tolerance: float, ways: Sequence[str], rounds: int) -> list[Row]:
+    def precision(self, case: Case, tolerance: float, ways: Sequence[str], rounds: int) -> Rows:
         """Every way at one tolerance."""
         problem = _problem(case, tolerance, _LIMIT)
-        return race({way: functools.partial(_gradient, case, problem, _PRECISION[way]) for way in ways}, rounds)
+        return measured({way: functools.partial(_gradient, case, problem, _PRECISION[way]) for way in ways}, rounds)
 
-    def scaling(self, case: Case, axis: str, steps: int, ways: Sequence[str], rounds: int) -> list[Row]:
+    def scaling(self, case: Case, axis: str, steps: int, ways: Sequence[str], rounds: int) -> Rows:
         """Every way, with so many steps of equal size."""
         runs = {}
         for way in ways:
@@ -83,7 +85,7 @@ class Torch:
             on_step, settings = _FIXED if axis == "steps" and way != QUADRATURE else _LIMITED
             solve = functools.partial(_SCALING[way], settings=settings)
             runs[way] = functools.partial(_gradient, case, _problem(case, 1e-3, 1000 * steps, on_step), solve)
-        return race(runs, rounds)
+        return measured(runs, rounds)
 
 
 # Two ways to steps of one size, and what torchdiffeq calls after each.

@@ -17,14 +17,15 @@ counts as one evaluation there; here the formulas are multiplied by the solver's
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from benchmarks.measure import Account
-from benchmarks.papers.ways import ACA, ADJOINT, BACKPROP, COLOURS, SEARCH, Cells, Claim, Counted, Row, odeint, values
+from benchmarks.envelope import Row, Rows
+from benchmarks.measurements import Cells
+from benchmarks.meters import Account
+from benchmarks.papers.ways import ACA, ADJOINT, BACKPROP, COLOURS, SEARCH, Claim, Counted, odeint, values
 
 CASES = {"2 layers, dopri5": (2, "dopri5"), "6 layers, dopri5": (6, "dopri5"), "2 layers, Heun": (2, "adaptive_heun")}
 # New evaluations in a try; torchdiffeq's solvers begin with the last slope, the search in the graph does not.
@@ -51,7 +52,7 @@ def run(quick: bool) -> Cells:
     return {name: functools.partial(_cell, name) for name in (list(CASES)[:1] if quick else CASES)}
 
 
-def _cell(name: str) -> list[Row]:
+def _cell(name: str) -> Rows:
     layers, method = CASES[name]
     ways = [BACKPROP, ADJOINT, ACA] + [SEARCH] * (method == "adaptive_heun")
     return [{"case": name, "way": way, **_count(way, layers, method)} for way in ways]
@@ -111,7 +112,7 @@ def _depth(root: Any) -> int:
     return depths[root]
 
 
-def claims(rows: Sequence[Row]) -> list[Claim]:
+def claims(rows: Rows) -> list[Claim]:
     """A line of the table each."""
 
     def found(name: str, way: str) -> str:
@@ -159,7 +160,7 @@ def claims(rows: Sequence[Row]) -> list[Claim]:
     ]
 
 
-def draw(rows: Sequence[Row], figure: Any) -> None:
+def draw(rows: Rows, figure: Any) -> None:
     """Counted over predicted."""
     names = ("evaluations / paper", "with those pulled back / paper", "memory / paper", "depth / paper")
     cases = list(dict.fromkeys(row["case"] for row in rows))

@@ -15,19 +15,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks import timing
+from benchmarks.envelope import Row, Rows
+from benchmarks.measurements import Cells
 from benchmarks.papers.ways import (
     ACA,
     ADJOINT,
     BACKPROP,
     COLOURS,
     SEARCH,
-    Cells,
     Claim,
     Counted,
-    Row,
     median,
     odeint,
-    timed,
     values,
 )
 
@@ -72,7 +72,7 @@ def run(quick: bool) -> Cells:
     return {f"seed {seed}": functools.partial(_cell, seed, epochs) for seed in range(seeds)}
 
 
-def _cell(seed: int, epochs: int) -> list[Row]:
+def _cell(seed: int, epochs: int) -> Rows:
     train, test = _data(seed)
     nets, optimisers, seconds = {}, {}, {}
     for way in WAYS:
@@ -83,7 +83,7 @@ def _cell(seed: int, epochs: int) -> list[Row]:
         for way in WAYS:
             for group in optimisers[way].param_groups:
                 group["lr"] = 0.1 if epoch < 2 * epochs / 3 else 0.01
-            with timed(seconds[way]):
+            with timing.lap(seconds[way]):
                 _epoch(nets[way], optimisers[way], train, seed * 1000 + epoch)
     return [{"seed": seed, "epochs": epochs, "way": way, **_row(nets[way], seconds[way], test)} for way in WAYS]
 
@@ -123,7 +123,7 @@ def _data(seed: int) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
     return (images[-TRAIN:], labels[-TRAIN:]), (images[:-TRAIN], labels[:-TRAIN])
 
 
-def claims(rows: Sequence[Row]) -> list[Claim]:
+def claims(rows: Rows) -> list[Claim]:
     """Error and time, as ratios to ACA's."""
     errors = {way: values(rows, "test error, %", way=way) for way in (ACA, ADJOINT, BACKPROP, SEARCH)}
     times = {way: median(rows, "seconds an epoch", way=way) for way in errors}
@@ -159,7 +159,7 @@ def claims(rows: Sequence[Row]) -> list[Claim]:
     ]
 
 
-def draw(rows: Sequence[Row], figure: Any) -> None:
+def draw(rows: Rows, figure: Any) -> None:
     """Test error by solver at test time."""
     axis = figure.subplots()
     solvers = ["test error, %", *(name for name in rows[0] if name.split()[0].strip(",") in dict(SWAPS))]

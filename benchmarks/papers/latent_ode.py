@@ -15,19 +15,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks import timing
+from benchmarks.envelope import Row, Rows
+from benchmarks.measurements import Cells
 from benchmarks.papers.ways import (
     ACA,
     ADJOINT,
     BACKPROP,
     COLOURS,
     SEMINORM,
-    Cells,
     Claim,
     Counted,
-    Row,
     median,
     odeint,
-    timed,
     values,
 )
 
@@ -71,7 +71,7 @@ def run(quick: bool) -> Cells:
     return {f"seed {seed}": functools.partial(_cell, seed, steps) for seed in range(seeds)}
 
 
-def _cell(seed: int, steps: int) -> list[Row]:
+def _cell(seed: int, steps: int) -> Rows:
     torch.manual_seed(seed)
     times = torch.cat([torch.zeros(1), (5 * torch.rand(POINTS - 1)).sort().values])
     _, *train = _data(times)
@@ -84,7 +84,7 @@ def _cell(seed: int, steps: int) -> list[Row]:
         optimisers[way] = torch.optim.Adam(nets[way].parameters(), lr=0.01)
     for step in range(steps):
         for way in WAYS:
-            with timed(seconds[way]):
+            with timing.lap(seconds[way]):
                 optimisers[way].zero_grad()
                 errors = (nets[way](times, *train) - train[0]) * train[1]
                 (errors.square().sum() / train[1].sum()).backward()
@@ -106,12 +106,7 @@ def _data(times: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return truth, truth + 0.05 * torch.randn_like(truth), (torch.rand_like(truth) < 0.5).float()
 
 
-def shown(rows: Sequence[Row]) -> list[Row]:
-    """Without the curves."""
-    return [{name: value for name, value in row.items() if name != "curve"} for row in rows]
-
-
-def claims(rows: Sequence[Row]) -> list[Claim]:
+def claims(rows: Rows) -> list[Claim]:
     """Accuracy and time, as ratios to ACA's."""
     errors = {way: values(rows, "test MSE", way=way) for way in WAYS}
     times = {way: median(rows, "ms a step", way=way) for way in WAYS}
@@ -131,7 +126,7 @@ def claims(rows: Sequence[Row]) -> list[Claim]:
     ]
 
 
-def draw(rows: Sequence[Row], figure: Any) -> None:
+def draw(rows: Rows, figure: Any) -> None:
     """Test MSE over the training."""
     axis = figure.subplots()
     for row in rows:

@@ -26,12 +26,10 @@ import torchdiffeq
 from torch import Tensor
 
 import steptape.torch
-from benchmarks.papers import verdicts
+from benchmarks.envelope import Rows
+from benchmarks.measurements import Cells
 from benchmarks.papers.verdicts import TOLERANCE, Y0, Absent, P, Verdict, row, verdict
-from benchmarks.papers.ways import Cells, Claim, Row
-
-SIZE = (11, 4.5)
-shown, draw = verdicts.shown, verdicts.draw
+from benchmarks.papers.ways import Claim
 
 
 class Field(torch.nn.Module):
@@ -347,7 +345,7 @@ def run(quick: bool) -> Cells:
     return {name: functools.partial(_cell, name) for name in PEERS}
 
 
-def _cell(name: str) -> list[Row]:
+def _cell(name: str) -> Rows:
     peer = PEERS[name]
     try:
         importlib.import_module(peer.package)
@@ -363,11 +361,11 @@ def _try(peer: Peer, case: str) -> Verdict:
         return verdict(lambda: CASES[case](peer), BOUNDS.get(case, 1e-3))
 
 
-def claims(rows: Sequence[Row]) -> list[Claim]:
+def claims(rows: Rows) -> list[Claim]:
     """The project's own notes on its peers."""
-    verdicts = {row["peer"]: row for row in rows}
-    lost = [name for name, row in verdicts.items() if "wrong" in row.get("parameter in a closure", "")]
-    sign = verdicts.get("zuko", {}).get("gradient in t", "not installed")
+    found = {row["peer"]: row for row in rows}
+    lost = [name for name, row in found.items() if "wrong" in row.get("parameter in a closure", "")]
+    sign = found.get("zuko", {}).get("gradient in t", "not installed")
     return [
         Claim(
             "a parameter held only in a closure silently gets no gradient from every memory-saving peer",

@@ -12,7 +12,9 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from benchmarks.papers.ways import Cells, Claim, Row
+from benchmarks.envelope import Rows
+from benchmarks.measurements import Cells
+from benchmarks.papers.ways import Claim
 from steptape.shared_tests.backends.backend_torch import run as run_torch
 from steptape.shared_tests.backends.backends import Case
 from steptape.shared_tests.oracles.scheme_adjoint import SCHEMES, continuous, difference, gradient, grid_of
@@ -29,8 +31,8 @@ def run(quick: bool) -> Cells:
     return {scheme: functools.partial(_cell, scheme, steps) for scheme in SCHEMES}
 
 
-def _cell(scheme: str, steps: Sequence[int]) -> list[Row]:
-    rows: list[Row] = []
+def _cell(scheme: str, steps: Sequence[int]) -> Rows:
+    rows: Rows = []
     for count in steps:
         grid = grid_of(PROBLEM, count)
         host = run_torch(Case(PROBLEM.name, "backprop", scheme, grid=grid)).gradient
@@ -43,7 +45,7 @@ def _cell(scheme: str, steps: Sequence[int]) -> list[Row]:
     return rows
 
 
-def _points(rows: Sequence[Row], scheme: str, adjoint: str) -> list[tuple[float, float]]:
+def _points(rows: Rows, scheme: str, adjoint: str) -> list[tuple[float, float]]:
     mine = [r for r in rows if (r["solve"], r["adjoint"]) == (scheme, adjoint)]
     return sorted((r["step size"], r["difference"]) for r in mine)
 
@@ -53,7 +55,7 @@ def _order(points: Sequence[tuple[float, float]]) -> float:
     return math.log(coarse / fine) / math.log(twice / h)
 
 
-def claims(rows: Sequence[Row]) -> list[Claim]:
+def claims(rows: Rows) -> list[Claim]:
     """Of the matching adjoint, and of all the others."""
     solved = list(dict.fromkeys(r["solve"] for r in rows))
     worst = max(r["difference"] for r in rows if r["adjoint"] == OWN)
@@ -82,7 +84,7 @@ def claims(rows: Sequence[Row]) -> list[Claim]:
 _CANCELLING = (("heun", "heun"), ("dopri5", "dopri5"))
 
 
-def draw(rows: Sequence[Row], figure: Any) -> None:
+def draw(rows: Rows, figure: Any) -> None:
     """The difference over the step size, a panel for each scheme of the solve."""
     for axis, scheme in zip(figure.subplots(2, 3, sharex=True, sharey=True).flat, SCHEMES, strict=True):
         for name, colour in _COLOURS.items():

@@ -9,24 +9,23 @@ over twice as many times in [0, 2], shifted by half a step.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from benchmarks import timing
+from benchmarks.envelope import Rows
+from benchmarks.measurements import Cells
 from benchmarks.papers.ways import (
     ACA,
     ADJOINT,
     BACKPROP,
     COLOURS,
     QUADRATURE,
-    Cells,
     Claim,
     Counted,
-    Row,
     odeint,
-    timed,
     values,
 )
 
@@ -67,7 +66,7 @@ def run(quick: bool) -> Cells:
     }
 
 
-def _cell(way: str, times: int, epochs: int, seed: int) -> list[Row]:
+def _cell(way: str, times: int, epochs: int, seed: int) -> Rows:
     torch.manual_seed(seed)
     start = torch.tensor([PLACES, VELOCITIES], dtype=torch.float64)
     train = torch.linspace(0, 1, times, dtype=torch.float64)
@@ -79,7 +78,7 @@ def _cell(way: str, times: int, epochs: int, seed: int) -> list[Row]:
     seconds: list[float] = []
     losses = []
     for _ in range(epochs):
-        with timed(seconds):
+        with timing.lap(seconds):
             adam.zero_grad()
             errors = odeint(way, field, start, train, TOLERANCES)[:, 0] - truth
             loss = (weights * errors.square().sum((1, 2))).mean()
@@ -114,12 +113,7 @@ def _test_error(field: torch.nn.Module, start: Tensor, times: int) -> float:
     return float((_paths(field, start, test) - truth).square().sum())
 
 
-def shown(rows: Sequence[Row]) -> list[Row]:
-    """Without the curves."""
-    return [{name: value for name, value in row.items() if name != "losses"} for row in rows]
-
-
-def claims(rows: Sequence[Row]) -> list[Claim]:
+def claims(rows: Rows) -> list[Claim]:
     """The authors' stored run."""
     found = [row for row in rows if row["way"] == ACA and row["times"] == 1000]
     if not found:
@@ -146,7 +140,7 @@ def claims(rows: Sequence[Row]) -> list[Claim]:
     return claims
 
 
-def draw(rows: Sequence[Row], figure: Any) -> None:
+def draw(rows: Rows, figure: Any) -> None:
     """The loss over the epochs."""
     axis = figure.subplots()
     for row in rows:

@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.envelope import Row, Rows
+from benchmarks.measurements import Cells
 from benchmarks.papers.ways import (
     ACA,
     ADJOINT,
@@ -23,9 +25,7 @@ from benchmarks.papers.ways import (
     HELD,
     QUADRATURE,
     SEARCH,
-    Cells,
     Claim,
-    Row,
     odeint,
     why,
 )
@@ -58,7 +58,7 @@ def run(quick: bool) -> Cells:
     }
 
 
-def _cell(method: str, rate: float, end: float) -> list[Row]:
+def _cell(method: str, rate: float, end: float) -> Rows:
     ways = [BACKPROP, ADJOINT, ACA, QUADRATURE] + [SEARCH, HELD] * (method == "adaptive_heun")
     return [{"solver": method, "α": rate, "T": end, "way": way, **_errors(way, method, rate, end)} for way in ways]
 
@@ -82,7 +82,7 @@ def _errors(way: str, method: str, rate: float, end: float) -> Row:
     }
 
 
-def claims(rows: Sequence[Row]) -> list[Claim]:
+def claims(rows: Rows) -> list[Claim]:
     """Against the errors read from the paper's figure, and its order of the ways."""
     last = {(r["solver"], r["α"], r["way"]): r for r in rows if r["T"] == TIMES[-1]}
 
@@ -119,7 +119,7 @@ def claims(rows: Sequence[Row]) -> list[Claim]:
     ]
 
 
-def draw(rows: Sequence[Row], figure: Any) -> None:
+def draw(rows: Rows, figure: Any) -> None:
     """Relative error in α over T, a panel a case."""
     for axis, (method, rate) in zip(figure.subplots(1, len(CASES), sharey=True), CASES, strict=True):
         for way, colour in COLOURS.items():

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.envelope import Row, Rows
+from benchmarks.measurements import Cells
 from benchmarks.papers.ways import (
     ACA,
     ADJOINT,
@@ -21,9 +23,7 @@ from benchmarks.papers.ways import (
     COLOURS,
     QUADRATURE,
     SEMINORM,
-    Cells,
     Claim,
-    Row,
     odeint,
     relative_error,
     why,
@@ -57,9 +57,9 @@ def run(quick: bool) -> Cells:
     }
 
 
-def _cell(form: str, pair: tuple[float, float]) -> list[Row]:
+def _cell(form: str, pair: tuple[float, float]) -> Rows:
     exact = _gradient(BACKPROP, form, (1e-12, 1e-12), "dopri8")
-    rows: list[Row] = [{"form": form, "rtol": pair[0], "atol": pair[1], **_return(form, pair)}]
+    rows: Rows = [{"form": form, "rtol": pair[0], "atol": pair[1], **_return(form, pair)}]
     for way in WAYS:
         row = {"form": form, "rtol": pair[0], "atol": pair[1], "way": way}
         try:
@@ -91,7 +91,7 @@ def _return(form: str, pair: tuple[float, float]) -> Row:
     return {"way": "reverse solve", "comes back to": point, "distance": float((back - start).norm())}
 
 
-def claims(rows: Sequence[Row]) -> list[Claim]:
+def claims(rows: Rows) -> list[Claim]:
     """Of the return to the start, and of the gradient."""
     reverse = {(r["form"], r["rtol"]): r for r in rows if r["way"] == "reverse solve"}
     mild, stiff = reverse.get((MILD, 1e-3)), reverse.get((STIFF, 1e-3))
@@ -132,7 +132,7 @@ def _error(row: Row) -> str:
     return f"fails ({row['failed']})" if "failed" in row else f"{row['gradient error']:.1e}"
 
 
-def draw(rows: Sequence[Row], figure: Any) -> None:
+def draw(rows: Rows, figure: Any) -> None:
     """The gradient's error over the tolerance."""
     for axis, form in zip(figure.subplots(1, 2), (MILD, STIFF), strict=True):
         for way in WAYS:

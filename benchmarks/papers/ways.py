@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
 import statistics
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -14,10 +12,8 @@ import torchdiffeq
 from torch import Tensor
 
 import steptape.torch
+from benchmarks.envelope import Rows
 from benchmarks.papers.search import odeint_search
-
-Row = dict[str, Any]
-Cells = dict[str, Callable[[], list[Row]]]
 
 BACKPROP, SEARCH, HELD, ADJOINT, SEMINORM, ACA, QUADRATURE = (
     "back-propagation",
@@ -118,20 +114,12 @@ def why(error: Exception) -> str:
     return re.sub(r" [-\d.e]+$", "", str(error).splitlines()[0])
 
 
-@contextlib.contextmanager
-def timed(seconds: list[float]) -> Iterator[None]:
-    """Append the processor time that the block takes."""
-    start = time.process_time()
-    yield
-    seconds.append(time.process_time() - start)
-
-
-def median(rows: Sequence[Row], name: str, **where: Any) -> float:
+def median(rows: Rows, name: str, **where: Any) -> float:
     """The median of a column over the rows that match."""
     return statistics.median(values(rows, name, **where) or [float("nan")])
 
 
-def values(rows: Sequence[Row], name: str, **where: Any) -> list[Any]:
+def values(rows: Rows, name: str, **where: Any) -> list[Any]:
     """A column of the rows that match, without empty cells."""
     chosen = [row for row in rows if all(row.get(key) == value for key, value in where.items())]
     return [row[name] for row in chosen if row.get(name) is not None]

@@ -12,11 +12,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks.measurements import Cells, Scope
+from benchmarks.tasks import measure
 from benchmarks.tasks.data import Arrays, Task, Weights, flat
-from benchmarks.tasks.measure import MATCHED, Gradient
+from benchmarks.tasks.measure import Gradient
+from benchmarks.ways import MATCHED
 from steptape.jax import AdaptiveCheckpointAdjoint, QuadratureAdjoint, SeminormAdjoint
-
-jax.config.update("jax_enable_x64", True)
 
 # Some more than the longest solve takes: the dense output of the quadrature has as many rows, and zeroes them first.
 _MAX_STEPS = 160
@@ -182,3 +183,8 @@ class Model:
 def _vector(gradient: Any, weights: Weights) -> np.ndarray:
     # JAX sorts the keys of a dict.
     return flat({name: [np.asarray(x) for x in gradient[name]] for name in weights})
+
+
+def cells(scope: Scope) -> Cells:
+    """Those of all tasks."""
+    return measure.cells(scope, Model)

@@ -1,22 +1,30 @@
-"""One cell of the table: a short training run by every method at one tolerance, in the framework at hand."""
+"""A cell of a task: a short training run by every method at one tolerance, in the framework at hand, a row a method.
+
+Evaluations are totals over the training run. ``seconds``: of processor time, the median of a gradient on the first
+batch. ``error``: of that gradient, relative, against a tight reference. ``loss``: of the last batch; ``score``: on the
+test set.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-import gc
+import functools
 import statistics
-import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks.tasks.data import Task, flat, shaped
+from benchmarks import timing
+from benchmarks.envelope import Row, Rows
+from benchmarks.measurements import Cells, Scope
+from benchmarks.runner import note
+from benchmarks.tasks.data import TASKS, Task, flat, shaped
+from benchmarks.ways import TASK_WAYS
 
-# The quadrature adjoint solves for a cotangent whose largest entry is 1, the hosts for that of a mean over n examples:
-# with n times the absolute tolerance it is held to the same.
-MATCHED = "quadrature, atol x n"
-METHODS = ("default", "seminorm", "quadrature", MATCHED, "aca")
+QUICK = ("cde", "cnf-moons")
+Tolerance = tuple[float, float]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,93 +41,70 @@ class Gradient:
     pullbacks: int | None = None
 
 
-@dataclasses.dataclass(frozen=True)
-class Row:
-    """One method in one cell. Evaluations are totals over the training run.
-
-    ``seconds``: of processor time, the median of a gradient on the first batch. ``error``: of that gradient, relative,
-    against a tight reference. ``loss``: of the last batch; ``score``: on the test set.
-    """
-
-    backend: str
-    task: str
-    rtol: float
-    atol: float
-    method: str
-    parameters: int
-    channels: int
-    steps: int
-    measure: str = ""
-    forward: int = 0
-    backward: int = 0
-    pullbacks: int | None = None
-    seconds: float = 0
-    error: float = 0
-    loss: float = 0
-    score: float = 0
-    failed: str = ""
-
-    def run(self) -> tuple[str, str, int]:
-        """What it belongs to: the framework, the task and its length."""
-        return self.backend, self.task, self.steps
+def cells(scope: Scope, model_of: Callable[[Task, str], Any]) -> Cells:
+    """A cell a task and pair of tolerances; quick: two tasks at one pair, with few steps."""
+    tasks = {name: TASKS[name](scope.paper) for name in (QUICK if scope.quick else TASKS)}
+    # Of one task at a time, for all its tolerances: in JAX they are compiled programs.
+    models = functools.lru_cache(maxsize=1)(lambda name: {way: model_of(tasks[name], way) for way in TASK_WAYS})
+    return {
+        f"{name} {pair[0]:g}": functools.partial(_cell, task, models, pair, scope)
+        for name, task in tasks.items()
+        for pair in task.tolerances[: 1 if scope.quick else None]
+    }
 
 
-def cell(
-    backend: str,
-    task: Task,
-    models: dict[str, Any],
-    reference: np.ndarray,
-    tolerance: tuple[float, float],
-    steps: int,
-    rounds: int,
-    note: Callable[[str], None],
-) -> list[Row]:
+def _cell(task: Task, models_of: Callable[[str], dict[str, Any]], pair: Tolerance, scope: Scope) -> Rows:
     """Train by every method, then time them in rounds of all of them."""
+    steps, rounds = (3, 2) if scope.quick else (10, 21)
+    models = models_of(task.name)
+    file = scope.folder / f"tasks{'-paper' * scope.paper}-{task.name}.npy"
+    reference = _reference(models["aca"], file)
+    weights, batch = task.weights(), next(task.batches(1))
     rows: dict[str, Row] = {}
-    for method, model in models.items():
-        blank = Row(backend, task.name, *tolerance, method, task.parameters(), task.channels(), steps, task.score)
+    for way, model in models.items():
+        row = {"task": task.name, "rtol": pair[0], "atol": pair[1], "way": way, "steps": steps}
+        row |= {"parameters": task.parameters(), "channels": task.channels(), "measure": task.score}
         try:
-            rows[method] = _trained(blank, task, model, reference, tolerance)
+            rows[way] = row | _trained(task, model, reference, pair, steps)
         except Exception as error:
-            rows[method] = dataclasses.replace(blank, failed=f"{type(error).__name__}: {error}".splitlines()[0][:200])
-        row = rows[method]
-        note(f"{backend} {task.name} {tolerance[0]:g}: {method} {row.failed or f'{row.forward} + {row.backward}'}")
-    able = {method: model for method, model in models.items() if not rows[method].failed}
-    seconds = _times(task, able, tolerance, rounds)
-    return [dataclasses.replace(row, seconds=seconds.get(method, 0)) for method, row in rows.items()]
+            rows[way] = row | {"without": f"{type(error).__name__}: {error}".splitlines()[0][:200]}
+            note(f"  {way}: {rows[way]['without']}")
+    able = {way: model for way, model in models.items() if "without" not in rows[way]}
+    # The first round warms up, or compiles.
+    runs = {way: functools.partial(_seconds, model, weights, batch, pair) for way, model in able.items()}
+    for way, times in timing.race(runs, timing.Rounds(rounds)).items():
+        rows[way]["seconds"] = timing.median(times)
+    return list(rows.values())
 
 
-def _trained(blank: Row, task: Task, model: Any, reference: np.ndarray, tolerance: tuple[float, float]) -> Row:
+def _seconds(model: Any, *given: Any) -> float:
+    return timing.timed(lambda: model.gradient(*given))
+
+
+def _reference(model: Any, file: Path) -> np.ndarray:
+    """The gradient of the first batch to compare with, by the framework that comes to it first: both share it."""
+    if not file.exists():
+        np.save(file, model.reference(model.task.weights(), next(model.task.batches(1))))
+    return np.load(file)
+
+
+def _trained(task: Task, model: Any, reference: np.ndarray, tolerance: Tolerance, steps: int) -> Row:
     weights = task.weights()
     adam = Adam(flat(weights), task.rate)
     found = []
-    for batch in task.batches(blank.steps):
+    for batch in task.batches(steps):
         gradient = model.count(weights, batch, tolerance)
         found.append(gradient)
         weights = shaped(adam.step(gradient.vector), weights)
     pullbacks = [g.pullbacks for g in found]
-    return dataclasses.replace(
-        blank,
-        forward=sum(g.forward for g in found),
-        backward=sum(g.backward for g in found),
-        pullbacks=None if None in pullbacks else sum(pullbacks),
-        error=float(np.linalg.norm(found[0].vector - reference) / np.linalg.norm(reference)),
-        loss=found[-1].loss,
-        score=statistics.mean(model.score(weights, batch, tolerance) for batch in task.test_batches()),
-    )
-
-
-def _times(task: Task, models: dict[str, Any], tolerance: tuple[float, float], rounds: int) -> dict[str, float]:
-    weights, batch = task.weights(), next(task.batches(1))
-    times: dict[str, list[float]] = {method: [] for method in models}
-    for n in range(rounds + 1):
-        for method, model in models.items():
-            gc.collect()
-            start = time.process_time()
-            model.gradient(weights, batch, tolerance)
-            if n > 0:  # the first round warms up, or compiles
-                times[method].append(time.process_time() - start)
-    return {method: statistics.median(found) for method, found in times.items()}
+    return {
+        "forward": sum(g.forward for g in found),
+        "backward": sum(g.backward for g in found),
+        "pullbacks": None if None in pullbacks else sum(pullbacks),
+        "error": float(np.linalg.norm(found[0].vector - reference) / np.linalg.norm(reference)),
+        "loss": found[-1].loss,
+        "score": statistics.mean(model.score(weights, batch, tolerance) for batch in task.test_batches()),
+    }
 
 
 class Adam:

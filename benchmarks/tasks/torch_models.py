@@ -12,10 +12,12 @@ import torchdiffeq
 from torch import Tensor, nn
 
 import steptape.torch
+from benchmarks.measurements import Cells, Scope
+from benchmarks.tasks import measure
 from benchmarks.tasks.data import Arrays, Task, Weights
-from benchmarks.tasks.measure import MATCHED, Gradient
+from benchmarks.tasks.measure import Gradient
+from benchmarks.ways import MATCHED
 
-torch.set_num_threads(1)
 # torchcde calls torchdiffeq by name; so does what follows.
 steptape.torch.install()
 
@@ -192,3 +194,8 @@ class Model:
         found = torchdiffeq.odeint_adjoint(field, series[0], torch.tensor(self.task.times), **solve)
         loss = ((found - series)[1:, :, :4] ** 2).mean()
         return loss, loss
+
+
+def cells(scope: Scope) -> Cells:
+    """Those of all tasks."""
+    return measure.cells(scope, Model)

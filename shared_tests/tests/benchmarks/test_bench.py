@@ -1,114 +1,183 @@
-"""The command that runs all measurements: what it runs, what it skips, what it says."""
+"""The command that runs all measurements: what it runs, what it skips, what it writes, and how it times."""
 
 import importlib
 import json
-import subprocess
+import math
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-
-pytest.importorskip("matplotlib")
 
 ROOT = Path(__file__).resolve().parents[3]
 pytestmark = pytest.mark.skipif(not (ROOT / "benchmarks").exists(), reason="runs from a checkout")
 
 
 @pytest.fixture
-def bench(monkeypatch):
-    """The command, and the modules that it starts, of which ``fails`` may name one that fails."""
+def load(monkeypatch):
+    """A module of ``benchmarks``, by its name."""
+    monkeypatch.syspath_prepend(ROOT)
+    return lambda name: importlib.import_module(f"benchmarks.{name}")
+
+
+@pytest.fixture
+def bench(load, monkeypatch):
+    """The command with measurements of one cell, and the processes it starts, of which ``fails`` may name some."""
+    pytest.importorskip("matplotlib")
+    runner, envelope = load("runner"), load("envelope")
     started, fails = [], set()
 
-    def run(command, check):
-        name = command[2].removeprefix("benchmarks.")
-        started.append(" ".join([name, *(flag for flag in command if flag == "--quick")]))
-        return SimpleNamespace(returncode=int(name in fails))
+    def run(command, env, check):
+        assert env["OMP_NUM_THREADS"] == "1"
+        name, framework, number, file = command[3:7]
+        started.append(
+            " ".join([name, framework, *["again"] * (number == "2"), *(f for f in command if f == "--quick")])
+        )
+        if name in fails:
+            return SimpleNamespace(returncode=1)
+        done = envelope.done(envelope.read(Path(file)), name, framework, int(number))
+        new = [envelope.entry(name, "cell", framework, int(number), [])] * ("cell" not in done)
+        envelope.append(Path(file), new)
+        return SimpleNamespace(returncode=0)
 
-    monkeypatch.syspath_prepend(ROOT)
-    main = importlib.import_module("benchmarks.__main__")
-    monkeypatch.setattr(subprocess, "run", run)
-    return SimpleNamespace(main=main.main, all=list(main.MEASUREMENTS), started=started, fails=fails)
+    monkeypatch.setattr(runner, "subprocess", SimpleNamespace(run=run))
+    main = load("__main__")
+    monkeypatch.setattr(main, "_page_of", lambda results, folder: started.append("page"))
+    return SimpleNamespace(main=main.main, all=load("measurements").MEASUREMENTS, started=started, fails=fails)
 
 
-def test_every_measurement_is_a_command_and_a_source_of_the_page(bench):
-    sources = importlib.import_module("benchmarks.results.read").SOURCES
-    assert set(bench.all) == set(sources) - {"parity"}
-    for name in bench.all:
-        assert (ROOT / "benchmarks" / f"{name}.py").exists() or (ROOT / "benchmarks" / name / "__main__.py").exists()
+def test_every_measurement_has_code_and_figures_and_a_line_of_the_readme(load):
+    for module in ("tabulate", "torchdiffeq"):
+        pytest.importorskip(module)
+    measurements, figures = load("measurements").MEASUREMENTS, load("page.figures").FIGURES
+    assert set(figures) == {name for name, one in measurements.items() if one.usual}
+    readme = (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8")
+    for name, one in measurements.items():
+        assert f"python -m benchmarks {name}`" in readme
+        assert (ROOT / one.script).exists()
+        for module in one.modules.values():
+            assert (ROOT / "benchmarks" / (module.replace(".", "/") + ".py")).exists()
 
 
-def test_all_are_finished_once_and_the_page_each_time(bench, tmp_path, capsys):
+def test_each_framework_has_a_process_and_the_second_pass_comes_after_all_of_the_first(bench, tmp_path):
     assert bench.main(["--out", str(tmp_path)]) == 0
-    again = ["sde_speed", "curves", "tasks"]
-    # The second pass comes after all of the first, then the reports of what it changed.
-    assert bench.started == [*bench.all, *again, *again, "results"]
-    bench.started.clear()
-    assert bench.main(["--out", str(tmp_path), "tasks", "papers"]) == 0
-    assert bench.started == ["tasks", "results"]
-    assert "tasks: finished before" in capsys.readouterr().err
-
-
-def test_what_failed_is_run_again_and_quick_ones_do_not_count_as_whole(bench, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    bench.fails.add("tasks")
-    assert bench.main(["tasks", "papers", "--quick"]) == 1
-    assert "failed: tasks" in capsys.readouterr().err
-    bench.fails.clear()
-    assert bench.main(["tasks", "papers", "--quick"]) == 0
-    assert bench.main(["papers"]) == 0
-    assert bench.started == [
-        "tasks --quick",
-        "papers --quick",
-        "results",
-        "tasks --quick",
-        "results",
-        "papers",
-        "results",
+    usual = {name: one for name, one in bench.all.items() if one.usual}
+    first = [f"{name} {framework}" for name, one in usual.items() for framework in one.modules]
+    second = [
+        f"{name} {framework} again" for name in ("sde_speed", "curves", "tasks") for framework in usual[name].modules
     ]
-    assert (tmp_path / "benchmark-report" / "quick" / "finished.txt").exists()
+    assert bench.started == [*first, *second, "page"]
+    lines = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert set(lines[0]) == {"measurement", "cell", "framework", "pass", "day", "machine", "versions", "rows"}
 
 
-def test_of_two_passes_each_way_has_its_lesser_time(bench, tmp_path):
-    passes = importlib.import_module("benchmarks.passes")
-    times = {tmp_path: (2.0, 3.0, 1.0), tmp_path / passes.SECOND: (5.0, 1.5, 0.5)}
-    for folder, (ours, host, other) in times.items():
-        folder.mkdir(exist_ok=True)
-        ways = [{"way": "ours", "seconds": ours}, {"way": "host", "seconds": host}, {"way": "peer", "without": "no"}]
-        cell = {"backend": "torch", "part": "scaling", "name": "steps", "size": 10}
-        # A cell that the other pass has not, and a solve of another length, are not compared.
-        cells = [{**cell, "rows": ways}, {**cell, "size": folder.name, "rows": [{"way": "ours", "seconds": other}]}]
-        (folder / "curves.jsonl").write_text("".join(json.dumps(one) + "\n" for one in cells), encoding="utf-8")
-        row = {"sde_type": "ito", "noise": "diagonal", "method": "srk", "known_dt": True}
-        sde = {"batch": 2, "state": 3, "rows": [{**row, "ways": {"aca": {"seconds": other, "held": 8}}}]}
-        (folder / "sde_speed.json").write_text(json.dumps({**sde, "steps": 10 * ours}), encoding="utf-8")
-        task = {"backend": "jax", "task": "cde", "rtol": 1e-3, "atol": 1e-6, "method": "aca", "failed": ""}
-        task |= {"parameters": 1, "channels": 2, "seconds": other}
-        (folder / "tasks.jsonl").write_text(json.dumps(task) + "\n", encoding="utf-8")
-    passes.merge(tmp_path)
-    lines = (tmp_path / "curves.jsonl").read_text(encoding="utf-8").splitlines()
-    assert [row.get("seconds") for line in lines for row in json.loads(line)["rows"]] == [2.0, 1.5, None, 1.0]
-    assert json.loads((tmp_path / "tasks.jsonl").read_text(encoding="utf-8"))["seconds"] == 0.5
-    sde = json.loads((tmp_path / "sde_speed.json").read_text(encoding="utf-8"))
-    assert sde["rows"][0]["ways"]["aca"]["seconds"] == 1.0
+def test_what_failed_is_named_and_quick_results_are_apart(bench, tmp_path, capsys):
+    bench.fails.add("tasks")
+    assert bench.main(["tasks", "jax_speed", "--quick", "--out", str(tmp_path)]) == 1
+    assert "failed: tasks, torch; tasks, jax" in capsys.readouterr().err
+    assert bench.main(["jax_speed", "--out", str(tmp_path)]) == 0
+    assert bench.started == [
+        "tasks torch --quick",
+        "tasks jax --quick",
+        "jax_speed jax --quick",
+        "page",
+        "jax_speed jax",
+        "page",
+    ]
+    assert {file.name for file in tmp_path.iterdir()} == {"quick.jsonl", "results.jsonl"}
+
+
+def test_one_framework_can_be_asked_for(bench, tmp_path):
+    assert bench.main(["curves", "--framework", "jax", "--quick", "--out", str(tmp_path)]) == 0
+    assert bench.started == ["curves jax --quick", "page"]
 
 
 def test_an_unknown_measurement_is_named(bench, capsys):
     with pytest.raises(SystemExit):
         bench.main(["speed"])
-    assert "speed: must be one of torch_speed, sde_speed" in capsys.readouterr().err
+    assert "speed: must be one of torch_speed, torch_memory" in capsys.readouterr().err
 
 
-def test_the_solves_of_sdes_go_on_where_they_were(monkeypatch, tmp_path):
+@pytest.fixture
+def work(load, monkeypatch, tmp_path):
+    """Measure cells that note their names, of which one may fail, in this process; and the file."""
+    runner, measured, file = load("runner"), [], tmp_path / "results.jsonl"
+
+    def run(fails="", only=""):
+        def cells(scope):
+            def measure(cell):
+                measured.append((cell, sorted(scope.done)))
+                if cell == fails:
+                    raise RuntimeError("no")
+                return [{"way": cell, "seconds": 1.0}]
+
+            return {cell: lambda cell=cell: measure(cell) for cell in ("a 1", "a 2", "b 1")}
+
+        one = SimpleNamespace(modules={"both": ""}, cells=lambda framework, scope: cells(scope))
+        monkeypatch.setitem(runner.MEASUREMENTS, "parity", one)
+        return runner.work("parity", "both", 1, file, False, only)
+
+    return SimpleNamespace(run=run, measured=measured, file=file)
+
+
+def test_a_cell_that_is_in_the_file_is_not_run_again(work):
+    assert not work.run(fails="a 2")
+    assert [cell for cell, _ in work.measured] == ["a 1", "a 2", "b 1"]
+    assert work.run()
+    # It sees the rows of those before it.
+    assert work.measured[3:] == [("a 2", ["a 1", "b 1"])]
+    assert len(work.file.read_text(encoding="utf-8").splitlines()) == 3
+
+
+def test_cells_can_be_chosen_by_their_name(work):
+    assert work.run(only="b")
+    assert [cell for cell, _ in work.measured] == ["b 1"]
+
+
+def test_of_two_passes_each_way_has_its_lesser_time(load):
+    envelope = load("envelope")
+    first = [{"way": "ours", "seconds": 2.0}, {"way": "host", "seconds": 3.0}, {"way": "peer", "without": "no"}]
+    second = [{"way": "ours", "seconds": 5.0}, {"way": "host", "seconds": 1.5}, {"way": "other", "seconds": 9.0}]
+    entries = [
+        envelope.entry("curves", "cell", "torch", 1, first),
+        envelope.entry("curves", "cell", "torch", 2, second),
+    ]
+    entries += [envelope.entry("curves", "one pass only", "torch", 1, first[:1])]
+    cells = envelope.Results(entries).cells("curves", "torch")
+    assert [row.get("seconds") for row in cells["cell"]] == [2.0, 1.5, None]
+    assert [row["seconds"] for row in cells["one pass only"]] == [2.0]
+    assert envelope.origin(entries)["pass"] == 2
+
+
+def test_a_slow_way_takes_part_in_fewer_rounds_which_are_spread_over_all(load):
+    timing = load("timing")
+    seconds, order = {"fast": 0.1, "takes half the rounds": 0.4, "slow": 3.0, "once is enough": 20.0}, []
+    runs = {way: lambda way=way: order.append(way) or seconds[way] for way in seconds}
+    times = timing.race(runs, timing.Rounds(21, 4.0, alone=8.0))
+    # One run of each to warm up comes first.
+    assert {way: order.count(way) for way in seconds} == {
+        "fast": 1 + 21,
+        "takes half the rounds": 1 + 10,
+        "slow": 1 + 3,
+        "once is enough": 1,
+    }
+    assert sorted(times["slow"]) == [4, 11, 18]
+    assert timing.median(times["once is enough"]) == 20.0
+    assert math.isclose(timing.ratio(times["slow"], times["fast"]), 30.0)
+
+
+def test_ratios_are_those_of_the_same_rounds(load):
+    timing = load("timing")
+    assert timing.ratios({1: 2.0, 3: 30.0}, {1: 1.0, 2: 5.0, 3: 10.0}) == [2.0, 3.0]
+
+
+def test_the_solves_of_sdes_are_cells(load, monkeypatch):
     pytest.importorskip("torchsde")
-    monkeypatch.syspath_prepend(ROOT)
-    sde_speed = importlib.import_module("benchmarks.sde_speed")
-    file, found = tmp_path / "sde_speed.json", dict.fromkeys(sde_speed.WAYS, (1.0, 8.0))
-    timed = []
-    monkeypatch.setattr(sde_speed, "measured", lambda problem, rounds: timed.append(problem.method) or found)
-    for methods, rows in (["euler"], 2), (["euler", "heun"], 4):
-        sde_speed.main(["--steps", "9", "--methods", *methods, "--out", str(tmp_path)])
-        assert len(json.loads(file.read_text(encoding="utf-8"))["rows"]) == rows
-    assert timed == ["euler"] * 2 + ["heun"] * 2
-    assert "--methods euler --out" in json.loads(file.read_text(encoding="utf-8"))["command"]
-    sde_speed.main(["--steps", "8", "--methods", "euler", "--out", str(tmp_path)])
-    assert len(json.loads(file.read_text(encoding="utf-8"))["rows"]) == 2
+    sde_speed, scope = load("sde_speed"), load("measurements").Scope(quick=True)
+    monkeypatch.setattr(sde_speed, "_seconds", lambda problem, way: 1.0)
+    monkeypatch.setattr(sde_speed, "_held", lambda problem, way: 8.0)
+    cells = sde_speed.cells(scope)
+    assert len(cells) == 2 * len(sde_speed.SETUPS)
+    rows = cells["ito euler, diagonal, dt told to bm"]()
+    assert [(row["way"], row["seconds"], row["known_dt"]) for row in rows] == [
+        (way, 1.0, True) for way in sde_speed.WAYS
+    ]

@@ -1,4 +1,4 @@
-"""The curves can be trusted: their fits, their reruns, and what a cell of each framework measures."""
+"""The curves can be trusted: their fits, what is not run, and what a cell of each framework measures."""
 
 import dataclasses
 import importlib
@@ -63,28 +63,24 @@ def test_an_error_that_comes_back_is_not_reached_before_it_stays_away(curves):
     assert 3.0 < curves("fits").at_error(points, 1e-5) < 4.0
 
 
-def test_a_slow_way_takes_part_in_fewer_rounds_which_are_spread_over_all(curves):
-    seconds, order = {"fast": 0.1, "takes half the rounds": 0.4, "slow": 3.0, "once is enough": 20.0}, []
-    runs = {way: lambda way=way: order.append(way) or {"seconds": seconds[way]} for way in seconds}
-    curves("rounds").race(runs, 21)
-    # One run to see that it works, and one to measure all but its time, come first.
-    counts = {way: order.count(way) for way in seconds}
-    assert counts == {"fast": 2 + 21, "takes half the rounds": 2 + 10, "slow": 2 + 3, "once is enough": 1}
-    rounds = order[7:]
-    assert [rounds[:i].count("fast") for i, way in enumerate(rounds) if way == "slow"] == [4, 11, 18]
+def test_a_way_is_run_twice_by_itself_and_one_that_fails_says_why(curves):
+    order = []
+
+    def fails():
+        raise ValueError("no  such\n thing")
+
+    runs = {way: lambda way=way: order.append(way) or {"seconds": 1.0, "held": 1} for way in ("a", "b")}
+    rows = curves("measured").measured({**runs, "c": fails}, 2)
+    assert order == ["a", "a", "b", "b", "a", "b", "a", "b"]
+    assert rows[:2] == [{"way": way, "seconds": 1.0, "held": 1} for way in ("a", "b")]
+    assert rows[2] == {"way": "c", "without": "failed: ValueError: no such thing"}
 
 
 class Fake:
-    """A framework whose second way takes half the time of the first, and whose cells can be made to fail."""
+    """A framework whose second way takes half the time of the first."""
 
     precision_ways = scaling_ways = ("back-propagation", "steptape ACA")
     tolerances = (1e-3, 1e-6)
-
-    def __init__(self, fails_at=None):
-        self.measured, self._fails_at = [], fails_at
-
-    def machine(self):
-        return "a machine"
 
     def precision(self, case, tolerance, ways, rounds):
         return self._rows(ways, tolerance**-0.2, tolerance)
@@ -93,9 +89,6 @@ class Fake:
         return self._rows(ways, 2.0 * case.y0.size * steps, None)
 
     def _rows(self, ways, seconds, error):
-        if len(self.measured) == self._fails_at:
-            raise KeyboardInterrupt
-        self.measured.append(ways)
         times = dict(zip(self.scaling_ways, (seconds, seconds / 2), strict=True))
         return [
             {"way": way, "seconds": times[way], "error": error, "held": None, "evaluations": (1, None)} for way in ways
@@ -103,45 +96,32 @@ class Fake:
 
 
 @pytest.fixture
-def run(curves, tmp_path):
-    """Measure all cells of ``--quick`` that are not there yet, and return the file."""
-
-    def measure(framework):
-        plan, store = curves("plan"), curves("store")
-        file = tmp_path / "curves.jsonl"
-        plan.run(framework, store.Store(file, "torch"), ("precision", "scaling"), plan.Extent.of(True), tmp_path / "-")
-        return file
-
-    return measure
+def entries(curves, tmp_path):
+    """The results of all cells of ``--quick``."""
+    envelope, measurements = (importlib.import_module(f"benchmarks.{name}") for name in ("envelope", "measurements"))
+    done = {}
+    scope = measurements.Scope(quick=True, done=done, folder=tmp_path)
+    for cell, measure in curves("plan").cells(Fake(), scope).items():
+        done[cell] = measure()
+    return envelope.Results([envelope.entry("curves", cell, "torch", 1, rows) for cell, rows in done.items()])
 
 
-def test_a_rerun_goes_on_where_the_last_one_ended(run):
-    first, second, third = Fake(fails_at=3), Fake(), Fake()
-    with pytest.raises(KeyboardInterrupt):
-        run(first)
-    run(second)
-    lines = run(third).read_text(encoding="utf-8").splitlines()
-    assert (len(first.measured), len(second.measured), len(third.measured)) == (3, 3, 0)
-    # Two tolerances, two sizes of two axes, and the machine.
-    assert len(lines) == 7
-
-
-def test_a_way_that_would_take_too_long_is_not_run(run):
-    framework = Fake()
-    entries = [json.loads(line) for line in run(framework).read_text(encoding="utf-8").splitlines()]
+def test_a_way_that_would_take_too_long_is_not_run(entries):
     # Of 10 steps of two numbers the slower way takes 40 s, so it is not tried with 100; the other takes 20 s.
-    without = {(entry["name"], entry["size"]): [row.get("without") for row in entry["rows"]] for entry in entries}
-    assert without["steps", 10] == [None, None]
-    assert without["steps", 100] == [f"not run: about {seconds} s, by the size before" for seconds in (400, 200)]
+    cells = entries.cells("curves", "torch")
+    # Two tolerances, and two sizes of two axes.
+    assert len(cells) == 6
+    assert [row.get("without") for row in cells["scaling, steps 10"]] == [None, None]
+    assert [row.get("without") for row in cells["scaling, steps 100"]] == [
+        f"not run: about {seconds} s, by the size before" for seconds in (400, 200)
+    ]
 
 
-def test_the_report_says_how_long_a_way_takes_to_equal_error(curves, run, tmp_path):
-    file = run(Fake())
-    table, jsonl = curves("table"), importlib.import_module("benchmarks.jsonl")
-    text = table.write(jsonl.read(file), "command", tmp_path / "curves.md").read_text(encoding="utf-8")
-    assert "| steptape ACA | 0.50 |" in text
-    assert "| steptape ACA | not reached |" in text
-    assert {"curves-precision-torch.png", "curves-scaling-torch.png"} <= {path.name for path in tmp_path.iterdir()}
+def test_the_page_says_how_long_a_way_takes_to_equal_error(entries):
+    page = importlib.import_module("benchmarks.page.curves")
+    ours, host = page.precision(entries, "torch")
+    assert ours == {"": "steptape ACA", "lotka_volterra": "0.50 / not reached"}
+    assert host == {"": "back-propagation", "lotka_volterra": "1.00 / not reached"}
 
 
 @TORCH
@@ -182,7 +162,7 @@ def test_seconds_in_torch_are_those_of_both_passes(curves):
 @pytest.mark.skipif(sys.platform != "linux", reason="the C library's account is glibc's")
 def test_bytes_held_in_torch_are_its_allocators_where_tensors_outweigh_the_graph(curves):
     side, cases = curves("torch_side"), curves("cases")
-    account = importlib.import_module("benchmarks.measure").Account
+    account = importlib.import_module("benchmarks.meters").Account
     case, steps = cases.AXES[1].case(40_000)
     rows = side.Torch(True).scaling(case, "state", steps, (side.BACKPROP, side.ACA), 1)
     for row, kept in zip(rows, (6 * steps, steps), strict=True):
@@ -197,6 +177,9 @@ def test_bytes_held_in_torch_are_its_allocators_where_tensors_outweigh_the_graph
 
 JAX = """
 import json
+from benchmarks.machine import prepare
+
+prepare("jax")
 from benchmarks.curves import cases
 from benchmarks.curves.jax_side import ACA, BACKPROP, Jax
 

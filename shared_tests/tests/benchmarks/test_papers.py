@@ -1,4 +1,4 @@
-"""The repeated experiments can be trusted: their naive method, their verdicts, their counts and their reruns."""
+"""The repeated experiments can be trusted: their naive method, their verdicts, their counts and their cells."""
 
 import importlib
 from pathlib import Path
@@ -59,12 +59,15 @@ def test_the_cost_of_a_replay_is_the_papers(papers):
     assert row["evaluations"] == 6 * (row["tries"] + row["N_t"]) + 3
 
 
-def test_a_rerun_measures_nothing_twice(papers, tmp_path):
-    command = ["--quick", "--only", "toy", "--out", str(tmp_path)]
-    for _ in range(2):
-        papers("__main__").main(command)
-        lines = (tmp_path / "papers-quick.jsonl").read_text(encoding="utf-8").splitlines()
-        assert len(lines) == len(papers("toy").run(True))
-    report = (tmp_path / "papers-quick.md").read_text(encoding="utf-8")
-    assert "| claimed | measured here |" in report
-    assert (tmp_path / "papers-quick-toy.png").exists()
+def test_the_cells_of_all_experiments_are_found_again(papers):
+    """What the page asks for are the names under which the cells are in the file."""
+    envelope, scope = (importlib.import_module(f"benchmarks.{name}") for name in ("envelope", "measurements"))
+    experiments = papers("experiments")
+    quick = experiments.cells(scope.Scope(quick=True))
+    (row,) = [row for row in quick["toy/dopri5, alpha 0.1, T 5"]() if row["way"] == "ACA"]
+    assert 0 < row["relative, α"] < 1e-3
+    cells = [cell for cell in experiments.cells(scope.Scope()) if cell.startswith("toy/")]
+    entries = [envelope.entry("papers", cell, "torch", 1, [row]) for cell in cells]
+    assert experiments.found(envelope.Results(entries), "toy") == [row] * len(cells)
+    assert experiments.found(envelope.Results(entries[1:]), "toy") is None
+    assert experiments.found(envelope.Results(entries), "schemes") is None

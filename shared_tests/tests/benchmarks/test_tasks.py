@@ -14,7 +14,10 @@ NEEDED = ("torchcde", "diffrax", "scipy")
 SCRIPT = """
 import sys
 import numpy as np
+from benchmarks.machine import prepare
 from benchmarks.tasks.data import TASKS
+
+prepare("{backend}")
 from benchmarks.tasks.{backend}_models import Model
 
 found = {{}}

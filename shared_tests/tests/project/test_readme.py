@@ -69,3 +69,19 @@ def test_ci_runs_the_readme_s_test_command_and_the_lowest_versions():
     install, run = (part.strip() for part in command.split("&&"))
     assert install.removeprefix("pip ") in script.replace(" --quiet", "")
     assert script.rstrip().splitlines()[-2:] == [run, "nox -s minimums"]
+
+
+@pytest.mark.skipif(not (README.parent / "benchmarks").exists(), reason="runs from a checkout")
+def test_its_tables_of_figures_are_what_was_measured(monkeypatch):
+    for module in ("array_api_compat", "matplotlib", "scipy", "tabulate", "torch", "torchdiffeq"):
+        pytest.importorskip(module)
+    monkeypatch.syspath_prepend(README.parent)
+    from benchmarks.envelope import read
+    from benchmarks.page.readme import TABLES, filled
+
+    text = README.read_text(encoding="utf-8")
+    names = re.findall(r"<!-- figures: ([\w ]+) -->", text)
+    assert names
+    assert set(names) <= set(TABLES)
+    assert text.count("<!-- end -->") == len(names)
+    assert filled(text, read(README.parent / "docs" / "figures.jsonl")) == text

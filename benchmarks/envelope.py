@@ -1,0 +1,106 @@
+"""The one form of all results: a line of JSON a cell, appended when it is measured, so that a rerun skips it.
+
+A line is ``{measurement, cell, framework, pass, day, machine, versions, rows}``. What else runs on a machine slows it
+for seconds to minutes, and some ways more than others; it only ever adds time. So some measurements are made in two
+passes, hours apart, and the time of a way is that of the pass in which it took less. All else stays the first pass's.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from benchmarks import machine
+
+Row = dict[str, Any]
+Rows = list[Row]
+Entry = dict[str, Any]
+
+
+def entry(measurement: str, cell: str, framework: str, number: int, rows: Sequence[Mapping[str, Any]]) -> Entry:
+    """A line, of what was measured just now in this process."""
+    return {
+        "measurement": measurement,
+        "cell": cell,
+        "framework": framework,
+        "pass": number,
+        "day": datetime.now(timezone.utc).date().isoformat(),
+        "machine": machine.machine(),
+        "versions": machine.versions(framework),
+        "rows": list(rows),
+    }
+
+
+def read(file: Path) -> list[Entry]:
+    """All lines of a file, none if it is missing."""
+    if not file.exists():
+        return []
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+
+
+def append(file: Path, entries: Iterable[Entry]) -> None:
+    """Add lines to a file, made if need be."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("a", encoding="utf-8") as lines:
+        lines.writelines(json.dumps(one, ensure_ascii=False) + "\n" for one in entries)
+
+
+def done(entries: Iterable[Entry], measurement: str, framework: str, number: int) -> dict[str, Rows]:
+    """The rows of one pass by cell."""
+    key = measurement, framework, number
+    return {e["cell"]: e["rows"] for e in entries if (e["measurement"], e["framework"], e["pass"]) == key}
+
+
+class Results:
+    """The lines of a file of results, of which any may be missing."""
+
+    def __init__(self, entries: Sequence[Entry]):
+        self.entries = entries
+
+    @classmethod
+    def of(cls, file: Path) -> Results:
+        """Those of a file."""
+        return cls(read(file))
+
+    def measurements(self) -> list[str]:
+        """Which there are."""
+        return list(dict.fromkeys(e["measurement"] for e in self.entries))
+
+    def cells(self, measurement: str, framework: str) -> dict[str, Rows]:
+        """The rows by cell; their times are those of the quieter pass."""
+        first, second = (done(self.entries, measurement, framework, number) for number in (1, 2))
+        return {cell: _quieter(rows, second.get(cell, [])) for cell, rows in first.items()}
+
+    def rows(self, measurement: str, framework: str) -> Rows:
+        """The rows of all cells that were not without a result."""
+        found = self.cells(measurement, framework).values()
+        return [row for rows in found for row in rows if not row.get("without")]
+
+
+def _quieter(rows: Rows, again: Rows) -> Rows:
+    others = {row.get("way"): row["seconds"] for row in again if "seconds" in row}
+    return [
+        {**row, "seconds": min(row["seconds"], others.get(row.get("way"), row["seconds"]))} if "seconds" in row else row
+        for row in rows
+    ]
+
+
+def origin(entries: Sequence[Entry]) -> dict[str, Any]:
+    """Frameworks, passes, days, machine and versions of several lines together, as an envelope has them."""
+    found: dict[str, str] = {}
+    for one in entries:
+        found |= one["versions"]
+    return {
+        "framework": _joined(e["framework"] for e in entries),
+        "pass": max(e["pass"] for e in entries),
+        "day": _joined(sorted(e["day"] for e in entries)),
+        "machine": _joined(e["machine"] for e in entries),
+        "versions": found,
+    }
+
+
+def _joined(parts: Iterable[str]) -> str:
+    return ", ".join(dict.fromkeys(part for one in parts for part in one.split(", ") if part))

@@ -1,0 +1,68 @@
+"""Compiled programs of JAX, timed in interleaved rounds."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from benchmarks import meters, timing
+
+
+@dataclasses.dataclass
+class Program:
+    """A function compiled for its inputs. ``compiling``: processor seconds. ``temporary``: bytes besides both ends.
+
+    ``times``: those of its rounds. ``result``: what it returned last.
+    """
+
+    name: str
+    inputs: tuple
+    program: Callable
+    compiling: float
+    temporary: int
+    times: timing.Times = dataclasses.field(default_factory=dict)
+    result: Any = None
+
+    @classmethod
+    def compiled(cls, name: str, function: Callable, inputs: tuple) -> Program:
+        """Compile it, and note the time that takes."""
+        start = time.process_time()
+        compiled = jax.jit(function).lower(*inputs).compile()
+        return cls(name, inputs, compiled, time.process_time() - start, meters.temporary(compiled))
+
+    @property
+    def seconds(self) -> float:
+        """The median round."""
+        return timing.median(self.times)
+
+    def run(self) -> float:
+        """Compute its result; the seconds that took."""
+        start = time.process_time()
+        self.result = jax.block_until_ready(self.program(*self.inputs))
+        return time.process_time() - start
+
+
+def race(programs: Sequence[Program], rounds: int) -> None:
+    """Time the programs in rounds of all of them, after one that warms up."""
+    for program, times in zip(
+        programs, timing.race({p.name: p.run for p in programs}, timing.Rounds(rounds)).values(), strict=True
+    ):
+        program.times = times
+
+
+def words(error: Exception) -> str:
+    """The words of an error, for a table; equinox's are deep in a traceback that JAX quotes."""
+    found = re.search(r"EquinoxRuntimeError: (.+)", str(error))
+    return found[1] if found else str(error)
+
+
+def difference(got: Any, want: Any) -> float:
+    """The largest difference of two gradients, relative to the largest entry."""
+    pairs = list(zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True))
+    return float(max(jnp.max(jnp.abs(a - b)) for a, b in pairs) / max(jnp.max(jnp.abs(b)) for _, b in pairs))

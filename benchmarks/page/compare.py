@@ -1,0 +1,107 @@
+"""Two runs of the same measurements: how far apart are the ratios that both hold, and do the ways keep their order?"""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+from collections.abc import Sequence
+
+from benchmarks import envelope
+from benchmarks.envelope import Entry, Results, Row, Rows
+from benchmarks.page import text
+from benchmarks.page.ratios import Place, Ratio, ratios
+
+Pairs = dict[Place, dict[str, tuple[float, float]]]
+NAME = "repeatability"
+
+
+def compared(first: Results, second: Results) -> list[Entry]:
+    """The comparison as figures. Errors are left out: both runs compute the same numbers."""
+    pairs = _pairs(ratios(first), ratios(second))
+    origins = [envelope.origin(run.entries) for run in (first, second)]
+    cells = {
+        "runs": [{"day": origin["day"], "machine": origin["machine"]} for origin in origins],
+        "groups": [_group(*group, pairs) for group in dict.fromkeys(place[:2] for place in pairs)],
+        "beyond": _beyond(pairs),
+    }
+    both = envelope.origin([*first.entries, *second.entries])
+    return [{"measurement": NAME, "cell": cell, **both, "rows": rows} for cell, rows in cells.items()]
+
+
+def _pairs(first: Sequence[Ratio], second: Sequence[Ratio]) -> Pairs:
+    """By place and way the two values, where both runs have them."""
+    values = {(ratio.place, ratio.way): ratio.value for ratio in second}
+    pairs: Pairs = {}
+    for ratio in first:
+        if ratio.kind != "error" and (ratio.place, ratio.way) in values:
+            pairs.setdefault(ratio.place, {})[ratio.way] = ratio.value, values[ratio.place, ratio.way]
+    return pairs
+
+
+def _apart(one: float, other: float) -> float:
+    return max(one, other) / min(one, other)
+
+
+def _is_base(pair: tuple[float, float]) -> bool:
+    return pair == (1, 1)
+
+
+def _group(source: str, kind: str, pairs: Pairs) -> Row:
+    problems = [ways for place, ways in pairs.items() if place[:2] == (source, kind)]
+    found = [_apart(*pair) for ways in problems for pair in ways.values() if not _is_base(pair)] or [1.0]
+    orders = [order for ways in problems for order in itertools.combinations(ways.values(), 2)]
+    swapped = [(a, b) for a, b in orders if (a[0] - b[0]) * (a[1] - b[1]) < 0]
+    clear = [(a, b) for a, b in swapped if max(_apart(a[0], b[0]), _apart(a[1], b[1])) > text.CLOSE]
+    return {
+        "measurement": source,
+        "kind": kind,
+        "ratios": len(found),
+        "median": statistics.median(found) - 1,
+        "most": max(found) - 1,
+        "close": sum(x <= text.CLOSE for x in found) / len(found),
+        "orders": len(orders),
+        "swapped": len(swapped),
+        "clearly swapped": len(clear),
+    }
+
+
+def _beyond(pairs: Pairs) -> Rows:
+    rows = [
+        dict(zip(("measurement", "kind", "problem", "way", "first", "second"), (*place, way, *pair), strict=True))
+        for place, ways in pairs.items()
+        for way, pair in ways.items()
+        if _apart(*pair) > text.CLOSE
+    ]
+    return sorted(rows, key=lambda row: -_apart(row["first"], row["second"]))
+
+
+def report(runs: Rows, groups: Rows, beyond: Rows, most: int | None = None) -> str:
+    """The comparison as Markdown; of the rows beyond only the ``most`` furthest."""
+    first, second = (f"of {run['day']} on {run['machine'] or 'a machine that is not noted'}" for run in runs)
+    close = text.per_cent(text.CLOSE - 1)
+    parts = [
+        f"The first run is {first}, the second {second}. Compared are ratios to the host's back-propagation or "
+        "default, not seconds; the difference of two is the larger over the smaller, less 1. Swapped: pairs of ways on "
+        f"one problem whose order differs between the runs; clearly, if either run has them more than {close} apart.",
+        text.table([_shown(group) for group in groups]),
+    ]
+    if not beyond:
+        return "\n\n".join([*parts, f"No ratio differs by more than {close}."])
+    shown = beyond[:most]
+    left = f", the {len(shown)} furthest" if len(shown) < len(beyond) else ""
+    rows = [{**row, "first": text.figure(row["first"]), "second": text.figure(row["second"])} for row in shown]
+    return "\n\n".join(
+        [*parts, f"Beyond {close}: {len(beyond)} ratios{left}:", text.table([_named(row) for row in rows])]
+    )
+
+
+def _named(row: Row) -> Row:
+    names = {"measurement": "measured by", "kind": "of"}
+    return {names.get(name, name): value for name, value in row.items()}
+
+
+def _shown(group: Row) -> Row:
+    close = f"within {text.per_cent(text.CLOSE - 1)}"
+    names = {"median": "difference, median", "close": close, "orders": "pairs", "clearly swapped": "clearly"}
+    shares = {name: text.per_cent(group[name]) for name in ("median", "most", "close")}
+    return {names.get(name, name): value for name, value in _named({**group, **shares}).items()}

@@ -1,0 +1,74 @@
+"""The figures of work-precision and scaling."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+
+from benchmarks.curves import fits
+from benchmarks.envelope import Results, Row, Rows
+from benchmarks.ways import BASE
+
+ERRORS = (1e-5, 1e-7)
+# By problem or axis, tolerance or size, and way: the rows.
+Cells = dict[str, dict[float, dict[str, Row]]]
+
+
+def cells(results: Results, framework: str, part: str) -> Cells:
+    """Those of a part."""
+    found: Cells = {}
+    for rows in results.cells("curves", framework).values():
+        if rows and rows[0]["part"] == part:
+            found.setdefault(rows[0]["name"], {})[rows[0]["size"]] = {row["way"]: row for row in rows}
+    return found
+
+
+def precision(results: Results, framework: str) -> Rows:
+    """Time at equal error over that of back-propagation, a row a way."""
+    problems, base = cells(results, framework, "precision"), BASE[framework]
+    ways = {way: [_times(found, way, base) for found in problems.values()] for way in _ways(problems)}
+    order = sorted(ways, key=lambda way: _median(ways[way]))
+    return [{"": way, **dict(zip(problems, map(_both, ways[way]), strict=True))} for way in order]
+
+
+def _ways(found: Cells) -> list[str]:
+    return list(dict.fromkeys(way for sizes in found.values() for rows in sizes.values() for way in rows))
+
+
+def _times(found: dict[float, dict[str, Row]], way: str, base: str) -> list[float | str]:
+    """For each error the ratio, or why there is none."""
+
+    def curve(name: str) -> list[tuple[float, float]]:
+        rows = [found[size].get(name, {}) for size in sorted(found, reverse=True)]
+        return [(row["error"], row["seconds"]) for row in rows if row.get("error") is not None]
+
+    return [_ratio(fits.at_error(curve(way), error), fits.at_error(curve(base), error)) for error in ERRORS]
+
+
+def _ratio(mine: float | str, theirs: float | str) -> float | str:
+    if isinstance(mine, str):
+        return mine
+    return f"{mine * 1e3:.3g} ms (the host: {theirs})" if isinstance(theirs, str) else mine / theirs
+
+
+def _median(ratios: Sequence[Sequence[float | str]]) -> float:
+    return statistics.median([x for each in ratios for x in each if not isinstance(x, str)] or [float("inf")])
+
+
+def _both(ratios: Sequence[float | str]) -> str:
+    return " / ".join(dict.fromkeys(x if isinstance(x, str) else f"{x:.2f}" for x in ratios))
+
+
+def scaling(results: Results, framework: str) -> Rows:
+    """Exponents of time and memory, a row a way."""
+    axes = cells(results, framework, "scaling")
+    return [{"": way, **{axis: _growth(sizes, way) for axis, sizes in axes.items()}} for way in _ways(axes)]
+
+
+def _growth(sizes: dict[float, dict[str, Row]], way: str) -> str:
+    measured = {size: sizes[size][way] for size in sorted(sizes) if "seconds" in sizes[size].get(way, {})}
+    if not measured:
+        return ""
+    fitted = (fits.exponent(list(measured), [row[c] for row in measured.values()]) for c in ("seconds", "held"))
+    exponents = " / ".join("" if fit is None else f"{fit[0]:.2f}".replace("-0.00", "0.00") for fit in fitted)
+    return f"{exponents} ({max(measured):,.0f})"

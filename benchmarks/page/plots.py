@@ -1,0 +1,99 @@
+"""The plots that the page shows, in few bytes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib.figure
+from PIL import Image
+
+from benchmarks.curves import plot
+from benchmarks.envelope import Results, Rows
+from benchmarks.page.curves import cells
+from benchmarks.page.ratios import grouped
+from benchmarks.papers import experiments
+from benchmarks.ways import BASE, TASK_WAYS
+
+LIMIT = 200_000
+_COLOURS = (128, 64, 32)
+
+
+def draw(results: Results, folder: Path) -> None:
+    """Draw all of which there are results."""
+    for framework in BASE:
+        for part in ("precision", "scaling"):
+            if panels := cells(results, framework, part):
+                _save(plot.drawn(part, panels), folder / f"curves-{part}-{framework}.png", 110)
+    if batch := results.rows("jax_scaling", "jax"):
+        _save(_batch(batch), folder / "jax_scaling.png", 150)
+    if any(results.rows("tasks", framework) for framework in BASE):
+        _save(_tasks(results), folder / "tasks.png", 110)
+    for name in experiments.EXPERIMENTS:
+        # Imported only where there are results: with them comes the framework.
+        rows = experiments.found(results, name)
+        if rows and hasattr(experiments.module(name), "draw"):
+            figure = _figure(*getattr(experiments.module(name), "SIZE", (11, 4)))
+            experiments.module(name).draw(rows, figure)
+            _save(figure, folder / f"papers-{name}.png", 120)
+
+
+def _figure(width: float, height: float) -> Any:
+    return matplotlib.figure.Figure(figsize=(width, height), layout="constrained")
+
+
+def _save(figure: Any, file: Path, dpi: int) -> None:
+    figure.savefig(file, dpi=dpi)
+    shrink(file)
+
+
+def shrink(file: Path) -> None:
+    """In a palette of ever fewer colours, then in ever fewer points, until it is below the limit."""
+    image = Image.open(file).convert("RGB")
+    while True:
+        for colours in _COLOURS:
+            image.quantize(colours, dither=Image.Dither.NONE).save(file, optimize=True)
+            if file.stat().st_size < LIMIT:
+                return
+        image = image.resize((image.width * 4 // 5, image.height * 4 // 5), Image.Resampling.LANCZOS)
+
+
+def _batch(rows: Rows) -> Any:
+    """Time against the longest element's steps, both logarithmic."""
+    figure = _figure(6, 4)
+    axes = figure.subplots()
+    for way, mine in grouped(rows, lambda row: row["way"]).items():
+        axes.loglog([row["longest"] for row in mine], [row["seconds"] for row in mine], "o-", label=way)
+    axes.set(xlabel="accepted steps of the longest of 256 solves", ylabel="seconds, forward and backward")
+    axes.legend()
+    return figure
+
+
+def _tasks(results: Results) -> Any:
+    """Backward evaluations a gradient: a row of panels a framework, a group of bars a tolerance."""
+    by_task = {framework: grouped(results.rows("tasks", framework), lambda row: row["task"]) for framework in BASE}
+    panels = {framework: tasks for framework, tasks in by_task.items() if tasks}
+    columns = max(map(len, panels.values()))
+    figure = _figure(3 * columns, 3 * len(panels))
+    axes = figure.subplots(len(panels), columns, squeeze=False)
+    for axis in axes.flat:
+        axis.set_visible(False)
+    for line, (framework, tasks) in zip(axes, panels.items(), strict=True):
+        for axis, (task, rows) in zip(line, tasks.items(), strict=False):
+            axis.set_visible(True)
+            _bars(axis, rows)
+            axis.set_title(f"{task}, {framework}", fontsize=9)
+        line[0].set_ylabel("backward evaluations a gradient")
+    handles = axes[0][0].get_legend_handles_labels()
+    figure.legend(*handles, loc="outside lower center", ncols=len(TASK_WAYS), fontsize=9)
+    return figure
+
+
+def _bars(axis: Any, rows: Rows) -> None:
+    tolerances = sorted({row["rtol"] for row in rows}, reverse=True)
+    found = {(row["rtol"], row["way"]): row["backward"] / row["steps"] for row in rows}
+    for n, way in enumerate(TASK_WAYS):
+        places = [i + 0.16 * (n - 2) for i in range(len(tolerances))]
+        axis.bar(places, [found.get((rtol, way), 0) for rtol in tolerances], 0.16, label=way)
+    axis.set_xticks(range(len(tolerances)), [f"{rtol:g}" for rtol in tolerances])
+    axis.set_xlabel("rtol")

@@ -1,0 +1,45 @@
+"""The figures of the seminorm paper's tasks."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+
+from benchmarks.envelope import Results, Row, Rows
+from benchmarks.page import text
+from benchmarks.ways import MATCHED
+
+PAIRS = (("seminorm", "default"), ("quadrature", "seminorm"), (MATCHED, "seminorm"), ("aca", "seminorm"))
+COLUMNS = ("backward", "seconds", "error")
+
+
+def compared(
+    results: Results, framework: str, one: str, other: str, columns: Sequence[str] = COLUMNS
+) -> dict[tuple[str, float], tuple[float, ...]]:
+    """By task and tolerance, one way's backward evaluations, seconds and errors over another's."""
+    groups: dict[tuple[str, float], dict[str, Row]] = {}
+    for row in results.rows("tasks", framework):
+        groups.setdefault((row["task"], row["rtol"]), {})[row["way"]] = row
+    return {
+        place: tuple(group[one][column] / group[other][column] for column in columns)
+        for place, group in groups.items()
+        if {one, other} <= group.keys()
+    }
+
+
+def changes(results: Results, framework: str) -> Rows:
+    """A row a task: each comparison, medians over the tolerances."""
+    found = {pair: compared(results, framework, *pair) for pair in PAIRS}
+    names = list(dict.fromkeys(task for ratios in found.values() for task, _ in ratios))
+    rows = []
+    for task in [*names, "all"] if names else []:
+        chosen = {
+            f"{one} over {other}": [ratio for (name, _), ratio in ratios.items() if task in (name, "all")]
+            for (one, other), ratios in found.items()
+        }
+        rows.append({"task": task, **{head: _medians(ratios) for head, ratios in chosen.items()}})
+    return rows
+
+
+def _medians(ratios: list[tuple[float, ...]]) -> str:
+    return " / ".join(text.change(statistics.median(column)) for column in zip(*ratios, strict=True))
