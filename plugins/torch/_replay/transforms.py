@@ -32,14 +32,15 @@ def solve_in_transforms(solve: OdeSolve, y0: Tensor, t: Tensor, points: Tensor) 
             "adjoint_method='aca'): the host's own step moves its times in a way that the transforms do not take. "
             "Leave out 'perturb', or use another method."
         )
-    surroundings = Surroundings(y0.device)
+    surroundings, given = Surroundings(y0.device), (y0, t, points)
+    plain_given = [_value(x) for x in given]
     with torch.no_grad(), _torch.outside_transforms() as inside:
         func, event_fn = _Plain(solve.func, inside), solve.event_fn and _inside(solve.event_fn, inside)
         plain = dataclasses.replace(solve, func=func, event_fn=event_fn)
-        (solution, end), tape = plain.record([*map(_value, (y0, t, points))], surroundings, None)
+        (solution, end), tape = plain.record(plain_given, surroundings, None)
     with surroundings.replayed(changed=True):
         parameters = Parameters((), solve.call)
-        ys, *_ = unrolled(solve, tape, (y0, t, points), parameters, surroundings, len(solution), checks=False)
+        ys, *_ = unrolled(solve, tape, given, parameters, surroundings, len(solution), checks=False)
     # The host's solution to the bit, with the derivatives of the chain.
     return solution + (ys - ys.detach()), end
 

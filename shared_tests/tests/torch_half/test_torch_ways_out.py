@@ -683,5 +683,5 @@ def sources():
 def test_every_refusal_has_a_way_out():
     """Those of ``lost``, which puts its words together, are known by what they hand to it."""
     said = [case.said for case in CASES if LOST not in case.said]
-    said += ["FSDP", "the grid_constructor", "^sdeint_adjoint sde$", "Evaluations cannot"]
+    said += ["FSDP", "^$", "Evaluations cannot"]
     assert not [where for where, words in sources() if not any(re.search(one, words) for one in said)]
