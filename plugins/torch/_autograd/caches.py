@@ -8,14 +8,14 @@ constants.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from torch import Tensor
 
 from steptape._errors import GradientError
 from steptape.compat._torch import OperationMode
-from steptape.torch._autograd.graph import Call
+from steptape.torch._autograd.graph import Call, tensors_of
 
 # Whose values do not depend on those of their tensors, or not in a way that autograd would follow.
 _WITHOUT_HISTORY = {"detach", "detach_", "bernoulli", "multinomial", "poisson"}
@@ -45,7 +45,7 @@ class CacheWatch:
         self._looks, self._last = self._looks + 1, (unnoticed, evaluate, args)
         out = self._looked_at(evaluate, args)
         # What func returned is alive as a rule; that it returns it once more needs no look at its operations.
-        others = set(self._latest) - {id(x) for x in _tensors(out)}
+        others = set(self._latest) - {id(x) for x in tensors_of(out)}
         if any(self._latest[key]() is not None for key in others):
             self._again(*self._last)
         return out
@@ -64,12 +64,12 @@ class CacheWatch:
         """``evaluate(*args)``, if it uses nothing that was made before; what it makes is noted."""
         with _Made() as made, _Seen() as seen:
             out = evaluate(*args)
-        self._check(args, (*seen.tensors, *_tensors(out)))
+        self._check(args, (*seen.tensors, *tensors_of(out)))
         self._latest, self._made = made.tensors, {**self._made, **made.tensors}
         return out
 
     def _check(self, args: Any, used: Iterable[Tensor]) -> None:
-        own = {id(x) for x in _tensors(args)}
+        own = {id(x) for x in tensors_of(args)}
         # What requires a gradient has its history, as autocast's copies of weights do.
         found = (x for x in used if id(x) not in own and not x.requires_grad)
         reused = next((x for x in found if _held(self._made, x)), None)
@@ -98,9 +98,9 @@ class _Made(OperationMode):
         out = run()
         if name.endswith("_like") or name.startswith("new_") or name in _WITHOUT_HISTORY:
             return out
-        inputs = list(_tensors(args))
+        inputs = list(tensors_of(args))
         if any(x.requires_grad or _held(self.tensors, x) for x in inputs):
-            for x in _tensors(out):
+            for x in tensors_of(out):
                 if (x.is_floating_point() or x.is_complex()) and not any(x is y for y in inputs):
                     self.tensors[id(x)] = weakref.ref(x)
         return out
@@ -115,7 +115,7 @@ class _Seen(OperationMode):
 
     def operate(self, name: str, run: Callable[[], Any], args: Any) -> Any:
         """Run an operation."""
-        self.tensors += _tensors(args)
+        self.tensors += tensors_of(args)
         return run()
 
 
@@ -130,13 +130,3 @@ def _copied(tree: Any) -> Any:
     if isinstance(tree, Tensor):
         return tree.clone()
     return type(tree)(map(_copied, tree)) if isinstance(tree, (tuple, list)) else tree
-
-
-def _tensors(tree: Any) -> Iterator[Tensor]:
-    if isinstance(tree, Tensor):
-        yield tree
-    elif isinstance(tree, (tuple, list)):
-        for part in tree:
-            yield from _tensors(part)
-    elif isinstance(tree, dict):
-        yield from _tensors(list(tree.values()))

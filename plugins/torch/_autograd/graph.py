@@ -90,6 +90,17 @@ def unknown_leaves(outputs: Iterable[Tensor], known: Sequence[Tensor]) -> list[T
     return list(unknown.values())
 
 
+def tensors_of(tree: Any) -> Iterator[Tensor]:
+    """The tensors of tuples, lists and dictionaries in each other."""
+    if isinstance(tree, Tensor):
+        yield tree
+    elif isinstance(tree, (tuple, list)):
+        for part in tree:
+            yield from tensors_of(part)
+    elif isinstance(tree, dict):
+        yield from tensors_of(list(tree.values()))
+
+
 class Gate:
     """Copies of tensors whose gradients end at them while the gate is closed, and flow on to the tensors afterwards.
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
 from torch import Tensor
 
+from steptape.torch._autograd.graph import tensors_of
 from steptape.torch._autograd.surroundings import Note
 
 # Where a step starts: y, and what it cannot compute from y, such as the slopes of earlier steps, the latest first.
@@ -38,7 +39,7 @@ class Tape:
     def held(self) -> list[Tensor]:
         """All tensors on the tape, each once."""
         return list(
-            {id(x): x for x in _tensors([getattr(self, field.name) for field in dataclasses.fields(self)])}.values()
+            {id(x): x for x in tensors_of([getattr(self, field.name) for field in dataclasses.fields(self)])}.values()
         )
 
     def emptied(self: T) -> tuple[T, list[Tensor]]:
@@ -120,16 +121,6 @@ def _mapped(kind: type, change: Callable[[Any], Any], tree: Any) -> Any:
     if isinstance(tree, dict):
         return {key: _mapped(kind, change, part) for key, part in tree.items()}
     return tuple(_mapped(kind, change, part) for part in tree)
-
-
-def _tensors(tree: Any) -> Iterator[Tensor]:
-    if isinstance(tree, Tensor):
-        yield tree
-    elif isinstance(tree, (tuple, list)):
-        for part in tree:
-            yield from _tensors(part)
-    elif isinstance(tree, dict):
-        yield from _tensors(list(tree.values()))
 
 
 _ENTRIES = 64
