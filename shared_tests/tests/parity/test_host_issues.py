@@ -1,7 +1,7 @@
 """What the docs say of the hosts' own wrong gradients is still so: the reports' scripts fail as the reports say.
 
 Where one of these tests fails because the host is right, the host has been mended: take its page out of docs/, its row
-out of `host_faults.py` and its sentence out of the README.
+out of `host_faults.py` and its sentences out of the README and docs/support.md.
 """
 
 import re

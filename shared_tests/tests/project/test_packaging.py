@@ -110,12 +110,17 @@ def test_every_python_from_the_lowest_on_is_tested(pyproject):
     assert pyproject["project"]["requires-python"] == f">=3.{min(minors)}"
 
 
-def test_the_readme_s_table_of_versions(pyproject):
-    table = (ROOT / "README.md").read_text(encoding="utf-8").partition("## Versions")[2].partition("\n\n")[2]
-    told = table.partition("\n\n")[0].splitlines()[2:]
+def test_the_table_of_versions_and_the_readme_s_line(pyproject):
+    page = (ROOT / "docs" / "support.md").read_text(encoding="utf-8")
+    told = page.partition("## Versions")[2].partition("\n\n")[2].partition("\n\n")[0].splitlines()[2:]
     lines = [line for lines in pyproject["tool"]["steptape"]["versions"].values() for line in lines]
     want = [f"| {line['python']} | {', '.join(map(' '.join, pins(line).items()))} |" for line in lines]
     assert told == want
+    readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    for name in ("Python", "torch", "torchdiffeq", "torchsde", "jax", "diffrax"):
+        tested = [line["python"] if name == "Python" else pins(line).get(name) for line in lines]
+        numbers = sorted(filter(None, tested), key=Version)
+        assert f"{name} {numbers[0]} to {numbers[-1]}" in readme
 
 
 def test_the_tests_of_a_session_exist(pyproject):

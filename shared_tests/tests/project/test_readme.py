@@ -1,4 +1,4 @@
-"""The README's tables and examples, held against the code."""
+"""The tables and examples of the README and of docs/support.md, held against the code."""
 
 import re
 import subprocess
@@ -8,18 +8,33 @@ from pathlib import Path
 import pytest
 
 README = Path(__file__).resolve().parents[3] / "README.md"
+SUPPORT = README.parent / "docs" / "support.md"
+PAGES = {"README": README, "support": SUPPORT}
 
 pytestmark = pytest.mark.skipif(not README.exists(), reason="the tests run without the README beside them")
 
 
-def blocks(language):
-    return re.findall(rf"```{language}\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+def blocks(language, page=README):
+    return re.findall(rf"```{language}\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+
+
+def examples(framework, page):
+    """The Python blocks of a page for one framework, each of which is for one of the two, with what they print."""
+    text = page.read_text(encoding="utf-8")
+    found = re.findall(r"```python\n(.*?)```(?:\n\n```text\n(.*?)```)?", text, re.DOTALL)
+    assert [example for example, _ in found] == blocks("python", page)
+    return [pair for pair in found if ("import diffrax\n" in pair[0]) == (framework == "diffrax")]
 
 
 def rows(title):
     """The cells of the first table after a line."""
-    table = README.read_text(encoding="utf-8").partition(title)[2].partition("\n\n")[2].split("\n\n")[0]
-    return [[cell.strip(" `") for cell in line.strip("|").split("|")] for line in table.splitlines()[2:]]
+    table = SUPPORT.read_text(encoding="utf-8").partition(title)[2].partition("\n\n")[2].split("\n\n")[0]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[2:]]
+
+
+def replays(title):
+    """How a step is replayed, by the names in a table of solvers."""
+    return {name: replay for names, replay in rows(title) for name in re.findall(r"`(\w+)`", names)}
 
 
 def test_the_table_of_torchdiffeq_s_methods():
@@ -27,40 +42,59 @@ def test_the_table_of_torchdiffeq_s_methods():
     from steptape.compat._torchdiffeq import SOLVERS
     from steptape.torch._hosts.scheme import scheme_of
 
-    told = dict(rows("torchdiffeq, by `method`:"))
-    for name, solver in SOLVERS.items():
-        assert told[name] == ("yes" if scheme_of(solver) else "refused")
+    told = replays('By `method`, with `adjoint_method="aca"`:')
+    schemes = {name: scheme_of(solver) for name, solver in SOLVERS.items()}
+    for name, scheme in schemes.items():
+        by = "by the tableau" if scheme and scheme.tableau else "the host's own step"
+        assert told[name] == (by if scheme else "refused")
+    refused = [name for name, scheme in schemes.items() if not scheme]
+    exceptions = re.search(r"every `method` but ([`\w, ]+), with", README.read_text(encoding="utf-8"))[1]
+    assert re.findall(r"`(\w+)`", exceptions) == refused
 
 
 def test_the_table_of_diffrax_s_solvers():
     diffrax = pytest.importorskip("diffrax")
     from steptape.jax._replay.runge_kutta import is_explicit
 
-    told = {name for name, replay in rows("diffrax, by solver;") if replay == "unrolled"}
+    told = {name for name, replay in replays("By solver;").items() if replay == "unrolled"}
     solvers = [x for x in vars(diffrax).values() if isinstance(x, type) and issubclass(x, diffrax.AbstractERK)]
     concrete = [x for x in solvers if not x.__name__.startswith("Abstract")]
     assert told == {x.__name__ for x in concrete if is_explicit(x())}
 
 
 @pytest.mark.parametrize("framework", ["torch", "diffrax"])
-def test_the_example_runs(framework):
+def test_the_first_example_runs_by_itself(framework):
     pytest.importorskip(framework)
-    (example,) = [block for block in blocks("python") if f"import {framework}\n" in block]
+    example, _ = examples(framework, README)[0]
+    assert f"import {framework}\n" in example
     assert len([line for line in example.splitlines() if line.strip()]) <= 12
     ran = subprocess.run([sys.executable, "-P", "-c", example], capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr
 
 
-def test_the_further_examples_for_torch_run_after_the_first():
-    pytest.importorskip("torchdiffeq")
-    pytest.importorskip("torchsde")
-    first, *further = [block for block in blocks("python") if re.search(r"import torch\b|from steptape.torch", block)]
-    assert len(further) == 4
-    script = "\n".join([first, *further])
-    ran = subprocess.run([sys.executable, "-P", "-c", script], capture_output=True, text=True, check=False)
+@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("framework", ["torch", "diffrax"])
+def test_all_examples_of_a_page_run_one_after_the_other(framework, page):
+    for module in {"torch": ("torchdiffeq", "torchsde"), "diffrax": ("diffrax",)}[framework]:
+        pytest.importorskip(module)
+    scripts, texts = zip(*examples(framework, PAGES[page]), strict=True)
+    ran = subprocess.run([sys.executable, "-P", "-c", "\n".join(scripts)], capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr
-    number = re.compile(r"[\d.]+( m?s)?\b")
-    assert number.sub("#", ran.stdout) in {number.sub("#", block) for block in blocks("text")}
+    told, printed = "".join(texts), ran.stdout
+    if framework == "torch":  # times, which no two runs have in common
+        told, printed = (re.sub(r"[\d.]+( m?s)?\b", "#", text) for text in (told, printed))
+    assert not told or printed == told
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_its_links_lead_somewhere(page):
+    text = PAGES[page].read_text(encoding="utf-8")
+    for link, title in re.findall(r"\]\((?!https:)([^)#]*)#?([^)]*)\)", text):
+        target = PAGES[page].parent / link if link else PAGES[page]
+        assert target.exists(), link
+        if title:
+            titles = re.findall(r"^#+ (.+)$", target.read_text(encoding="utf-8"), re.MULTILINE)
+            assert title in {re.sub(r"[^\w -]", "", known.lower()).replace(" ", "-") for known in titles}, title
 
 
 def test_ci_runs_the_readme_s_test_command_and_the_lowest_versions():
