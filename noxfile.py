@@ -17,6 +17,12 @@ EXTRA = {"torch": "sde", "jax": "jax"}
 # What each half's tests run on; where it is not there they fail, and are not skipped.
 ASKED = {"torch": "torch,sde", "jax": "jax"}
 
+# Half the time to compile a program of a second's run; `full`, `minimums` and `matrix` have XLA as it is.
+HASTE = {
+    "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false "
+    "--xla_cpu_parallel_codegen_split_count=1"
+}
+
 
 def install(session: nox.Session, *extras: str, group: str, pins: list[str] | None = None) -> None:
     """Install steptape's wheel with some extras, and the tools of a dependency group."""
@@ -29,12 +35,13 @@ def named(*arguments: object) -> object:
     return nox.param(*arguments, id=" ".join(arguments[-1]["pins"][:2]))
 
 
-def exact(session: nox.Session, half: str, line: dict) -> None:
+def exact(session: nox.Session, half: str, line: dict, which: str) -> None:
     """Install the versions of a line and hold one half's gradients against the host's own back-propagation."""
     if "pip" in line:
         session.install(line["pip"])
     install(session, EXTRA[half], "report", group="exact", pins=line["pins"])
-    session.run("pytest", "-n", "auto", *STEPTAPE["exact"][half], env={"STEPTAPE_TEST_BACKENDS": ASKED[half]})
+    asked = {"STEPTAPE_TEST_BACKENDS": ASKED[half]}
+    session.run("pytest", "-n", "auto", "-m", which, *STEPTAPE["exact"][half], env=asked)
 
 
 @nox.session(python=False)
@@ -73,17 +80,25 @@ def types(session: nox.Session) -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """All tests on the default versions of the hosts; arguments go to pytest."""
+    """Every promise, on the default versions of the hosts, with few values of each; arguments go to pytest."""
+    install(session, "all", group="test")
+    asked = {"STEPTAPE_TEST_BACKENDS": ",".join(ASKED.values()), **HASTE}
+    session.run("pytest", "-n", "auto", "--dist", "worksteal", *session.posargs, env=asked)
+
+
+@nox.session
+def full(session: nox.Session) -> None:
+    """The tests that `tests` leaves out: exhaustive products of what it tries by parts; arguments go to pytest."""
     install(session, "all", group="test")
     asked = {"STEPTAPE_TEST_BACKENDS": ",".join(ASKED.values())}
-    session.run("pytest", "-n", "auto", "--dist", "loadfile", *session.posargs, env=asked)
+    session.run("pytest", "-n", "auto", "--dist", "worksteal", "-m", "full", *session.posargs, env=asked)
 
 
 @nox.session
 @nox.parametrize("half, line", [named(half, lines[0]) for half, lines in STEPTAPE["versions"].items()])
 def minimums(session: nox.Session, half: str, line: dict) -> None:
     """Exactness on the lowest versions of each host, with the Python that runs nox."""
-    exact(session, half, line)
+    exact(session, half, line, "not full")
 
 
 @nox.session
@@ -93,7 +108,7 @@ def minimums(session: nox.Session, half: str, line: dict) -> None:
 )
 def matrix(session: nox.Session, half: str, line: dict) -> None:
     """Exactness on every supported version, with its own Python; parity results go to `matrix-report/`."""
-    exact(session, half, line)
+    exact(session, half, line, "full or not full")
     folder = "-".join(line["pins"][:2]).replace("==", "-")
     session.run("steptape", "parity", "--quick", "--backend", half, "--out", f"matrix-report/{folder}")
 
