@@ -17,7 +17,7 @@ EXTRA = {"torch": "sde", "jax": "jax"}
 # What each half's tests run on; where it is not there they fail, and are not skipped.
 ASKED = {"torch": "torch,sde", "jax": "jax"}
 
-# Half the time to compile a program of a second's run; `full`, `minimums` and `matrix` have XLA as it is.
+# Half the time of a test in JAX, which is that to compile a program; `minimums` and `matrix` have XLA as it is.
 HASTE = {
     "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false "
     "--xla_cpu_parallel_codegen_split_count=1"
@@ -90,7 +90,7 @@ def tests(session: nox.Session) -> None:
 def full(session: nox.Session) -> None:
     """The tests that `tests` leaves out: exhaustive products of what it tries by parts; arguments go to pytest."""
     install(session, "all", group="test")
-    asked = {"STEPTAPE_TEST_BACKENDS": ",".join(ASKED.values())}
+    asked = {"STEPTAPE_TEST_BACKENDS": ",".join(ASKED.values()), **HASTE}
     session.run("pytest", "-n", "auto", "--dist", "worksteal", "-m", "full", *session.posargs, env=asked)
 
 
