@@ -35,13 +35,13 @@ def named(*arguments: object) -> object:
     return nox.param(*arguments, id=" ".join(arguments[-1]["pins"][:2]))
 
 
-def exact(session: nox.Session, half: str, line: dict, which: str) -> None:
+def exact(session: nox.Session, half: str, line: dict) -> None:
     """Install the versions of a line and hold one half's gradients against the host's own back-propagation."""
     if "pip" in line:
         session.install(line["pip"])
     install(session, EXTRA[half], "report", group="exact", pins=line["pins"])
     asked = {"STEPTAPE_TEST_BACKENDS": ASKED[half]}
-    session.run("pytest", "-n", "auto", "-m", which, *STEPTAPE["exact"][half], env=asked)
+    session.run("pytest", "-n", "auto", "-m", "full or not full", *STEPTAPE["exact"][half], env=asked)
 
 
 @nox.session(python=False)
@@ -98,7 +98,7 @@ def full(session: nox.Session) -> None:
 @nox.parametrize("half, line", [named(half, lines[0]) for half, lines in STEPTAPE["versions"].items()])
 def minimums(session: nox.Session, half: str, line: dict) -> None:
     """Exactness on the lowest versions of each host, with the Python that runs nox."""
-    exact(session, half, line, "not full")
+    exact(session, half, line)
 
 
 @nox.session
@@ -108,7 +108,7 @@ def minimums(session: nox.Session, half: str, line: dict) -> None:
 )
 def matrix(session: nox.Session, half: str, line: dict) -> None:
     """Exactness on every supported version, with its own Python; parity results go to `matrix-report/`."""
-    exact(session, half, line, "full or not full")
+    exact(session, half, line)
     folder = "-".join(line["pins"][:2]).replace("==", "-")
     session.run("steptape", "parity", "--quick", "--backend", half, "--out", f"matrix-report/{folder}")
 

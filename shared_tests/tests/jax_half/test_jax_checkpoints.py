@@ -75,6 +75,8 @@ def test_rejections_outputs_and_events_have_the_hosts_gradient(run):
     assert worst(got, want) < 1e-12
 
 
+# Steps taken again in a batch, but not by try: the test of vmap beside the gradients.
+@pytest.mark.by_default(where=lambda by_try: by_try)
 @pytest.mark.parametrize("by_try", [False, True])
 def test_a_batch_of_long_and_short_solves_has_the_hosts_gradient(by_try):
     x = inputs()

@@ -31,7 +31,7 @@ def test_adaptive_solvers(name, method):
     assert_exact(problem, method=method, rtol=tolerance, atol=tolerance, options=options)
 
 
-@pytest.mark.by_default(every=3)
+@pytest.mark.by_default(every=9)
 @pytest.mark.parametrize("options", [{}, {"interp": "cubic"}, {"perturb": True}], ids=["linear", "cubic", "perturb"])
 @pytest.mark.parametrize("method", AVAILABLE_FIXED_GRID)
 @pytest.mark.parametrize("name", PROBLEMS)
