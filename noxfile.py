@@ -17,6 +17,12 @@ EXTRA = {"torch": "sde", "jax": "jax"}
 # What each half's tests run on; where it is not there they fail, and are not skipped.
 ASKED = {"torch": "torch,sde", "jax": "jax"}
 
+# Half the time of a test in JAX, which is that to compile a program; `minimums` and `matrix` have XLA as it is.
+HASTE = {
+    "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false "
+    "--xla_cpu_parallel_codegen_split_count=1"
+}
+
 
 def install(session: nox.Session, *extras: str, group: str, pins: list[str] | None = None) -> None:
     """Install steptape's wheel with some extras, and the tools of a dependency group."""
@@ -34,7 +40,8 @@ def exact(session: nox.Session, half: str, line: dict) -> None:
     if "pip" in line:
         session.install(line["pip"])
     install(session, EXTRA[half], "report", group="exact", pins=line["pins"])
-    session.run("pytest", "-n", "auto", *STEPTAPE["exact"][half], env={"STEPTAPE_TEST_BACKENDS": ASKED[half]})
+    asked = {"STEPTAPE_TEST_BACKENDS": ASKED[half]}
+    session.run("pytest", "-n", "auto", "-m", "full or not full", *STEPTAPE["exact"][half], env=asked)
 
 
 @nox.session(python=False)
@@ -73,10 +80,18 @@ def types(session: nox.Session) -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """All tests on the default versions of the hosts; arguments go to pytest."""
+    """Every promise, on the default versions of the hosts, with few values of each; arguments go to pytest."""
     install(session, "all", group="test")
-    asked = {"STEPTAPE_TEST_BACKENDS": ",".join(ASKED.values())}
-    session.run("pytest", "-n", "auto", "--dist", "loadfile", *session.posargs, env=asked)
+    asked = {"STEPTAPE_TEST_BACKENDS": ",".join(ASKED.values()), **HASTE}
+    session.run("pytest", "-n", "auto", "--dist", "worksteal", *session.posargs, env=asked)
+
+
+@nox.session
+def full(session: nox.Session) -> None:
+    """The tests that `tests` leaves out: exhaustive products of what it tries by parts; arguments go to pytest."""
+    install(session, "all", group="test")
+    asked = {"STEPTAPE_TEST_BACKENDS": ",".join(ASKED.values()), **HASTE}
+    session.run("pytest", "-n", "auto", "--dist", "worksteal", "-m", "full", *session.posargs, env=asked)
 
 
 @nox.session

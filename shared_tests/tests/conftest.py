@@ -2,8 +2,14 @@
 
 Each program maps memory of its own, of which a process may have so many pieces (65530 on Linux); without this one
 worker has had more after some two thousand tests, and XLA aborted.
+
+What is marked ``full`` is of ``nox -s full``, and runs by default nowhere. ``by_default(where=...)`` on a test of a
+product of parameters says of which of them it runs by default; ``by_default(every=k)``: where the places of the values
+sum to a multiple of k, so that each value still meets some of the others. The rest is ``full``.
 """
 
+import gc
+import inspect
 import sys
 from pathlib import Path
 
@@ -13,6 +19,32 @@ import pytest
 sys.path.append(str(Path(__file__).parent))
 
 from steptape_helpers.checkout import ROOT, stale
+
+# Tracing makes many objects that live on: at the default thresholds, to look for garbage is a sixth of the JAX tests.
+gc.set_threshold(100_000, 20, 50)
+
+
+def pytest_itemcollected(item):
+    """Mark as ``full`` what a test's ``by_default`` leaves out."""
+    for mark in item.iter_markers("by_default"):
+        every, where = mark.kwargs.get("every", 1), mark.kwargs.get("where", lambda: True)
+        given = {name: item.callspec.params[name] for name in inspect.signature(where).parameters}
+        places = [_place(product, item.callspec.params) for product in item.iter_markers("parametrize")]
+        if sum(places) % every or not where(**given):
+            item.add_marker("full")
+
+
+def _place(product, given):
+    """Which of the values of a ``parametrize`` a test has."""
+    names = product.args[0].replace(",", " ").split() if isinstance(product.args[0], str) else product.args[0]
+    for place, value in enumerate(product.args[1]):
+        if isinstance(value, type(pytest.param())):
+            value = value.values
+        elif len(names) == 1:
+            value = (value,)
+        if all(given[name] is x for name, x in zip(names, value, strict=True)):
+            return place
+    raise LookupError(names)
 
 
 def pytest_configure(config):
@@ -28,6 +60,7 @@ def _compiled_programs_are_let_go():
     yield
     if "jax" in sys.modules:
         sys.modules["jax"].clear_caches()
+        gc.collect()
 
 
 @pytest.fixture(autouse=True, scope="module")

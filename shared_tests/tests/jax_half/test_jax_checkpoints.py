@@ -41,6 +41,7 @@ def _constant_steps(x, t1, adjoint):
 _grad_of_constant_steps = jax.jit(jax.grad(_constant_steps, argnums=(0, 1), has_aux=True), static_argnums=2)
 
 
+@pytest.mark.by_default(where=lambda checkpoints: checkpoints <= FEW)
 @pytest.mark.parametrize("checkpoints", [1, FEW, 16])
 def test_a_solve_of_any_length_has_the_hosts_gradient(checkpoints):
     x = inputs()._replace(times=None)
@@ -74,6 +75,8 @@ def test_rejections_outputs_and_events_have_the_hosts_gradient(run):
     assert worst(got, want) < 1e-12
 
 
+# Steps taken again in a batch, but not by try: the test of vmap beside the gradients.
+@pytest.mark.by_default(where=lambda by_try: by_try)
 @pytest.mark.parametrize("by_try", [False, True])
 def test_a_batch_of_long_and_short_solves_has_the_hosts_gradient(by_try):
     x = inputs()
@@ -131,6 +134,7 @@ def test_a_batch_takes_again_what_its_longest_element_takes_again():
     assert backward == 40 + again
 
 
+@pytest.mark.by_default(where=lambda solver: isinstance(solver, diffrax.Bosh3))
 @pytest.mark.parametrize("solver", [diffrax.Bosh3(), diffrax.Ralston()], ids=["Bosh3", "Ralston"])
 def test_the_graph_of_a_stage_gives_the_hosts_gradient(solver):
     controller = diffrax.PIDController(rtol=1e-2, atol=1e-2)

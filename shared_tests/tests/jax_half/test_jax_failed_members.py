@@ -63,6 +63,16 @@ TRIED = [
     ("seminorm", "some outputs"),
     ("seminorm", "dtmin"),
 ]
+# Each adjoint and each failure once or twice.
+BY_DEFAULT = [
+    ("quadrature", "max_steps"),
+    ("quadrature", "dtmin"),
+    ("quadrature", "event"),
+    ("aca", "not finite"),
+    ("aca", "root"),
+    ("nodes", "root"),
+    ("seminorm", "some outputs"),
+]
 
 
 def _end(rate, adjoint, how):
@@ -82,6 +92,7 @@ def _end(rate, adjoint, how):
     return end, (solution.result == diffrax.RESULTS.successful) & jnp.isfinite(end)
 
 
+@pytest.mark.by_default(where=lambda adjoint, failure: (adjoint, failure) in BY_DEFAULT)
 @pytest.mark.parametrize(("adjoint", "failure"), TRIED)
 def test_a_masked_member_has_a_gradient_of_zero(adjoint, failure):
     rates = jnp.array([0.5, 40.0 if failure == "not finite" else 1.5])

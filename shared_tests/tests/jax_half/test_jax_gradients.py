@@ -67,8 +67,11 @@ SOLVES = [
     (diffrax.Dopri5, "constant"),
     (diffrax.Dopri8, "pid"),
 ]
+# Solvers that other exact tests have too: of transforms, of properties, of checkpoints, and most that follow here.
+ELSEWHERE = (diffrax.Heun, diffrax.Tsit5, diffrax.Bosh3, diffrax.Dopri5)
 
 
+@pytest.mark.by_default(where=lambda solver: solver not in ELSEWHERE)
 @pytest.mark.parametrize(("solver", "controller"), SOLVES, ids=[f"{s.__name__}-{c}" for s, c in SOLVES])
 def test_gradient_equals_the_hosts_for_every_solver_and_controller(solver, controller):
     saveat = diffrax.SaveAt(t0=True, ts=jnp.array([0.1, 0.7, 0.75, 2.0, 2.9]), steps=2)
@@ -219,6 +222,7 @@ def test_jit_of_grad_and_grad_of_jit_agree():
     assert identical(inside, jax.jit(jax.grad(final))(x.y0))
 
 
+@pytest.mark.by_default(where=lambda ours: ours is not OURS)
 @pytest.mark.parametrize("ours", [OURS, AdaptiveCheckpointAdjoint(checkpoints=3)], ids=["all", "checkpoints=3"])
 def test_vmap_equals_a_loop_when_the_elements_take_different_numbers_of_steps(ours):
     x = inputs()
@@ -292,6 +296,8 @@ def _stochastic(x, adjoint):
     return diffrax.diffeqsolve(terms, diffrax.Heun(), 0.0, 1.0, 0.1, x.y0, x.args, adjoint=adjoint)
 
 
+# The grid has limits by default, the tests of properties an implicit solver, those of SDE solvers noise.
+@pytest.mark.by_default(where=lambda run: run not in (_step_size_limit, _implicit, _stochastic))
 @pytest.mark.parametrize(
     "run",
     [
@@ -315,6 +321,7 @@ def _with_jumps(t, y, args):
     return args * jnp.where((t < 1.5) & (t > -0.25), 1.0, -2.0) * jnp.stack([y[1], -y[0] * jnp.cos(9 * t)])
 
 
+@pytest.mark.by_default(where=lambda times: times[1] < 0)
 @pytest.mark.parametrize(
     ("solver", "times"),
     [

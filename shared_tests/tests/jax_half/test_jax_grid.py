@@ -2,11 +2,10 @@
 
 Any two values of two factors (kind of solver, controller, output, event, state, memory) that diffrax takes together
 meet in a case, and the solvers of a kind take turns. A case is compiled once, and run forwards and backwards in time.
-By default a part of the cases runs that holds each value; ``STEPTAPE_GRID=all`` in the environment runs all of them.
+By default a part of the cases runs that holds each value; ``nox -s full`` runs the others.
 """
 
 import itertools
-import os
 import random
 from typing import Any, NamedTuple
 
@@ -124,7 +123,6 @@ def cases():
 
 
 CASES = list(cases())
-RUN = CASES if os.environ.get("STEPTAPE_GRID") == "all" else CASES[:PART]
 
 
 class Inputs(NamedTuple):
@@ -280,7 +278,8 @@ def name_of(case):
 
 @pytest.mark.filterwarnings("ignore:Complex dtype support")
 @pytest.mark.filterwarnings("ignore:`.*` is not marked as converging")
-@pytest.mark.parametrize("case", RUN, ids=name_of)
+@pytest.mark.by_default(where=lambda case: case in CASES[:PART])
+@pytest.mark.parametrize("case", CASES, ids=name_of)
 def test_solution_and_gradient_are_the_hosts(case):
     def differentiated(x, adjoint):
         def fun(x):

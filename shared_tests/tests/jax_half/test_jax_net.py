@@ -2,7 +2,7 @@
 
 A structure is a program: dtypes, solver, controller, output, event, memory, transform. It is compiled once, with the
 host's gradient and ours in it, and run for many values: times far from zero, fields that turn faster than the steps
-resolve, coefficients, states. ``STEPTAPE_NET_EXAMPLES=2000`` draws so many; the default is a few dozen.
+resolve, coefficients, states. ``STEPTAPE_NET_EXAMPLES=2000`` draws so many; the default is two dozen.
 
 The oracle is ``DirectAdjoint``, or ``RecursiveCheckpointAdjoint`` with as many checkpoints as steps.
 """
@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from steptape.shared_tests.oracles.distance import largest
 from steptape_helpers.jax_net import Structure, compiled, same, tolerance
 
-EXAMPLES = int(os.environ.get("STEPTAPE_NET_EXAMPLES", "30"))
+EXAMPLES = int(os.environ.get("STEPTAPE_NET_EXAMPLES", "24"))
 # So many values for each program: what costs is to compile it.
 EACH = 6 if EXAMPLES <= 100 else 80
 FIRST = int(os.environ.get("STEPTAPE_NET_FIRST", "0"))

@@ -16,7 +16,7 @@ from steptape.jax import QuadratureAdjoint, SeminormAdjoint
 from steptape.shared_tests.oracles.distance import distance, euclidean
 from steptape.shared_tests.problems.make_references import load_references
 from steptape.shared_tests.problems.problems import PROBLEMS
-from steptape_helpers.jax_solves import HOST, identical, inputs, solve, value_and_grad, worst, x64
+from steptape_helpers.jax_solves import HOST, compiled, identical, inputs, solve, value_and_grad, worst, x64
 
 OURS = QuadratureAdjoint()
 TIGHT = diffrax.PIDController(rtol=1e-10, atol=1e-10)
@@ -89,6 +89,7 @@ AMPLIFICATION = {
 }
 
 
+@pytest.mark.by_default(where=lambda name: name in ("lotka_volterra", "van_der_pol_stiff", "mlp"))
 @pytest.mark.parametrize("name", AMPLIFICATION)
 def test_the_gradient_is_right_to_the_tolerance_and_follows_it(name):
     errors = [_error(name, tolerance) for tolerance in (1e-4, 1e-6, 1e-8)]
@@ -96,6 +97,7 @@ def test_the_gradient_is_right_to_the_tolerance_and_follows_it(name):
     assert errors[0] > 10 * errors[1] > 100 * errors[2]
 
 
+@pytest.mark.full
 def test_three_bodies_in_chaos_have_a_gradient():
     assert _error("three_body", 1e-9) < 5e-6
 
@@ -106,6 +108,7 @@ def _every_input(adjoint, x, **kwargs):
     return solution, grad._replace(times=grad.times[:2])
 
 
+@pytest.mark.by_default(where=lambda saveat, backward: saveat == {"t0": True} if not backward else "ts" in saveat)
 @pytest.mark.parametrize(
     "saveat",
     [
@@ -150,6 +153,8 @@ SOLVERS = {
 }
 
 
+# With the other two, other tests here and that of failed members.
+@pytest.mark.by_default(where=lambda name: name not in ("Tsit5", "Bosh3"))
 @pytest.mark.parametrize("name", SOLVERS)
 def test_any_solver_of_one_term_will_do(name):
     controller = diffrax.PIDController(rtol=1e-7, atol=1e-7)
@@ -165,21 +170,27 @@ def _tight_reference():
     return value_and_grad(lambda x: solve(x, HOST, diffrax.Dopri8(), max_steps=1024, **kwargs), inputs())[2]
 
 
+@functools.cache
+def _tight_at_many_times():
+    saveat = diffrax.SaveAt(ts=jnp.linspace(0.1, 2.9, 40))
+    kwargs = {"stepsize_controller": TIGHT, "saveat": saveat, "max_steps": 1024}
+    return value_and_grad(lambda x: solve(x, HOST, diffrax.Dopri8(), **kwargs), inputs())[2]
+
+
 @pytest.mark.parametrize("solver", [diffrax.Heun(), diffrax.ReversibleHeun()])
 def test_constant_steps_stay_as_they_are_across_outputs(solver):
     saveat = diffrax.SaveAt(ts=jnp.linspace(0.1, 2.9, 40))
+    kwargs = {"stepsize_controller": diffrax.ConstantStepSize(), "saveat": saveat, "max_steps": 4096}
+    gradient = compiled(lambda x: solve(x, OURS, solver, **kwargs))
 
     def error(steps):
-        x = inputs()._replace(times=jnp.array([0.1, 2.9, 2.8 / steps]))
-        kwargs = {"stepsize_controller": diffrax.ConstantStepSize(), "saveat": saveat, "max_steps": 4096}
-        got = value_and_grad(lambda x: solve(x, OURS, solver, **kwargs), x)[2]
-        kwargs["stepsize_controller"] = TIGHT
-        want = value_and_grad(lambda x: solve(x, HOST, diffrax.Dopri8(), **kwargs), x)[2]
-        return worst(got._replace(times=0), want._replace(times=0))
+        (_, _), got = gradient(inputs()._replace(times=jnp.array([0.1, 2.9, 2.8 / steps])))
+        return worst(got._replace(times=0), _tight_at_many_times()._replace(times=0))
 
     assert error(2000) < error(500) / 8 < 1e-3
 
 
+@pytest.mark.by_default(where=lambda checkpoints: checkpoints != 2)
 @pytest.mark.parametrize("checkpoints", [None, 1, 2])
 def test_the_field_may_jump_where_the_controller_knows_of_it(checkpoints):
     # With blocks of one step, one of them begins at the jump.
@@ -198,6 +209,7 @@ def test_the_field_may_jump_where_the_controller_knows_of_it(checkpoints):
     np.testing.assert_allclose(got, (np.exp(rate), y0 * np.exp(rate)), rtol=1e-8)
 
 
+@pytest.mark.by_default(where=lambda solver: isinstance(solver, diffrax.Dopri5))
 @pytest.mark.parametrize(
     ("solver", "tolerance"),
     [(diffrax.Dopri5(), 1e-9), (diffrax.HalfSolver(diffrax.Bosh3()), 1e-7)],
@@ -268,6 +280,7 @@ def _never(level):
     return diffrax.Event(lambda t, y, args, **kwargs: y[0] - 99 * level, newton)
 
 
+@pytest.mark.by_default(where=lambda ts: ts is not None)
 @pytest.mark.parametrize(
     ("event", "ts"),
     [(_root_found, None), *((event, [0.1, 0.5, 1.7, 2.2, 2.8]) for event in (_root_found, _slow, _never))],
@@ -311,12 +324,16 @@ def test_an_event_at_the_end_of_a_step_ends_the_solve_there():
 
 
 def test_the_scale_of_the_loss_does_not_matter():
-    def gradient(scale):
-        return jax.jit(jax.grad(lambda y0: scale * jnp.sum(solve(inputs()._replace(y0=y0), OURS).ys ** 2)))(inputs().y0)
+    @jax.jit
+    @jax.grad
+    def gradient(y0, scale):
+        return scale * jnp.sum(solve(inputs()._replace(y0=y0), OURS).ys ** 2)
 
-    assert identical(gradient(2.0**-60) * 2.0**60, gradient(1.0))
+    y0 = inputs().y0
+    assert identical(gradient(y0, 2.0**-60) * 2.0**60, gradient(y0, 1.0))
 
 
+@pytest.mark.by_default(where=lambda checkpoints: checkpoints is not None)
 @pytest.mark.parametrize("checkpoints", [None, 5])
 def test_a_batch_of_unequal_solves_is_its_elements(checkpoints):
     x = inputs()
@@ -490,15 +507,16 @@ def test_controllers_and_second_derivatives_are_refused():
         jax.grad(lambda y0: jnp.sum(jax.grad(final)(y0, 1e-4) ** 2))(x.y0)
 
 
-@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.by_default(every=2)
+@pytest.mark.parametrize("in_jit", [False, True])
 @pytest.mark.parametrize("adjoint", [OURS, SeminormAdjoint()], ids=["quadrature", "seminorm"])
-def test_forward_mode_and_hessians_are_refused_in_our_words(adjoint, compiled):
+def test_forward_mode_and_hessians_are_refused_in_our_words(adjoint, in_jit):
     x = inputs()
 
     def final(y0):
         return jnp.sum(solve(x._replace(y0=y0), adjoint).ys ** 2)
 
-    wrapped = jax.jit if compiled else lambda function: function
+    wrapped = jax.jit if in_jit else lambda function: function
     for forward in (jax.jacfwd(final), lambda y0: jax.jvp(final, (y0,), (y0,))):
         with pytest.raises(UnsupportedError, match=r"Forward mode .*diffrax\.ForwardMode\(\)"):
             wrapped(forward)(x.y0)
@@ -524,6 +542,7 @@ def test_wrong_options_are_named(kwargs, match):
         QuadratureAdjoint(**kwargs)
 
 
+@pytest.mark.by_default(where=lambda nodes, t0: (nodes is None) == (t0 > 0) and t0 != 10)
 @pytest.mark.parametrize("nodes", [None, 3])
 @pytest.mark.parametrize(("t0", "omega"), [(300.0, 6.2832), (10.0, 20.0), (0.0, 100.0)])
 def test_what_drives_the_state_and_not_the_cotangent(t0, omega, nodes):

@@ -50,6 +50,7 @@ def _evaluations(run, x):
     return forward, len(calls) - forward, {name: int(n) for name, n in stats.items()}
 
 
+@pytest.mark.by_default(where=lambda solver: not isinstance(solver, diffrax.Dopri5))
 @pytest.mark.parametrize(
     ("solver", "per_step"),
     [(diffrax.Heun(), 2), (diffrax.Dopri5(), 6), (diffrax.Dopri8(), 13)],
@@ -103,6 +104,7 @@ def test_an_event_that_ends_a_solve_where_a_step_ends_is_not_replayed(kind):
     assert backward == 6 * stats["num_accepted_steps"]
 
 
+@pytest.mark.by_default(where=lambda checkpoints: checkpoints == 3)
 @pytest.mark.parametrize("checkpoints", [1, 3])
 def test_few_checkpoints_recompute_the_steps_that_the_plan_says(checkpoints):
     _, backward, stats = _evaluations(lambda x: solve(x, AdaptiveCheckpointAdjoint(checkpoints)), inputs())

@@ -1,12 +1,11 @@
 """Every SDE solver of diffrax: AdaptiveCheckpointAdjoint gives the host's solution and the host's gradient.
 
-Each solver on the kind of noise it is for, with constant steps; some with a PID controller too, or all that may where
-``STEPTAPE_GRID=all`` is in the environment. Those without an error estimate get one from ``HalfSolver``. A solver that
-a new diffrax adds fails a test until it has a case here.
+Each solver on the kind of noise it is for, with constant steps; some with a PID controller too, in ``nox -s full`` all
+that may. Those without an error estimate get one from ``HalfSolver``. A solver that a new diffrax adds fails a test
+until it has a case here.
 """
 
 import inspect
-import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -124,10 +123,8 @@ SOLVERS: dict[str, tuple[Callable[..., Any], Any]] = {
 
 # diffrax refuses to choose its steps.
 NEVER_ADAPTIVE = {"Euler"}
-# With steps chosen by a PID controller: of each noise one, and of error estimates those of the solver and HalfSolver's.
-ADAPTIVE = {"Heun", "StratonovichMilstein", "SEA", "ALIGN"}
-if os.environ.get("STEPTAPE_GRID") == "all":
-    ADAPTIVE = SOLVERS.keys() - NEVER_ADAPTIVE
+# With steps chosen by a PID controller by default: of error estimates those of the solver and HalfSolver's.
+ADAPTIVE = {"StratonovichMilstein", "ALIGN"}
 
 
 def solve(x: Inputs, adjoint: Any, name: str, adaptive: bool) -> diffrax.Solution:
@@ -186,7 +183,8 @@ def test_constant_steps(name):
     assert stats["num_accepted_steps"] == 4
 
 
-@pytest.mark.parametrize("name", sorted(ADAPTIVE))
+@pytest.mark.by_default(where=lambda name: name in ADAPTIVE)
+@pytest.mark.parametrize("name", sorted(SOLVERS.keys() - NEVER_ADAPTIVE))
 def test_steps_chosen_by_the_error(name):
     stats = assert_as_host(lambda x, adjoint: solve(x, adjoint, name, adaptive=True), inputs())
     assert stats["num_accepted_steps"] > 4

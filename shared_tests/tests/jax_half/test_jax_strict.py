@@ -28,6 +28,15 @@ DTYPES = {
 DISCRETE = ("default", "checkpoints", "stage")
 PAIRS = [(n, d) for n in ADJOINTS for d in DTYPES if d != "complex" or n in DISCRETE]
 PAIRS.remove(("seminorm", "float32 times"))
+# Each adjoint and each of the dtypes.
+BY_DEFAULT = [
+    ("default", "mixed"),
+    ("checkpoints", "complex"),
+    ("stage", "float32 times"),
+    ("quadrature", "mixed"),
+    ("nodes", "float32 times"),
+    ("seminorm", "mixed"),
+]
 
 
 def test_the_tests_run_without_promotion():
@@ -35,6 +44,7 @@ def test_the_tests_run_without_promotion():
         jnp.ones(1, jnp.float32) + jnp.ones(1, jnp.float64)
 
 
+@pytest.mark.by_default(where=lambda name: name != "quadrature")
 @pytest.mark.parametrize("name", ["checkpoints", "quadrature", "nodes"])
 def test_in_a_branch_where_the_counts_of_a_solve_are_integers_of_a_width(name):
     def end(y0, rate):
@@ -49,6 +59,7 @@ def test_in_a_branch_where_the_counts_of_a_solve_are_integers_of_a_width(name):
         assert abs(jax.jit(branch)(1.0, 0.7) - jnp.exp(-0.7)) < 1e-3
 
 
+@pytest.mark.by_default(where=lambda name, dtypes: (name, dtypes) in BY_DEFAULT)
 @pytest.mark.parametrize(("name", "dtypes"), PAIRS)
 def test_a_decay_has_its_gradient_in_every_dtype(name, dtypes):
     of_y, of_t = DTYPES[dtypes]

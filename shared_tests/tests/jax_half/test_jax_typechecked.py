@@ -47,9 +47,12 @@ SOLVES = {
     "output": "ode(aca, diffrax.SaveAt(dense=True)); ode(few, diffrax.SaveAt(t0=True, ts=[0.5], steps=2))",
     "implicit": "ode(aca, solver=diffrax.Kvaerno3())",
 }
+# What costs is to import all with the hook: two processes, one for each of two workers.
+PROCESSES = ("ode", "sde", "implicit"), ("event", "output")
 
 
-@pytest.mark.parametrize("solves", SOLVES)
+@pytest.mark.parametrize("solves", PROCESSES, ids=", ".join)
 def test_solves_and_gradients_pass_a_check_of_types(solves):
-    done = subprocess.run([sys.executable, "-P", "-c", CODE + SOLVES[solves]], capture_output=True, text=True)
+    code = CODE + "\n".join(SOLVES[name] for name in solves)
+    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]

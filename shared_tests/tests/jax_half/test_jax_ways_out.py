@@ -1,6 +1,7 @@
 """Every refusal of the JAX half names a way out, and the way out works: y' = -p y from 1 ends with exp(-p) at t = 1."""
 
 import ast
+import functools
 import re
 import warnings
 from collections.abc import Callable
@@ -51,26 +52,45 @@ def _end(p, adjoint, terms=None, solver=None, y0=1.0, t1=1.0, **how):
     return jnp.real(jax.tree.leaves(solution.ys)[-1][-1])
 
 
+def once(function):
+    """One way out is named by many refusals: a call that was made before is not solved again."""
+    known = {}
+
+    @functools.wraps(function)
+    def call(*args, **how):
+        said = repr((args, sorted(how.items())))
+        if said not in known:
+            known[said] = function(*args, **how)
+        return known[said]
+
+    return call
+
+
+@once
 def grad(adjoint, **how):
     """dy(1)/dp, in reverse mode."""
     return jax.grad(lambda p: _end(p, adjoint, **how))(P)
 
 
+@once
 def push(adjoint, **how):
     """The same in forward mode."""
     return jax.jvp(lambda p: _end(p, adjoint, **how), (P,), (1.0,))[1]
 
 
+@once
 def curvature(adjoint, outer=jax.grad, **how):
     """The second derivative, and the sign of the first, so that it is to be the same number."""
     return -outer(jax.grad(lambda p: _end(p, adjoint, **how)))(P)
 
 
+@once
 def in_t1(adjoint):
     """dy(1)/dt1, over p."""
     return jax.grad(lambda t1: _end(P, adjoint, t1=t1))(1.0) / P
 
 
+@once
 def in_rtol(adjoint):
     """dy(1)/dp, where the tolerance is differentiated as well."""
 
@@ -80,6 +100,7 @@ def in_rtol(adjoint):
     return jax.grad(end, argnums=(0, 1))(P, 3e-4)[0]
 
 
+@once
 def fitted(adjoint, **options):
     """p, found by least squares from y(1), turned into dy(1)/dp."""
     solver = optimistix.GaussNewton(1e-6, 1e-6)
@@ -87,6 +108,7 @@ def fitted(adjoint, **options):
     return -jnp.exp(-fit.value)
 
 
+@once
 def through_a_root(adjoint, outer=jax.grad):
     """dp/dc of the p at which dy(1)/dp = -c, which is 1/dc = -1/c at c = exp(-P), turned into dy(1)/dp."""
 
@@ -98,6 +120,8 @@ def through_a_root(adjoint, outer=jax.grad):
     return 1 / outer(root)(jnp.array(END))
 
 
+# Cached, for `once` tells functions by where they are.
+@functools.cache
 def noisy(path, solver=None):
     """A solve with noise of no size, so that its end is known."""
 

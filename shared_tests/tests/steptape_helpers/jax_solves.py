@@ -80,10 +80,14 @@ def _with_loss(run: Any) -> Any:
     return fun
 
 
+def compiled(run: Any) -> Any:
+    """``run(x)`` gives a solution; of x, in one program for many: the loss and the solution, and the gradient."""
+    return eqx.filter_jit(eqx.filter_value_and_grad(_with_loss(run), has_aux=True))
+
+
 def value_and_grad(run: Any, x: Any) -> tuple[Any, Any, Any]:
     """``run(x)`` gives a solution; returns it, the loss and the gradient, compiled."""
-    fun = _with_loss(run)
-    (value, solution), grad = eqx.filter_jit(eqx.filter_value_and_grad(fun, has_aux=True))(x)
+    (value, solution), grad = compiled(run)(x)
     return solution, value, grad
 
 

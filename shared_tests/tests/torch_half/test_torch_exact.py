@@ -20,6 +20,7 @@ def assert_exact(problem, adjoint_options=None, **kwargs):
     assert distance(ours.gradients, host.gradients) <= problem.exact
 
 
+@pytest.mark.by_default(every=2)
 @pytest.mark.parametrize("method", ADAPTIVE)
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_adaptive_solvers(name, method):
@@ -30,6 +31,7 @@ def test_adaptive_solvers(name, method):
     assert_exact(problem, method=method, rtol=tolerance, atol=tolerance, options=options)
 
 
+@pytest.mark.by_default(every=9)
 @pytest.mark.parametrize("options", [{}, {"interp": "cubic"}, {"perturb": True}], ids=["linear", "cubic", "perturb"])
 @pytest.mark.parametrize("method", AVAILABLE_FIXED_GRID)
 @pytest.mark.parametrize("name", PROBLEMS)
@@ -39,6 +41,7 @@ def test_fixed_grid_solvers(name, method, options):
     assert_exact(problem, method=method, options={"step_size": span / 617.3, **options})
 
 
+@pytest.mark.by_default(every=2)
 @pytest.mark.filterwarnings("ignore:Functional iteration did not converge")
 @pytest.mark.parametrize("options", [{}, {"interp": "cubic"}, {"perturb": True}, {"max_order": 4}], ids=repr)
 @pytest.mark.parametrize("memory", [{}, {"checkpoints": 4}], ids=repr)

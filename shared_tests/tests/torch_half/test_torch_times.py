@@ -39,6 +39,7 @@ def options(method, **more):
     return {"step_size": 0.07, **more}
 
 
+@pytest.mark.by_default(every=2)
 @pytest.mark.parametrize("t_dtype", [torch.float64, torch.float32], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.complex64], ids=str)
 @pytest.mark.parametrize("method", METHODS)
