@@ -21,8 +21,16 @@ def _each(reduce: Callable[..., Rows], name: str) -> dict[str, Reduce]:
 
 
 FIGURES: dict[str, dict[str, Reduce]] = {
-    "torch_speed": {"times": speed.torch_times, "set-ups": speed.torch_setups, "readme": readme.torch},
-    "torch_memory": {"memory": speed.torch_memory, "set-ups": speed.memory_setups, "promises": claims.held},
+    "torch_speed": {
+        "times": speed.torch_times,
+        "set-ups": functools.partial(speed.setups, measurement="torch_speed", name="{cell}"),
+        "readme": readme.torch,
+    },
+    "torch_memory": {
+        "memory": speed.torch_memory,
+        "set-ups": functools.partial(speed.setups, measurement="torch_memory", name="{setup}"),
+        "promises": claims.held,
+    },
     "sde_speed": {"times": speed.sde, "promises": claims.sdes},
     "jax_speed": {"times": speed.jax, "readme": readme.jax_speed},
     "jax_memory": {
