@@ -74,17 +74,8 @@ class Case:
             return speed * (jnp.tanh(jnp.tanh(y @ first) @ hidden) @ last - y)
 
         def loss(weights, y0):
-            solution = diffrax.diffeqsolve(
-                diffrax.ODETerm(field),
-                SOLVERS[self.solver](),
-                0.0,
-                10.0,
-                0.01,
-                y0,
-                weights,
-                stepsize_controller=diffrax.PIDController(rtol=self.tolerance, atol=self.tolerance),
-                adjoint=adjoint,
-            )
+            how = {"solver": SOLVERS[self.solver](), "adjoint": adjoint, **programs.adaptive(self.tolerance)}
+            solution = programs.solved(field, 10.0, y0, weights, **how)
             return jnp.mean(solution.ys**2), solution.stats
 
         return programs.Program.compiled(name, jax.value_and_grad(loss, argnums=(0, 1), has_aux=True), self.inputs())

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import optimistix
 
 from benchmarks.envelope import Rows
-from benchmarks.jax_programs import words
+from benchmarks.jax_programs import adaptive, solved, words
 from benchmarks.measurements import Cells, Scope
 from benchmarks.papers.verdicts import TOLERANCE, Y0, P, Verdict, row, verdict
 from benchmarks.papers.ways import Claim
@@ -42,10 +42,8 @@ def _growth(t: Any, y: Any, p: Any) -> Any:
 
 
 def _solve(adjoint: Adjoint, y0: Any, p: Any, field: Callable[..., Any] = _growth, **settings: Any) -> Any:
-    settings = {"t0": 0.0, "t1": 1.0, "dt0": 0.01, "solver": diffrax.Tsit5(), **settings}
-    controller = diffrax.PIDController(rtol=TOLERANCE, atol=TOLERANCE)
-    settings = {"stepsize_controller": controller, "adjoint": adjoint, **settings}
-    return diffrax.diffeqsolve(diffrax.ODETerm(field), y0=y0, args=p, **settings)
+    settings = {"t1": 1.0, **adaptive(TOLERANCE), "adjoint": adjoint, **settings}
+    return solved(field, y0=y0, args=p, **settings)
 
 
 def _end(adjoint: Adjoint, y0: Any, p: Any, *rest: Any, **settings: Any) -> Any:
