@@ -6,14 +6,11 @@ import math
 from collections.abc import Callable, Mapping
 
 from benchmarks.envelope import Row
+from benchmarks.ways import Absent
 
 P, Y0, TOLERANCE = 0.3, 1.5, 1e-7
 # One of the four, and why.
 Verdict = tuple[str, str]
-
-
-class Absent(Exception):
-    """There is no argument to ask for it."""
 
 
 def verdict(error_of: Callable[[], float], bound: float = 1e-3, words: Callable[[Exception], str] = str) -> Verdict:

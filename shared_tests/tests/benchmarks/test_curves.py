@@ -169,7 +169,7 @@ def test_bytes_held_in_torch_are_its_allocators_where_tensors_outweigh_the_graph
         problem = side._problem(case, 1e-3, 10**6)
         solve = side._SCALING[row["way"]]
         with account() as account_of:
-            solution = solve(problem, settings=side._LIMITED[1])
+            solution = problem.solved(solve, **side._LIMITED)
         del solution
         assert math.isclose(row["held"], account_of.net, rel_tol=0.05)
         assert row["held"] > kept * case.y0.nbytes
