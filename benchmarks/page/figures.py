@@ -10,7 +10,7 @@ from typing import Any
 
 from benchmarks import envelope
 from benchmarks.envelope import Entry, Results, Rows
-from benchmarks.page import better, claims, curves, papers, readme, speed, tasks
+from benchmarks.page import claims, curves, papers, ratios, readme, speed, tasks
 from benchmarks.ways import BASE
 
 Reduce = Callable[[Results], Rows]
@@ -65,7 +65,7 @@ def reduced(results: Results) -> list[Entry]:
         figures = {cell: reduce(results) for cell, reduce in FIGURES[measurement].items()}
         figures = {cell: rows for cell, rows in figures.items() if rows}
         # Empty where no peer is better any more: it replaces one that was kept.
-        figures["better"] = better.better(results, measurement)
+        figures["better"] = ratios.better(results, measurement)
         found += [{"measurement": measurement, "cell": cell, **origin, "rows": rows} for cell, rows in figures.items()]
     return found
 

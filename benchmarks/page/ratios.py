@@ -6,11 +6,14 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any, Literal
 
-from benchmarks.envelope import Results, Row, by_way
+from benchmarks.envelope import Results, Row, Rows, by_way
 from benchmarks.measurements import MEASUREMENTS
+from benchmarks.page import text
 from benchmarks.ways import ADAPTIVE, BACKPROP, BASE, DEFAULT, HOST, OURS, REPLAY
 
 Kind = Literal["time", "memory", "error"]
+_NAMES = {("tasks", "default"): "adjoint", ("tasks", "seminorm"): "adjoint, seminorm"}
+KINDS, MARGIN = ("time", "memory", "error"), 0.01
 TUNED = "its best setting"
 _OTHER_SOLVER = ("through the search", "its steps held")
 Place = tuple[str, Kind, str]
@@ -130,3 +133,22 @@ def _curves(results: Results) -> Iterator[Ratio]:
 
 
 _READERS = (_torch, _sde_speed, _jax_speed, _jax_memory, _jax_scaling, _curves, _papers, _tasks)
+
+
+def better(results: Results, measurement: str) -> Rows:
+    """Where a peer takes less than the replay: a row a peer and kind; ``least``: what they are ordered by."""
+    found = [ratio for ratio in ratios(results) if ratio.source == measurement]
+    ours = {ratio.place: ratio.value for ratio in found if ratio.side == "ours"}
+    groups: dict[tuple[str, str, str], list[float]] = {}
+    for ratio in found:
+        if ratio.side == "peer" and ratio.place in ours:
+            name = _NAMES.get((ratio.source, ratio.way), ratio.way)
+            groups.setdefault((ratio.kind, name, ratio.script), []).append(ratio.value / ours[ratio.place])
+    rows = []
+    for (kind, name, script), quotients in groups.items():
+        below = [x for x in quotients if x < 1 - MARGIN]
+        if below:
+            row = {"less of": kind, "peer": name, "in": f"{len(below)} of {len(quotients)}"}
+            row["takes of ours, median (least to most) of these"] = text.spread(below)
+            rows.append({**row, "script": script, "least": min(below)} if script else {**row, "least": min(below)})
+    return rows

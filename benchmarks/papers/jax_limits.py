@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import math
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -22,19 +21,21 @@ from benchmarks.envelope import Rows
 from benchmarks.jax_programs import adaptive, solved, words
 from benchmarks.measurements import Cells, Scope
 from benchmarks.papers.verdicts import TOLERANCE, Y0, P, Verdict, row, verdict
-from benchmarks.papers.ways import Claim
 from steptape.jax import AdaptiveCheckpointAdjoint, QuadratureAdjoint, SeminormAdjoint
 
+OURS = "steptape AdaptiveCheckpointAdjoint"
 ADJOINTS: dict[str, Callable[[], diffrax.AbstractAdjoint]] = {
     "RecursiveCheckpointAdjoint": diffrax.RecursiveCheckpointAdjoint,
     "DirectAdjoint": diffrax.DirectAdjoint,
     "BacksolveAdjoint": diffrax.BacksolveAdjoint,
     "ForwardMode": diffrax.ForwardMode,
-    "steptape AdaptiveCheckpointAdjoint": AdaptiveCheckpointAdjoint,
+    OURS: AdaptiveCheckpointAdjoint,
     "steptape QuadratureAdjoint": QuadratureAdjoint,
     "steptape SeminormAdjoint": SeminormAdjoint,
 }
 Adjoint = diffrax.AbstractAdjoint
+# Of y(1) in y(0) and p.
+_EXACT = [math.exp(P), Y0 * math.exp(P)]
 
 
 def _growth(t: Any, y: Any, p: Any) -> Any:
@@ -125,7 +126,7 @@ def _hessian(adjoint: Adjoint, outer: Callable[..., Any]) -> float:
 
 def _forward(adjoint: Adjoint) -> float:
     found = jax.jit(jax.jacfwd(lambda x: _end(adjoint, x[0], x[1])))(jnp.array([Y0, P]))
-    return _differ(found, [math.exp(P), Y0 * math.exp(P)])
+    return _differ(found, _EXACT)
 
 
 def _batch(adjoint: Adjoint) -> float:
@@ -135,13 +136,12 @@ def _batch(adjoint: Adjoint) -> float:
 
 
 def _implicit(adjoint: Adjoint) -> float:
-    exact = [math.exp(P), Y0 * math.exp(P)]
-    return _gradient(lambda y0, p: _end(adjoint, y0, p, solver=diffrax.Kvaerno5()), exact)
+    return _gradient(lambda y0, p: _end(adjoint, y0, p, solver=diffrax.Kvaerno5()), _EXACT)
 
 
 def _constant(adjoint: Adjoint) -> float:
     settings = {"solver": diffrax.Heun(), "stepsize_controller": diffrax.ConstantStepSize()}
-    return _gradient(lambda y0, p: _end(adjoint, y0, p, **settings), [math.exp(P), Y0 * math.exp(P)])
+    return _gradient(lambda y0, p: _end(adjoint, y0, p, **settings), _EXACT)
 
 
 def _sde(adjoint: Adjoint) -> float:
@@ -159,8 +159,7 @@ def _sde(adjoint: Adjoint) -> float:
 
 
 def _closure(adjoint: Adjoint) -> float:
-    exact = [math.exp(P), Y0 * math.exp(P)]
-    return _gradient(lambda y0, p: _end(adjoint, y0, None, lambda t, y, args: p * y), exact)
+    return _gradient(lambda y0, p: _end(adjoint, y0, None, lambda t, y, args: p * y), _EXACT)
 
 
 def _complex(adjoint: Adjoint) -> float:
@@ -174,8 +173,7 @@ def _complex(adjoint: Adjoint) -> float:
 def _unlimited(adjoint: Adjoint) -> float:
     # As many steps as it takes want a number of checkpoints where there are any.
     adjoint = type(adjoint)(checkpoints=64) if hasattr(adjoint, "checkpoints") else adjoint
-    exact = [math.exp(P), Y0 * math.exp(P)]
-    return _gradient(lambda y0, p: _end(adjoint, y0, p, max_steps=None), exact)
+    return _gradient(lambda y0, p: _end(adjoint, y0, p, max_steps=None), _EXACT)
 
 
 CASES: dict[str, Callable[[Adjoint], float]] = {
@@ -201,12 +199,7 @@ CASES: dict[str, Callable[[Adjoint], float]] = {
 
 def tried(adjoint: Adjoint, case: str) -> Verdict:
     """The verdict on one case."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return verdict(lambda: CASES[case](adjoint), words=words)
-
-
-OURS = "steptape AdaptiveCheckpointAdjoint"
+    return verdict(lambda: CASES[case](adjoint), words=words)
 
 
 def run(quick: bool) -> Cells:
@@ -222,8 +215,3 @@ def _cell(name: str) -> Rows:
 def cells(scope: Scope) -> Cells:
     """All that the papers have in JAX."""
     return {f"jax_limits/{cell}": measure for cell, measure in run(scope.quick).items()}
-
-
-def claims(rows: Rows) -> list[Claim]:
-    """None: no paper has any."""
-    return []

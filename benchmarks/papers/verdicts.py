@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Mapping
 
 from benchmarks.envelope import Row
@@ -16,7 +17,9 @@ Verdict = tuple[str, str]
 def verdict(error_of: Callable[[], float], bound: float = 1e-3, words: Callable[[Exception], str] = str) -> Verdict:
     """On what comes back with a relative error, which must be below ``bound``; ``words``: an exception's own."""
     try:
-        error = error_of()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            error = error_of()
     except Absent:
         return "no", ""
     except Exception as raised:
