@@ -44,31 +44,26 @@ _MORE = 3  # times as many rounds, of runs that take a thousandth of the time th
 
 def cells(scope: Scope) -> Cells:
     """Those of the plan."""
-    return plan.cells(Jax(scope.quick), scope)
+    tolerances = (1e-3, 1e-7) if scope.quick else (1e-3, 1e-5, 1e-7, 1e-9)
+    ways = (_QUICK, _QUICK) if scope.quick else (tuple(_PRECISION), tuple(_SCALING))
+    return plan.cells(plan.Framework(tolerances, *ways, precision, scaling), scope)
 
 
-class Jax:
-    """diffrax's ways and ours, by Dormand and Prince's method."""
+def precision(case: Case, tolerance: float, ways: Sequence[str], rounds: int) -> Rows:
+    """Every way at one tolerance, all with the smallest power of two that its tries fit in as ``max_steps``."""
+    how = {**adaptive(tolerance), "dt0": None}
+    most = {**how, "max_steps": _MOST_STEPS}
+    tried = jax.jit(lambda y0, params: _solution(case, y0, params, most).stats["num_steps"])
+    tries = int(tried(*_inputs(case)))
+    max_steps = 1 << (tries - 1).bit_length()
+    rows = _all(case, {way: _PRECISION[way] for way in ways}, rounds, {**how, "max_steps": max_steps})
+    return [{**row, "max_steps": max_steps, "tries": tries} for row in rows]
 
-    def __init__(self, quick: bool):
-        self.tolerances: Sequence[float] = (1e-3, 1e-7) if quick else (1e-3, 1e-5, 1e-7, 1e-9)
-        self.precision_ways: Sequence[str] = _QUICK if quick else tuple(_PRECISION)
-        self.scaling_ways: Sequence[str] = _QUICK if quick else tuple(_SCALING)
 
-    def precision(self, case: Case, tolerance: float, ways: Sequence[str], rounds: int) -> Rows:
-        """Every way at one tolerance, all with the smallest power of two that its tries fit in as ``max_steps``."""
-        how = {**adaptive(tolerance), "dt0": None}
-        most = {**how, "max_steps": _MOST_STEPS}
-        tried = jax.jit(lambda y0, params: _solution(case, y0, params, most).stats["num_steps"])
-        tries = int(tried(*_inputs(case)))
-        max_steps = 1 << (tries - 1).bit_length()
-        rows = _all(case, {way: _PRECISION[way] for way in ways}, rounds, {**how, "max_steps": max_steps})
-        return [{**row, "max_steps": max_steps, "tries": tries} for row in rows]
-
-    def scaling(self, case: Case, axis: str, steps: int, ways: Sequence[str], rounds: int) -> Rows:
-        """Every way, with so many steps of equal size and ``max_steps`` of the same number."""
-        how = {"stepsize_controller": diffrax.ConstantStepSize(), "dt0": STEP, "max_steps": steps}
-        return _all(case, {way: _SCALING[way] for way in ways}, rounds, how)
+def scaling(case: Case, axis: str, steps: int, ways: Sequence[str], rounds: int) -> Rows:
+    """Every way, with so many steps of equal size and ``max_steps`` of the same number."""
+    how = {"stepsize_controller": diffrax.ConstantStepSize(), "dt0": STEP, "max_steps": steps}
+    return _all(case, {way: _SCALING[way] for way in ways}, rounds, how)
 
 
 def _inputs(case: Case) -> tuple[Any, ...]:

@@ -50,36 +50,30 @@ _LIMITED["options"] = {"first_step": STEP, "max_step": STEP}
 
 def cells(scope: Scope) -> Cells:
     """Those of the plan."""
-    return plan.cells(Torch(scope.quick), scope)
+    # What is there already need not be searched for garbage before each measurement.
+    gc.freeze()
+    tolerances = (1e-3, 1e-7) if scope.quick else tuple(10.0**-i for i in range(3, 10))
+    return plan.cells(plan.Framework(tolerances, tuple(_PRECISION), tuple(_SCALING), precision, scaling), scope)
 
 
-class Torch:
-    """torchdiffeq's ways, ours and the peers'; by Dormand and Prince's method unless a cell says otherwise."""
+def precision(case: Case, tolerance: float, ways: Sequence[str], rounds: int) -> Rows:
+    """Every way at one tolerance."""
+    problem = _problem(case, tolerance, _LIMIT)
+    return measured({way: functools.partial(_gradient, case, problem, _PRECISION[way]) for way in ways}, rounds)
 
-    def __init__(self, quick: bool):
-        # What is there already need not be searched for garbage before each measurement.
-        gc.freeze()
-        self.tolerances: Sequence[float] = (1e-3, 1e-7) if quick else tuple(10.0**-i for i in range(3, 10))
-        self.precision_ways: Sequence[str] = tuple(_PRECISION)
-        self.scaling_ways: Sequence[str] = tuple(_SCALING)
 
-    def precision(self, case: Case, tolerance: float, ways: Sequence[str], rounds: int) -> Rows:
-        """Every way at one tolerance."""
-        problem = _problem(case, tolerance, _LIMIT)
-        return measured({way: functools.partial(_gradient, case, problem, _PRECISION[way]) for way in ways}, rounds)
-
-    def scaling(self, case: Case, axis: str, steps: int, ways: Sequence[str], rounds: int) -> Rows:
-        """Every way, with so many steps of equal size."""
-        runs = {}
-        for way in ways:
-            # Quadrature needs a dense output, which fixed steps have not.
-            fixed, problem = axis == "steps" and way != QUADRATURE, _problem(case, 1e-3, 1000 * steps)
-            if fixed:
-                # What torchdiffeq calls after each of them.
-                problem.field.callback_step = problem.field.callback_accept_step
-            settings = _FIXED if fixed else _LIMITED
-            runs[way] = functools.partial(_gradient, case, problem, _SCALING[way], **settings)
-        return measured(runs, rounds)
+def scaling(case: Case, axis: str, steps: int, ways: Sequence[str], rounds: int) -> Rows:
+    """Every way, with so many steps of equal size."""
+    runs = {}
+    for way in ways:
+        # Quadrature needs a dense output, which fixed steps have not.
+        fixed, problem = axis == "steps" and way != QUADRATURE, _problem(case, 1e-3, 1000 * steps)
+        if fixed:
+            # What torchdiffeq calls after each of them.
+            problem.field.callback_step = problem.field.callback_accept_step
+        settings = _FIXED if fixed else _LIMITED
+        runs[way] = functools.partial(_gradient, case, problem, _SCALING[way], **settings)
+    return measured(runs, rounds)
 
 
 def _problem(case: Case, tolerance: float, limit: int) -> Problem:

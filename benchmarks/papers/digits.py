@@ -77,9 +77,11 @@ def _epoch(net: Classifier, optimiser: torch.optim.Optimizer, train: tuple[Tenso
 
 
 def _row(net: Classifier, seconds: Sequence[float], test: tuple[Tensor, Tensor]) -> Row:
-    counts = net.block.counts
-    row = {"seconds an epoch": sorted(seconds)[len(seconds) // 2], "evaluations": counts["evaluations"]}
-    row |= {"pulled back": counts["pulled back"], "test error, %": _test(net, test)}
+    row = {
+        "seconds an epoch": sorted(seconds)[len(seconds) // 2],
+        **net.block.work(),
+        "test error, %": _test(net, test),
+    }
     net.eval().way = BACKPROP
     for method, tolerance in SWAPS:
         # A fixed grid is that of the output times: one step over [0, 1].

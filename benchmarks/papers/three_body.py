@@ -73,14 +73,14 @@ def _cell(way: str, times: int, epochs: int, seed: int) -> Rows:
             adam.step()
             schedule.step()
         losses.append(loss.item())
-    counts = {name: field.counts[name] for name in ("evaluations", "pulled back")}
+    work = field.work()
     found = next(field.parameters()).tolist()
     row = {"way": way, "times": times, "epochs": epochs, "seed": seed}
     row |= {"masses": ", ".join(f"{mass:.5f}" for mass in found)}
     row |= {"worst mass error": max(abs(x - y) for x, y in zip(found, MASSES, strict=True))}
     row |= {"squared error": float((_paths(field, start, train) - truth).square().sum())}
     row |= {"test": _test_error(field, start, times), "seconds": sum(seconds)}
-    return [row | counts | {"losses": losses}]
+    return [row | work | {"losses": losses}]
 
 
 @torch.no_grad()

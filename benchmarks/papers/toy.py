@@ -17,7 +17,7 @@ import torch
 from benchmarks.envelope import Row, Rows
 from benchmarks.fields import Field
 from benchmarks.measurements import Cells
-from benchmarks.papers.ways import ACA, ADJOINT, BACKPROP, COLOURS, HELD, QUADRATURE, SEARCH, Claim, gradient, why
+from benchmarks.papers.ways import ACA, ADJOINT, BACKPROP, HELD, QUADRATURE, SEARCH, Claim, gradient, lines, why
 
 CASES = (("adaptive_heun", 0.1), ("adaptive_heun", -0.3), ("dopri5", 0.1), ("dopri5", 1.0), ("dopri5", -0.3))
 SIZE = (15, 4)
@@ -98,10 +98,6 @@ def claims(rows: Rows) -> list[Claim]:
 def draw(rows: Rows, figure: Any) -> None:
     """Relative error in α over T, a panel a case."""
     for axis, (method, rate) in zip(figure.subplots(1, len(CASES), sharey=True), CASES, strict=True):
-        for way, colour in COLOURS.items():
-            mine = [r for r in rows if (r["solver"], r["α"], r["way"]) == (method, rate, way) and "relative, α" in r]
-            if mine:
-                axis.plot([r["T"] for r in mine], [r["relative, α"] for r in mine], "o-", color=colour, label=way)
+        lines(axis, [r for r in rows if (r["solver"], r["α"]) == (method, rate)], "T", "relative, α")
         axis.set(title=f"{method}, α = {rate:g}", xlabel="T", yscale="log")
-        axis.legend(fontsize=7)
     figure.supylabel("relative error of dL/dα")

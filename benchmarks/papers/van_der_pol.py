@@ -17,7 +17,7 @@ from torch import Tensor
 from benchmarks.envelope import Row, Rows
 from benchmarks.fields import Field, relative_error
 from benchmarks.measurements import Cells
-from benchmarks.papers.ways import ACA, ADJOINT, BACKPROP, COLOURS, QUADRATURE, SEMINORM, Claim, gradient, odeint, why
+from benchmarks.papers.ways import ACA, ADJOINT, BACKPROP, QUADRATURE, SEMINORM, Claim, gradient, lines, odeint, why
 
 TOLERANCES = ((1e-3, 1e-6), (1e-5, 1e-8), (1e-7, 1e-10), (1e-9, 1e-12))
 WAYS = (BACKPROP, ADJOINT, SEMINORM, ACA, QUADRATURE)
@@ -118,10 +118,5 @@ def _error(row: Row) -> str:
 def draw(rows: Rows, figure: Any) -> None:
     """The gradient's error over the tolerance."""
     for axis, form in zip(figure.subplots(1, 2), (MILD, STIFF), strict=True):
-        for way in WAYS:
-            mine = [r for r in rows if (r["form"], r["way"]) == (form, way) and "gradient error" in r]
-            axis.plot(
-                [r["rtol"] for r in mine], [r["gradient error"] for r in mine], "o-", color=COLOURS[way], label=way
-            )
+        lines(axis, [r for r in rows if r["form"] == form], "rtol", "gradient error")
         axis.set(title=form, xlabel="rtol", ylabel="relative error of the gradient", xscale="log", yscale="log")
-        axis.legend(fontsize=7)

@@ -67,6 +67,10 @@ class Counted(Field):
             slope.register_hook(self._pull)
         return slope
 
+    def work(self) -> dict[str, int]:
+        """What the ways differ in, for a row."""
+        return {name: self.counts[name] for name in ("evaluations", "pulled back")}
+
     def _pull(self, cotangent: Tensor) -> None:
         self.counts["pulled back"] += 1
 
@@ -77,6 +81,15 @@ class Counted(Field):
     def callback_reject_step_adjoint(self, t: Tensor, y: Any, h: Tensor) -> None:
         """Called by torchdiffeq's own adjoint."""
         self.counts["rejected back"] += 1
+
+
+def lines(axis: Any, rows: Rows, x: str, y: str) -> None:
+    """A line for each way that there are points of."""
+    for way, colour in COLOURS.items():
+        points = [(row[x], row[y]) for row in rows if row["way"] == way and y in row]
+        if points:
+            axis.plot(*zip(*points, strict=True), "o-", color=colour, label=way)
+    axis.legend(fontsize=7)
 
 
 def gradient(way: str, field: Field, y0: Tensor, end: float, *how: Any) -> tuple[Tensor, ...]:

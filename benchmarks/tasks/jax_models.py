@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.jax_programs import adaptive, solved
-from benchmarks.measurements import Cells, Scope
 from benchmarks.tasks import measure
 from benchmarks.tasks.data import Arrays, Task, Weights, flat
 from benchmarks.tasks.measure import Gradient
@@ -164,6 +163,4 @@ def _vector(gradient: Any, weights: Weights) -> np.ndarray:
     return flat({name: [np.asarray(x) for x in gradient[name]] for name in weights})
 
 
-def cells(scope: Scope) -> Cells:
-    """Those of all tasks."""
-    return measure.cells(scope, Model)
+cells = functools.partial(measure.cells, model_of=Model)

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 import steptape.torch
 from benchmarks.fields import Field
-from benchmarks.measurements import Cells, Scope
 from benchmarks.tasks import measure
 from benchmarks.tasks.data import Arrays, Task, Weights
 from benchmarks.tasks.measure import Gradient
@@ -161,6 +160,4 @@ class Model:
         return loss, loss
 
 
-def cells(scope: Scope) -> Cells:
-    """Those of all tasks."""
-    return measure.cells(scope, Model)
+cells = functools.partial(measure.cells, model_of=Model)
