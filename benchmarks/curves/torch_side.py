@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import gc
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -52,6 +53,8 @@ def cells(scope: Scope) -> Cells:
     """Those of the plan."""
     # What is there already need not be searched for garbage before each measurement.
     gc.freeze()
+    # A field counts accepted and rejected steps, of which a grid has none.
+    warnings.filterwarnings("ignore", message="Solver 'rk4' does not support callbacks")
     tolerances = (1e-3, 1e-7) if scope.quick else tuple(10.0**-i for i in range(3, 10))
     return plan.cells(plan.Framework(tolerances, tuple(_PRECISION), tuple(_SCALING), precision, scaling), scope)
 
