@@ -75,9 +75,22 @@ class Results:
         return {cell: _quieter(rows, second.get(cell, [])) for cell, rows in first.items()}
 
     def rows(self, measurement: str, framework: str) -> Rows:
-        """The rows of all cells that were not without a result."""
-        found = self.cells(measurement, framework).values()
-        return [row for rows in found for row in rows if not row.get("without")]
+        """The rows of all cells that were not without a result, each with the name of its ``cell``."""
+        found = self.cells(measurement, framework).items()
+        return [{"cell": cell, **row} for cell, rows in found for row in rows if not row.get("without")]
+
+
+def grouped(rows: Rows, name: str) -> dict[str, Rows]:
+    """Rows by a name that is made of each, as ``str.format`` makes it of their columns."""
+    groups: dict[str, Rows] = {}
+    for row in rows:
+        groups.setdefault(name.format(**row), []).append(row)
+    return groups
+
+
+def by_way(rows: Rows, name: str) -> dict[str, dict[str, Row]]:
+    """Likewise, and then by way."""
+    return {name: {row["way"]: row for row in group} for name, group in grouped(rows, name).items()}
 
 
 def _quieter(rows: Rows, again: Rows) -> Rows:

@@ -4,33 +4,27 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 
 class Field(torch.nn.Module):
-    """dy/dt = an MLP of y with two hidden tanh layers. Counts its evaluations, and the host's steps, in ``counts``.
+    """dy/dt = ``slope(t, y)``; ``parts``: the parameters in it. Counts its evaluations and the host's steps."""
 
-    ``turning``: weights with which the flow turns more than it contracts, so that continuous adjoints can follow it
-    backward. Random weights contract, and there those adjoints lose the trajectory.
-    """
-
-    def __init__(self, dim: int, width: int, turning: bool, dtype: torch.dtype):
+    def __init__(self, slope: Callable[[Tensor, Any], Any], *parts: torch.nn.Module | torch.nn.Parameter):
         super().__init__()
-        sizes = list(itertools.pairwise((dim, width, width, dim)))
-        first, hidden, last = (torch.nn.Linear(*ends, dtype=dtype) for ends in sizes)
-        self.net = torch.nn.Sequential(first, torch.nn.Tanh(), hidden, torch.nn.Tanh(), last)
-        weights = _turning(dim, width) if turning else [1.5 * _random(m, n, n) for n, m in sizes]
-        for i, (layer, weight) in enumerate(zip((first, hidden, last), weights, strict=True)):
-            layer.weight.data.copy_(weight)
-            layer.bias.data.copy_(0.1 * _random(len(weight), 1, 1, seed=i).squeeze(1))
-        self.counts = {"evaluations": 0, "accepted": 0, "rejected": 0}
+        self.slope, self.counts = slope, Counter[str]()
+        for i, part in enumerate(parts):
+            setattr(self, f"part{i}", part)
 
-    def forward(self, t: Tensor, y: Tensor) -> Tensor:
-        """The slope at ``y``, in its shape (batch, dim)."""
+    def forward(self, t: Tensor, y: Any) -> Any:
+        """The slope at ``y``, in its shape."""
         self.counts["evaluations"] += 1
-        return self.net(y)
+        return self.slope(t, y)
 
     def callback_accept_step(self, t: Tensor, y: Tensor, h: Tensor) -> None:
         """Called by torchdiffeq."""
@@ -39,6 +33,22 @@ class Field(torch.nn.Module):
     def callback_reject_step(self, t: Tensor, y: Tensor, h: Tensor) -> None:
         """Called by torchdiffeq."""
         self.counts["rejected"] += 1
+
+
+def perceptron(dim: int, width: int, turning: bool, dtype: torch.dtype) -> Field:
+    """dy/dt = an MLP of y, (batch, dim), with two hidden tanh layers.
+
+    ``turning``: weights with which the flow turns more than it contracts, so that continuous adjoints can follow it
+    backward. Random weights contract, and there those adjoints lose the trajectory.
+    """
+    sizes = list(itertools.pairwise((dim, width, width, dim)))
+    first, hidden, last = (torch.nn.Linear(*ends, dtype=dtype) for ends in sizes)
+    net = torch.nn.Sequential(first, torch.nn.Tanh(), hidden, torch.nn.Tanh(), last)
+    weights = _turning(dim, width) if turning else [1.5 * _random(m, n, n) for n, m in sizes]
+    for i, (layer, weight) in enumerate(zip((first, hidden, last), weights, strict=True)):
+        layer.weight.data.copy_(weight)
+        layer.bias.data.copy_(0.1 * _random(len(weight), 1, 1, seed=i).squeeze(1))
+    return Field(lambda t, y: net(y), net)
 
 
 def _random(rows: int, columns: int, fan_in: int, seed: int = 0) -> Tensor:
@@ -66,10 +76,21 @@ class Problem:
         """The tensors to differentiate with respect to."""
         return (self.y0, *self.field.parameters())
 
+    def solved(self, solve: Callable[..., Tensor], **settings: Any) -> Tensor:
+        """The solution at ``t``, (outputs, batch, dim); by Dormand and Prince's method unless it is told otherwise."""
+        how = {"rtol": self.tolerance, "atol": self.tolerance, "method": "dopri5"}
+        return solve(self.field, self.y0, self.t, **(settings or how))
+
 
 def loss_of(solution: Tensor) -> Tensor:
     """The mean square of the outputs after the first."""
     return solution[1:].square().mean()
+
+
+def relative_error(found: Sequence[Tensor], exact: Sequence[Tensor]) -> float:
+    """The Euclidean norm of the difference over that of ``exact``, over all tensors together."""
+    one, other = (torch.cat([x.detach().double().flatten() for x in each]) for each in (found, exact))
+    return float((one - other).norm() / other.norm())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +114,7 @@ class Setup:
         y0 = torch.randn(batch or self.batch, self.dim, generator=random, dtype=torch.float64)
         # Rounded to the set-up's own dtype first, so that a reference in a wider one solves the same problem.
         y0 = y0.to(self.dtype).to(dtype).requires_grad_()
-        field = Field(self.dim, self.width, self.turning, self.dtype).to(dtype)
+        field = perceptron(self.dim, self.width, self.turning, self.dtype).to(dtype)
         return Problem(field, y0, torch.linspace(0, self.span, self.outputs, dtype=dtype), self.tolerance)
 
     @property

@@ -45,56 +45,35 @@ SETUPS = (
         "PIDController at 1e-9, a fast forcing, max_steps=4096",
         3.0,
         200.0,
-        {"stepsize_controller": diffrax.PIDController(rtol=1e-9, atol=1e-9), "max_steps": 4096},
+        {**programs.adaptive(1e-9), "max_steps": 4096},
     ),
 )
 
 
-@dataclasses.dataclass(frozen=True)
-class Method:
-    """One adjoint. ``checkpoints``: the host's row to compare it with; None: the host's default."""
-
-    name: str
-    adjoint: diffrax.AbstractAdjoint
-    checkpoints: int | None
-
-    @property
-    def ours(self) -> bool:
-        """Whether it is steptape's."""
-        return self.name.startswith(ADAPTIVE)
-
-
-def methods() -> Iterator[Method]:
-    """The host's and ours for every number of checkpoints, and by default."""
+def methods() -> Iterator[tuple[str, int | None, diffrax.AbstractAdjoint]]:
+    """The host's and ours for every number of checkpoints, and by default, which is None."""
     for k in (*CHECKPOINTS, None):
         arguments = "" if k is None else f"checkpoints={k}"
         staged = ", ".join(filter(None, (arguments, 'graph="stage"')))
-        yield Method(f"{RECURSIVE}({arguments})", diffrax.RecursiveCheckpointAdjoint(checkpoints=k), k)
-        yield Method(f"{ADAPTIVE}({arguments})", AdaptiveCheckpointAdjoint(checkpoints=k), k)
-        yield Method(f"{ADAPTIVE}({staged})", AdaptiveCheckpointAdjoint(checkpoints=k, graph="stage"), k)
+        yield f"{RECURSIVE}({arguments})", k, diffrax.RecursiveCheckpointAdjoint(checkpoints=k)
+        yield f"{ADAPTIVE}({arguments})", k, AdaptiveCheckpointAdjoint(checkpoints=k)
+        yield f"{ADAPTIVE}({staged})", k, AdaptiveCheckpointAdjoint(checkpoints=k, graph="stage")
 
 
-def _inputs() -> tuple[Any, Any]:
+def _program(setup: Setup, name: str, adjoint: diffrax.AbstractAdjoint) -> programs.Program:
     keys = jax.random.split(jax.random.key(0))
     field = eqx.nn.MLP(_DIM, _DIM, _WIDTH, 2, jax.nn.tanh, key=keys[0], dtype=jnp.float64)
-    return eqx.filter(field, eqx.is_array), jax.random.normal(keys[1], (_BATCH, _DIM))
-
-
-def _program(setup: Setup, method: Method) -> programs.Program:
-    static = eqx.nn.MLP(_DIM, _DIM, _WIDTH, 2, jax.nn.tanh, key=jax.random.key(0))
-    static = eqx.filter(static, eqx.is_array, inverse=True)
+    weights, static = eqx.partition(field, eqx.is_array)
 
     def slope(t, y, weights):
         return jax.vmap(eqx.combine(weights, static))(y) * (1 + jnp.sin(setup.forcing * t))
 
     def loss(weights, y0):
-        term = diffrax.ODETerm(slope)
-        solution = diffrax.diffeqsolve(
-            term, diffrax.Tsit5(), 0.0, setup.t1, 1e-3, y0, weights, adjoint=method.adjoint, **setup.how
-        )
+        solution = programs.solved(slope, setup.t1, y0, weights, dt0=1e-3, adjoint=adjoint, **setup.how)
         return jnp.sum(solution.ys**2), solution.stats
 
-    return programs.Program.compiled(method.name, jax.grad(loss, argnums=(0, 1), has_aux=True), _inputs())
+    inputs = weights, jax.random.normal(keys[1], (_BATCH, _DIM))
+    return programs.Program.compiled(name, jax.grad(loss, argnums=(0, 1), has_aux=True), inputs)
 
 
 def cells(scope: Scope) -> Cells:
@@ -105,23 +84,23 @@ def cells(scope: Scope) -> Cells:
 
 def _cell(setup: Setup, rounds: int) -> Rows:
     """Compile every method, and time them in rounds of all of them."""
-    rows = [(method, _program(setup, method)) for method in methods()]
-    programs.race([row for _, row in rows], rounds)
-    host = {method.checkpoints: row for method, row in rows if not method.ours}
-    stats = rows[0][1].result[1]
+    found = {name: (k, _program(setup, name, adjoint)) for name, k, adjoint in methods()}
+    programs.race([program for _, program in found.values()], rounds)
+    host = {k: program for name, (k, program) in found.items() if name.startswith(RECURSIVE)}
+    stats = host[None].result[1]
     solve = {"setup": setup.name, "text": setup.text, "accepted": int(stats["num_accepted_steps"])}
     solve |= {"rejected": int(stats["num_rejected_steps"])}
     return [
         {
             **solve,
-            "way": method.name,
-            "checkpoints": method.checkpoints,
-            "ours": method.ours,
-            "seconds": row.seconds,
-            "over_host": timing.ratio(host[method.checkpoints].times, row.times),
-            "temporary": row.temporary,
-            "compiling": row.compiling,
-            "difference": programs.difference(row.result[0], host[method.checkpoints].result[0]),
+            "way": name,
+            "checkpoints": k,
+            "ours": name.startswith(ADAPTIVE),
+            "seconds": program.seconds,
+            "over_host": timing.ratio(host[k].times, program.times),
+            "temporary": program.temporary,
+            "compiling": program.compiling,
+            "difference": programs.difference(program.result[0], host[k].result[0]),
         }
-        for method, row in rows
+        for name, (k, program) in found.items()
     ]

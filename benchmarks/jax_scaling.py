@@ -18,10 +18,7 @@ from steptape.jax import AdaptiveCheckpointAdjoint
 
 ELEMENTS = 256
 ENDS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
-ADJOINTS = {
-    DEFAULT: diffrax.RecursiveCheckpointAdjoint(),
-    REPLAY: AdaptiveCheckpointAdjoint(),
-}
+ADJOINTS = {DEFAULT: diffrax.RecursiveCheckpointAdjoint(), REPLAY: AdaptiveCheckpointAdjoint()}
 
 
 def program(name: str) -> programs.Program:
@@ -31,17 +28,7 @@ def program(name: str) -> programs.Program:
         return frequency * jnp.stack([y[1] * (1 + 0.2 * y[0] ** 2), -y[0]])
 
     def loss(y0, frequency, end):
-        solution = diffrax.diffeqsolve(
-            diffrax.ODETerm(field),
-            diffrax.Tsit5(),
-            0.0,
-            end,
-            0.01,
-            y0,
-            frequency,
-            stepsize_controller=diffrax.PIDController(rtol=1e-6, atol=1e-6),
-            adjoint=ADJOINTS[name],
-        )
+        solution = programs.solved(field, end, y0, frequency, **programs.adaptive(1e-6), adjoint=ADJOINTS[name])
         return jnp.sum(solution.ys**2), solution.stats["num_accepted_steps"]
 
     batch = jax.vmap(jax.grad(loss, argnums=(0, 1), has_aux=True), in_axes=(0, 0, None))

@@ -26,29 +26,15 @@ SOLVERS = {"Tsit5": diffrax.Tsit5, "Dopri5": diffrax.Dopri5, "Dopri8": diffrax.D
 TOLERANCES = (1e-3, 1e-6)
 
 
-@dataclasses.dataclass(frozen=True)
-class Size:
-    """A perceptron's field with two hidden layers: dim, width, batch, dtype."""
-
-    name: str
-    dim: int
-    width: int
-    batch: int
-    dtype: str
-
-
-SIZES = (
-    Size("tiny", 2, 16, 1, "float64"),
-    Size("middle", 16, 64, 32, "float64"),
-    Size("large", 64, 256, 128, "float32"),
-)
+# Of a perceptron's field with two hidden layers: dim, width, batch, dtype.
+SIZES = {"tiny": (2, 16, 1, "float64"), "middle": (16, 64, 32, "float64"), "large": (64, 256, 128, "float32")}
 
 
 @dataclasses.dataclass(frozen=True)
 class Case:
     """One solve over [0, 10]. ``pulses``: the field is ten times as fast for a moment now and then."""
 
-    size: Size
+    size: str
     solver: str
     tolerance: float
     pulses: bool
@@ -56,14 +42,14 @@ class Case:
     @property
     def name(self) -> str:
         """Short, for a table."""
-        return f"{self.size.name}, {self.solver}, {self.tolerance:g}{', pulses' if self.pulses else ''}"
+        return f"{self.size}, {self.solver}, {self.tolerance:g}{', pulses' if self.pulses else ''}"
 
     def inputs(self) -> tuple:
         """The weights and the initial state."""
-        size, keys = self.size, jax.random.split(jax.random.key(0), 4)
-        ends = itertools.pairwise((size.dim, size.width, size.width, size.dim))
-        weights = [1.5 * jax.random.normal(k, e, size.dtype) / e[0] ** 0.5 for k, e in zip(keys, ends, strict=False)]
-        return weights, jax.random.normal(keys[-1], (size.batch, size.dim), size.dtype)
+        (dim, width, batch, dtype), keys = SIZES[self.size], jax.random.split(jax.random.key(0), 4)
+        ends = itertools.pairwise((dim, width, width, dim))
+        weights = [1.5 * jax.random.normal(k, e, dtype) / e[0] ** 0.5 for k, e in zip(keys, ends, strict=False)]
+        return weights, jax.random.normal(keys[-1], (batch, dim), dtype)
 
     def program(self, name: str, adjoint: diffrax.AbstractAdjoint) -> programs.Program:
         """The value and gradient of the solve, compiled."""
@@ -74,17 +60,8 @@ class Case:
             return speed * (jnp.tanh(jnp.tanh(y @ first) @ hidden) @ last - y)
 
         def loss(weights, y0):
-            solution = diffrax.diffeqsolve(
-                diffrax.ODETerm(field),
-                SOLVERS[self.solver](),
-                0.0,
-                10.0,
-                0.01,
-                y0,
-                weights,
-                stepsize_controller=diffrax.PIDController(rtol=self.tolerance, atol=self.tolerance),
-                adjoint=adjoint,
-            )
+            how = {"solver": SOLVERS[self.solver](), "adjoint": adjoint, **programs.adaptive(self.tolerance)}
+            solution = programs.solved(field, 10.0, y0, weights, **how)
             return jnp.mean(solution.ys**2), solution.stats
 
         return programs.Program.compiled(name, jax.value_and_grad(loss, argnums=(0, 1), has_aux=True), self.inputs())

@@ -1,12 +1,12 @@
 """Runs measurements: a process for each and each framework, on one core, and a second pass of those that want one.
 
-The process is this module: ``python -m benchmarks.runner MEASUREMENT FRAMEWORK PASS FILE``. A cell that is in the file
-is not run again, so that an interrupted run goes on where it was.
+The process is this module: ``python -m benchmarks.runner MEASUREMENT FRAMEWORK PASS FILE TEXT [--quick]``, where TEXT
+is in the names of the cells to be run. A cell that is in the file is not run again, so that an interrupted run goes on
+where it was.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 import subprocess
 import sys
@@ -33,7 +33,7 @@ def run(names: Sequence[str], file: Path, quick: bool, only: str = "", framework
 
 
 def _process(name: str, framework: str, number: int, file: Path, quick: bool, only: str) -> bool:
-    command = [sys.executable, "-m", "benchmarks.runner", name, framework, str(number), str(file), f"--only={only}"]
+    command = [sys.executable, "-m", "benchmarks.runner", name, framework, str(number), str(file), only]
     environment = {**os.environ, **machine.ONE_THREAD}
     return subprocess.run([*command, *["--quick"] * quick], env=environment, check=False).returncode == 0
 
@@ -68,18 +68,6 @@ def note(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure one measurement in one framework."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.runner", description=__doc__)
-    parser.add_argument("measurement", choices=MEASUREMENTS)
-    parser.add_argument("framework")
-    parser.add_argument("number", type=int)
-    parser.add_argument("file", type=Path)
-    parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--only", default="")
-    options = parser.parse_args(arguments)
-    return not work(options.measurement, options.framework, options.number, options.file, options.quick, options.only)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    name, framework, number, file, only, *rest = sys.argv[1:]
+    sys.exit(not work(name, framework, int(number), Path(file), "--quick" in rest, only))

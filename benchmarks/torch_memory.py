@@ -32,14 +32,14 @@ _LIMIT = 900
 def cells(scope: Scope) -> Cells:
     """A cell a set-up and way; quick: with a batch of 256."""
     setups = [dataclasses.replace(setup, batch=256) if scope.quick else setup for setup in MEMORY]
-    return {f"{setup.name}: {way.name}": functools.partial(_cell, setup, way) for setup in setups for way in METHODS}
+    return {f"{setup.name}: {way}": functools.partial(_cell, setup, way) for setup in setups for way in METHODS}
 
 
-def _cell(setup: Setup, method: Method) -> Rows:
-    row: Row = {"setup": setup.name, "way": method.name, "problem": setup.text}
-    if why_not := method.why_not(setup):
+def _cell(setup: Setup, way: str) -> Rows:
+    row: Row = {"setup": setup.name, "way": way, "problem": setup.text}
+    if why_not := METHODS[way].why_not(setup):
         return [{**row, "without": why_not}]
-    command = [sys.executable, "-m", "benchmarks.torch_memory", setup.name, method.name, str(setup.batch)]
+    command = [sys.executable, "-m", "benchmarks.torch_memory", setup.name, way, str(setup.batch)]
     environment = {**os.environ, **meters.RETURN_AT_ONCE}
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=_LIMIT, check=True, env=environment)
@@ -51,11 +51,11 @@ def _cell(setup: Setup, method: Method) -> Rows:
     return [row | json.loads(done.stdout.splitlines()[-1])]
 
 
-def main(setup_name: str, method_name: str, batch: str) -> None:
+def main(setup_name: str, way: str, batch: str) -> None:
     """Measure here, and print a line of JSON."""
     torch.set_num_threads(1)
     setup = dataclasses.replace(next(s for s in MEMORY if s.name == setup_name), batch=int(batch))
-    method = next(m for m in METHODS if m.name == method_name)
+    method = METHODS[way]
     _gradient(method, setup.problem(batch=2))
     problem = setup.problem()
     gc.collect()
@@ -73,7 +73,7 @@ def main(setup_name: str, method_name: str, batch: str) -> None:
 
 def _gradient(method: Method, problem: Problem) -> int:
     """Forward and backward; returns the evaluations of the forward pass."""
-    loss = loss_of(method.solve(problem))
+    loss = loss_of(problem.solved(method.solve))
     forward = problem.field.counts["evaluations"]
     torch.autograd.grad(loss, problem.inputs())
     return forward
@@ -81,8 +81,8 @@ def _gradient(method: Method, problem: Problem) -> int:
 
 def _account(method: Method, problem: Problem) -> Row:
     with meters.Account() as forward:
-        solution = method.solve(problem)
-    if not method.ours:
+        solution = problem.solved(method.solve)
+    if method.package != "steptape":
         return {"held": forward.net}
     cotangent = torch.autograd.grad(loss_of(solution), solution)[0]
     with meters.Account() as backward:

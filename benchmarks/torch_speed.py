@@ -13,19 +13,18 @@ import functools
 import gc
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable
 
 import torch
-import torchdiffeq
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from benchmarks import timing
 from benchmarks.envelope import Row, Rows
-from benchmarks.fields import SPEED, Problem, Setup, loss_of
+from benchmarks.fields import SPEED, Problem, Setup, loss_of, relative_error
 from benchmarks.measurements import Cells, Scope
-from benchmarks.peers import HOST, METHODS, Method
+from benchmarks.peers import METHODS, Method, checkpointed
 from benchmarks.runner import note
+from benchmarks.ways import HOST
 
 
 def cells(scope: Scope) -> Cells:
@@ -38,7 +37,7 @@ def cells(scope: Scope) -> Cells:
 class _Racer:
     """A way on a problem, with what its warm-up found, and the seconds of both passes in each run."""
 
-    method: Method
+    solve: Callable[..., Tensor]
     problem: Problem
     found: Row
     laps: list[tuple[float, float]] = dataclasses.field(default_factory=list)
@@ -47,7 +46,7 @@ class _Racer:
         """Both passes, whose seconds it returns and notes."""
         gc.collect()
         start = time.process_time()
-        loss = loss_of(self.method.solve(self.problem))
+        loss = loss_of(self.problem.solved(self.solve))
         middle = time.process_time()
         torch.autograd.grad(loss, self.problem.inputs())
         self.laps.append((middle - start, time.process_time() - middle))
@@ -58,14 +57,14 @@ def _cell(setup: Setup, rounds: timing.Rounds) -> Rows:
     reference = reference_gradient(setup)
     rows: dict[str, Row] = {}
     racers: dict[str, _Racer] = {}
-    for method in METHODS:
-        rows[method.name] = {"way": method.name, "problem": setup.text}
+    for way, method in METHODS.items():
+        rows[way] = {"way": way, "problem": setup.text}
         try:
-            racers[method.name] = _warmed_up(method, setup, reference)
+            racers[way] = _warmed_up(method, setup, reference)
         except Exception as error:
             why_not = method.why_not(setup) or f"failed: {type(error).__name__}: {error}"
-            rows[method.name]["without"] = why_not
-            note(f"  {method.name}: {why_not}")
+            rows[way]["without"] = why_not
+            note(f"  {way}: {why_not}")
     first = {way: racer.found.pop("first") for way, racer in racers.items()}
     times = timing.race({way: racer.run for way, racer in racers.items()}, rounds, first)
     for way, racer in racers.items():
@@ -80,33 +79,20 @@ def _cell(setup: Setup, rounds: timing.Rounds) -> Rows:
 def reference_gradient(setup: Setup) -> Tensor:
     """The gradient by back-propagation through a float64 solve at 1e-12 by a method of order 8, flat."""
     problem = setup.problem(dtype=torch.float64)
-    solution = torchdiffeq.odeint(
-        lambda t, y: checkpoint(problem.field, t, y, use_reentrant=False),
-        problem.y0,
-        problem.t,
-        rtol=1e-12,
-        atol=1e-12,
-        method="dopri8",
-    )
-    return _flat(torch.autograd.grad(loss_of(solution), problem.inputs()))
+    solution = problem.solved(checkpointed, rtol=1e-12, atol=1e-12, method="dopri8")
+    return torch.cat([x.flatten() for x in torch.autograd.grad(loss_of(solution), problem.inputs())])
 
 
 def _warmed_up(method: Method, setup: Setup, reference: Tensor) -> _Racer:
     if why_not := method.why_not(setup):
         raise RuntimeError(why_not)
     problem = setup.problem()
-    method.solve(setup.problem(batch=1 if setup.batch == 1 else 2))
+    setup.problem(batch=1 if setup.batch == 1 else 2).solved(method.solve)
     counts = problem.field.counts
-    counts.update(dict.fromkeys(counts, 0))
     start = time.process_time()
-    solution = method.solve(problem)
+    solution = problem.solved(method.solve)
     forward, accepted = counts["evaluations"], counts["accepted"]
-    gradient = _flat(torch.autograd.grad(loss_of(solution), problem.inputs()))
-    seconds = time.process_time() - start
-    wrong = float((gradient - reference).norm() / reference.norm())
-    found = {"first": seconds, "error": wrong, "evaluations": (forward, counts["evaluations"] - forward)}
-    return _Racer(method, problem, {**found, "accepted": accepted})
-
-
-def _flat(tensors: Sequence[Tensor]) -> Tensor:
-    return torch.cat([x.detach().double().flatten() for x in tensors])
+    gradient = torch.autograd.grad(loss_of(solution), problem.inputs())
+    found = {"first": time.process_time() - start, "evaluations": (forward, counts["evaluations"] - forward)}
+    found |= {"error": relative_error(gradient, [reference]), "accepted": accepted}
+    return _Racer(method.solve, problem, found)

@@ -10,3 +10,7 @@ BASE = {"torch": BACKPROP, "jax": "RecursiveCheckpoint"}
 # with n times the absolute tolerance it is held to the same.
 MATCHED = "quadrature, atol x n"
 TASK_WAYS = ("default", "seminorm", "quadrature", MATCHED, "aca")
+
+
+class Absent(Exception):
+    """A way has no argument to ask for what it is to solve."""

@@ -15,18 +15,17 @@ from benchmarks.curves import plan
 from benchmarks.curves.cases import STEP, Case
 from benchmarks.curves.measured import measured
 from benchmarks.envelope import Row, Rows
-from benchmarks.jax_programs import Program, words
+from benchmarks.jax_programs import Program, adaptive, solved, words
 from benchmarks.measurements import Cells, Scope
 from steptape.jax import AdaptiveCheckpointAdjoint, QuadratureAdjoint, SeminormAdjoint
 
 BACKPROP, ADJOINT, ACA, QUADRATURE = "RecursiveCheckpoint", "Backsolve", "steptape ACA", "steptape quadrature"
-DIRECT = "Direct"
 _MOST_STEPS = 2**14
 # What the backward solve may take costs nothing before it is taken.
 _PRECISION: dict[str, diffrax.AbstractAdjoint] = {
     BACKPROP: diffrax.RecursiveCheckpointAdjoint(),
     ADJOINT: diffrax.BacksolveAdjoint(max_steps=_MOST_STEPS),
-    DIRECT: diffrax.DirectAdjoint(),
+    "Direct": diffrax.DirectAdjoint(),
     ACA: AdaptiveCheckpointAdjoint(),
     f"{ACA}, 16 checkpoints": AdaptiveCheckpointAdjoint(checkpoints=16),
     "steptape seminorm": SeminormAdjoint(max_steps=_MOST_STEPS),
@@ -45,29 +44,26 @@ _MORE = 3  # times as many rounds, of runs that take a thousandth of the time th
 
 def cells(scope: Scope) -> Cells:
     """Those of the plan."""
-    return plan.cells(Jax(scope.quick), scope)
+    tolerances = (1e-3, 1e-7) if scope.quick else (1e-3, 1e-5, 1e-7, 1e-9)
+    ways = (_QUICK, _QUICK) if scope.quick else (tuple(_PRECISION), tuple(_SCALING))
+    return plan.cells(plan.Framework(tolerances, *ways, precision, scaling), scope)
 
 
-class Jax:
-    """diffrax's ways and ours, by Dormand and Prince's method."""
+def precision(case: Case, tolerance: float, ways: Sequence[str], rounds: int) -> Rows:
+    """Every way at one tolerance, all with the smallest power of two that its tries fit in as ``max_steps``."""
+    how = {**adaptive(tolerance), "dt0": None}
+    most = {**how, "max_steps": _MOST_STEPS}
+    tried = jax.jit(lambda y0, params: _solution(case, y0, params, most).stats["num_steps"])
+    tries = int(tried(*_inputs(case)))
+    max_steps = 1 << (tries - 1).bit_length()
+    rows = _all(case, {way: _PRECISION[way] for way in ways}, rounds, {**how, "max_steps": max_steps})
+    return [{**row, "max_steps": max_steps, "tries": tries} for row in rows]
 
-    def __init__(self, quick: bool):
-        self.tolerances: Sequence[float] = (1e-3, 1e-7) if quick else (1e-3, 1e-5, 1e-7, 1e-9)
-        self.precision_ways: Sequence[str] = _QUICK if quick else tuple(_PRECISION)
-        self.scaling_ways: Sequence[str] = _QUICK if quick else tuple(_SCALING)
 
-    def precision(self, case: Case, tolerance: float, ways: Sequence[str], rounds: int) -> Rows:
-        """Every way at one tolerance, all with the smallest power of two that its tries fit in as ``max_steps``."""
-        how = {"stepsize_controller": diffrax.PIDController(rtol=tolerance, atol=tolerance), "dt0": None}
-        tries = int(_tries(case, how))
-        max_steps = 1 << (tries - 1).bit_length()
-        rows = _all(case, {way: _PRECISION[way] for way in ways}, rounds, {**how, "max_steps": max_steps})
-        return [{**row, "max_steps": max_steps, "tries": tries} for row in rows]
-
-    def scaling(self, case: Case, axis: str, steps: int, ways: Sequence[str], rounds: int) -> Rows:
-        """Every way, with so many steps of equal size and ``max_steps`` of the same number."""
-        how = {"stepsize_controller": diffrax.ConstantStepSize(), "dt0": STEP, "max_steps": steps}
-        return _all(case, {way: _SCALING[way] for way in ways}, rounds, how)
+def scaling(case: Case, axis: str, steps: int, ways: Sequence[str], rounds: int) -> Rows:
+    """Every way, with so many steps of equal size and ``max_steps`` of the same number."""
+    how = {"stepsize_controller": diffrax.ConstantStepSize(), "dt0": STEP, "max_steps": steps}
+    return _all(case, {way: _SCALING[way] for way in ways}, rounds, how)
 
 
 def _inputs(case: Case) -> tuple[Any, ...]:
@@ -76,20 +72,12 @@ def _inputs(case: Case) -> tuple[Any, ...]:
 
 def _solution(case: Case, y0: Any, params: Any, how: dict[str, Any]) -> diffrax.Solution:
     saveat = diffrax.SaveAt(ts=jnp.asarray(case.times[1:]))
-    term = diffrax.ODETerm(case.field)
-    return diffrax.diffeqsolve(
-        term, diffrax.Dopri5(), case.times[0], case.times[-1], y0=y0, args=params, saveat=saveat, **how
-    )
-
-
-def _tries(case: Case, how: dict[str, Any]) -> Any:
-    how = {**how, "max_steps": _MOST_STEPS}
-    return jax.jit(lambda y0, params: _solution(case, y0, params, how).stats["num_steps"])(*_inputs(case))
+    how = {"t0": case.times[0], "solver": diffrax.Dopri5(), "saveat": saveat, **how}
+    return solved(case.field, case.times[-1], y0, params, **how)
 
 
 def _all(case: Case, adjoints: dict[str, diffrax.AbstractAdjoint], rounds: int, how: dict[str, Any]) -> Rows:
-    runs = {way: _run(case, {**how, "adjoint": adjoint}) for way, adjoint in adjoints.items()}
-    rows = measured(runs, _MORE * rounds)
+    rows = measured({way: _run(case, {**how, "adjoint": each}) for way, each in adjoints.items()}, _MORE * rounds)
     jax.clear_caches()
     return rows
 
@@ -97,19 +85,15 @@ def _all(case: Case, adjoints: dict[str, diffrax.AbstractAdjoint], rounds: int, 
 def _run(case: Case, how: dict[str, Any]) -> Callable[[], Row]:
     """Compiled when it is first called."""
 
-    @functools.cache
-    def compiled() -> Program:
-        return Program.compiled("", _gradient(case, how), _inputs(case))
-
-    return lambda: _row(case, compiled())
-
-
-def _gradient(case: Case, how: dict[str, Any]) -> Callable[..., Any]:
     def loss(y0: Any, params: Any) -> tuple[Any, Any]:
         solution = _solution(case, y0, params, how)
         return case.loss(solution.ys), solution.stats
 
-    return jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)
+    @functools.cache
+    def compiled() -> Program:
+        return Program.compiled("", jax.value_and_grad(loss, argnums=(0, 1), has_aux=True), _inputs(case))
+
+    return lambda: _row(case, compiled())
 
 
 def _row(case: Case, program: Program) -> Row:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Protocol
 
 from benchmarks.curves import cases
 from benchmarks.curves.cases import Case
@@ -17,22 +17,19 @@ SECONDS = 60.0
 BYTES = 4 * 2**30
 
 
-class Framework(Protocol):
-    """What measures the cells.
+@dataclasses.dataclass(frozen=True)
+class Framework:
+    """What measures the cells: ``precision`` at a tolerance, ``scaling`` on an axis with so many steps of equal size.
 
     A row has a way, and ``seconds``, ``held`` (bytes), ``error`` and ``evaluations`` (forward, backward), of which the
     last three are None where they are not known; or ``without``, which says why it has none of them.
     """
 
+    tolerances: Sequence[float]
     precision_ways: Sequence[str]
     scaling_ways: Sequence[str]
-    tolerances: Sequence[float]
-
-    def precision(self, case: Case, tolerance: float, ways: Sequence[str], rounds: int) -> Rows:
-        """Every way at one tolerance."""
-
-    def scaling(self, case: Case, axis: str, steps: int, ways: Sequence[str], rounds: int) -> Rows:
-        """Every way, with so many steps of equal size."""
+    precision: Callable[[Case, float, Sequence[str], int], Rows]
+    scaling: Callable[[Case, str, int, Sequence[str], int], Rows]
 
 
 def cells(framework: Framework, scope: Scope) -> Cells:

@@ -50,18 +50,14 @@ def parity(results: Results) -> Rows:
 def sdes(results: Results) -> Rows:
     """What a replay of an SDE costs and holds."""
     rows = results.rows("sde_speed", "torch")
-    base = {_solve(row): row["seconds"] for row in rows if row["way"] == "back-propagation"}
-    time = [row["seconds"] / base[_solve(row)] for row in rows if row["way"] == "aca"]
+    base = {row["cell"]: row["seconds"] for row in rows if row["way"] == "back-propagation"}
+    time = [row["seconds"] / base[row["cell"]] for row in rows if row["way"] == "aca"]
     ways = dict.fromkeys(row["way"] for row in rows)
     held = {way: statistics.median(row["held"] for row in rows if row["way"] == way) / 2**20 for way in ways}
     kept = ", ".join(f"{way} {text.figure(mib)} MiB" for way, mib in held.items())
     measured = f"time over back-propagation {text.spread(time)}; held, median: {kept}"
     claimed = "an SDE's replay holds one state and one increment per step, or as many states as it is told"
     return [_said(claimed, measured, "no figure is claimed")]
-
-
-def _solve(row: dict[str, object]) -> tuple[object, ...]:
-    return row["sde_type"], row["method"], row["noise"], row["known_dt"]
 
 
 def held(results: Results) -> Rows:

@@ -10,7 +10,7 @@ from typing import Any
 
 from benchmarks import envelope
 from benchmarks.envelope import Entry, Results, Rows
-from benchmarks.page import better, claims, curves, papers, readme, speed, tasks
+from benchmarks.page import claims, curves, papers, ratios, readme, speed, tasks
 from benchmarks.ways import BASE
 
 Reduce = Callable[[Results], Rows]
@@ -21,8 +21,16 @@ def _each(reduce: Callable[..., Rows], name: str) -> dict[str, Reduce]:
 
 
 FIGURES: dict[str, dict[str, Reduce]] = {
-    "torch_speed": {"times": speed.torch_times, "set-ups": speed.torch_setups, "readme": readme.torch},
-    "torch_memory": {"memory": speed.torch_memory, "set-ups": speed.memory_setups, "promises": claims.held},
+    "torch_speed": {
+        "times": speed.torch_times,
+        "set-ups": functools.partial(speed.setups, measurement="torch_speed", name="{cell}"),
+        "readme": readme.torch,
+    },
+    "torch_memory": {
+        "memory": speed.torch_memory,
+        "set-ups": functools.partial(speed.setups, measurement="torch_memory", name="{setup}"),
+        "promises": claims.held,
+    },
     "sde_speed": {"times": speed.sde, "promises": claims.sdes},
     "jax_speed": {"times": speed.jax, "readme": readme.jax_speed},
     "jax_memory": {
@@ -57,7 +65,7 @@ def reduced(results: Results) -> list[Entry]:
         figures = {cell: reduce(results) for cell, reduce in FIGURES[measurement].items()}
         figures = {cell: rows for cell, rows in figures.items() if rows}
         # Empty where no peer is better any more: it replaces one that was kept.
-        figures["better"] = better.better(results, measurement)
+        figures["better"] = ratios.better(results, measurement)
         found += [{"measurement": measurement, "cell": cell, **origin, "rows": rows} for cell, rows in figures.items()]
     return found
 

@@ -20,7 +20,7 @@ _TRAINED = {
 
 def _claims(results: Results, name: str) -> list[tuple[str, str, str]]:
     rows = experiments.found(results, name)
-    return [] if rows is None else experiments.module(name).claims(rows)
+    return experiments.module(name).claims(rows) if rows else []
 
 
 def training(results: Results) -> Rows:

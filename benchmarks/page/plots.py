@@ -9,9 +9,8 @@ import matplotlib.figure
 from PIL import Image
 
 from benchmarks.curves import plot
-from benchmarks.envelope import Results, Rows
+from benchmarks.envelope import Results, Rows, grouped
 from benchmarks.page.curves import cells
-from benchmarks.page.ratios import grouped
 from benchmarks.papers import experiments
 from benchmarks.ways import BASE, TASK_WAYS
 
@@ -62,7 +61,7 @@ def _batch(rows: Rows) -> Any:
     """Time against the longest element's steps, both logarithmic."""
     figure = _figure(6, 4)
     axes = figure.subplots()
-    for way, mine in grouped(rows, lambda row: row["way"]).items():
+    for way, mine in grouped(rows, "{way}").items():
         axes.loglog([row["longest"] for row in mine], [row["seconds"] for row in mine], "o-", label=way)
     axes.set(xlabel="accepted steps of the longest of 256 solves", ylabel="seconds, forward and backward")
     axes.legend()
@@ -71,7 +70,7 @@ def _batch(rows: Rows) -> Any:
 
 def _tasks(results: Results) -> Any:
     """Backward evaluations a gradient: a row of panels a framework, a group of bars a tolerance."""
-    by_task = {framework: grouped(results.rows("tasks", framework), lambda row: row["task"]) for framework in BASE}
+    by_task = {framework: grouped(results.rows("tasks", framework), "{task}") for framework in BASE}
     panels = {framework: tasks for framework, tasks in by_task.items() if tasks}
     columns = max(map(len, panels.values()))
     figure = _figure(3 * columns, 3 * len(panels))

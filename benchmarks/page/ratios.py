@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, Literal
 
-from benchmarks.envelope import Results, Row, Rows
+from benchmarks.envelope import Results, Row, Rows, by_way
 from benchmarks.measurements import MEASUREMENTS
+from benchmarks.page import text
 from benchmarks.ways import ADAPTIVE, BACKPROP, BASE, DEFAULT, HOST, OURS, REPLAY
 
 Kind = Literal["time", "memory", "error"]
+_NAMES = {("tasks", "default"): "adjoint", ("tasks", "seminorm"): "adjoint, seminorm"}
+KINDS, MARGIN = ("time", "memory", "error"), 0.01
 TUNED = "its best setting"
 _OTHER_SOLVER = ("through the search", "its steps held")
 Place = tuple[str, Kind, str]
@@ -57,35 +60,26 @@ def _is_ours(way: str) -> bool:
     return way.startswith((OURS, "aca", "quadrature", "its steps held", ADAPTIVE, "ACA", "Quadrature", "Seminorm"))
 
 
-def grouped(rows: Rows, name: Callable[[Row], str]) -> dict[str, Rows]:
-    """The rows by a name that is made of each."""
-    groups: dict[str, Rows] = {}
-    for row in rows:
-        groups.setdefault(name(row), []).append(row)
-    return groups
-
-
-def _by_way(source: str, groups: dict[str, Rows], kinds: dict[Kind, str], base: str, ours: str) -> Iterator[Ratio]:
-    """Of rows by problem, each with a way, and by kind the column."""
+def _by_way(
+    source: str, kinds: dict[Kind, str], problems: dict[str, dict[str, Row]], base: str, ours: str
+) -> Iterator[Ratio]:
+    """Of rows by problem and way, by kind the column."""
     for kind, column in kinds.items():
-        for problem, rows in groups.items():
-            yield from _over(source, kind, problem, {row["way"]: row.get(column) or 0 for row in rows}, base, ours)
+        for problem, rows in problems.items():
+            found = {way: row.get(column) or 0 for way, row in rows.items()}
+            yield from _over(source, kind, problem, found, base, ours)
 
 
 def _torch(results: Results) -> Iterator[Ratio]:
-    cells = results.cells("torch_speed", "torch").items()
-    able = {setup: [row for row in rows if "without" not in row] for setup, rows in cells}
-    yield from _by_way("torch_speed", able, {"time": "ratio", "error": "error"}, HOST, OURS)
-    held = grouped(results.rows("torch_memory", "torch"), lambda row: row["setup"])
-    yield from _by_way("torch_memory", held, {"memory": "rss"}, HOST, OURS)
+    speed = by_way(results.rows("torch_speed", "torch"), "{cell}")
+    yield from _by_way("torch_speed", {"time": "ratio", "error": "error"}, speed, HOST, OURS)
+    memory = by_way(results.rows("torch_memory", "torch"), "{setup}")
+    yield from _by_way("torch_memory", {"memory": "rss"}, memory, HOST, OURS)
 
 
 def _sde_speed(results: Results) -> Iterator[Ratio]:
-    groups = grouped(
-        results.rows("sde_speed", "torch"),
-        lambda row: f"{row['sde_type']} {row['method']}{', dt told to bm' * row['known_dt']}",
-    )
-    yield from _by_way("sde_speed", groups, {"time": "seconds", "memory": "held"}, BACKPROP, "aca")
+    problems = by_way(results.rows("sde_speed", "torch"), "{cell}")
+    yield from _by_way("sde_speed", {"time": "seconds", "memory": "held"}, problems, BACKPROP, "aca")
 
 
 def _jax_speed(results: Results) -> Iterator[Ratio]:
@@ -97,52 +91,64 @@ def _jax_speed(results: Results) -> Iterator[Ratio]:
 
 
 def _jax_memory(results: Results) -> Iterator[Ratio]:
-    def problem(row: Row) -> str:
-        k = row["checkpoints"]
-        return f"{row['setup']}, {'default' if k is None else f'checkpoints={k}'}"
-
-    for name, rows in grouped(results.rows("jax_memory", "jax"), problem).items():
-        base = next(row["way"] for row in rows if not row["ours"])
-        ours = next(row["way"] for row in rows if row["ours"])
-        times = {row["way"]: 1 / row["over_host"] for row in rows}
-        yield from _over("jax_memory", "time", name, times, base, ours)
-        yield from _by_way("jax_memory", {name: rows}, {"memory": "temporary"}, base, ours)
+    for name, rows in by_way(results.rows("jax_memory", "jax"), "{setup}, checkpoints={checkpoints}").items():
+        problem = name.replace("checkpoints=None", "default")
+        base, ours = (next(way for way, row in rows.items() if row["ours"] == ours) for ours in (False, True))
+        times = {way: 1 / row["over_host"] for way, row in rows.items()}
+        yield from _over("jax_memory", "time", problem, times, base, ours)
+        yield from _by_way("jax_memory", {"memory": "temporary"}, {problem: rows}, base, ours)
 
 
 def _jax_scaling(results: Results) -> Iterator[Ratio]:
-    groups = grouped(results.rows("jax_scaling", "jax"), lambda row: f"{row['longest']} steps")
-    yield from _by_way("jax_scaling", groups, {"time": "seconds"}, DEFAULT, REPLAY)
+    problems = by_way(results.rows("jax_scaling", "jax"), "{longest} steps")
+    yield from _by_way("jax_scaling", {"time": "seconds"}, problems, DEFAULT, REPLAY)
 
 
 def _papers(results: Results) -> Iterator[Ratio]:
-    columns: list[tuple[str, Kind, str, tuple[str, ...]]] = [
-        ("toy", "error", "relative, α", ("solver", "α", "T")),
-        ("van_der_pol", "error", "gradient error", ("form", "rtol")),
-        ("three_body", "time", "seconds", ("times", "seed")),
-        ("digits", "time", "seconds an epoch", ("seed",)),
-        ("latent_ode", "time", "ms a step", ("seed",)),
+    columns: list[tuple[str, Kind, str]] = [
+        ("toy, solver {solver}, α {α}, T {T}", "error", "relative, α"),
+        ("van_der_pol, form {form}, rtol {rtol}", "error", "gradient error"),
+        ("three_body, times {times}, seed {seed}", "time", "seconds"),
+        ("digits, seed {seed}", "time", "seconds an epoch"),
+        ("latent_ode, seed {seed}", "time", "ms a step"),
     ]
-    cells = results.cells("papers", "torch").items()
-    for experiment, kind, column, keys in columns:
-        rows = [row for cell, found in cells for row in found if cell.startswith(f"{experiment}/")]
+    for name, kind, column in columns:
+        experiment = f"{name.partition(',')[0]}/"
+        rows = [row for row in results.rows("papers", "torch") if row["cell"].startswith(experiment)]
         rows = [row for row in rows if kind != "error" or row["way"] not in _OTHER_SOLVER]
-        groups = grouped(rows, lambda row: ", ".join([experiment, *(f"{key} {row[key]}" for key in keys)]))  # noqa: B023
-        yield from _by_way("papers", groups, {kind: column}, BACKPROP, "ACA")
+        yield from _by_way("papers", {kind: column}, by_way(rows, name), BACKPROP, "ACA")
 
 
 def _tasks(results: Results) -> Iterator[Ratio]:
     for framework in BASE:
-        rows = results.rows("tasks", framework)
-        groups = grouped(rows, lambda row: f"{row['task']}, {framework}, rtol {row['rtol']:g}")  # noqa: B023
-        yield from _by_way("tasks", groups, {"time": "seconds", "error": "error"}, "default", "aca")
+        problems = by_way(results.rows("tasks", framework), f"{{task}}, {framework}, rtol {{rtol:g}}")
+        yield from _by_way("tasks", {"time": "seconds", "error": "error"}, problems, "default", "aca")
 
 
 def _curves(results: Results) -> Iterator[Ratio]:
     kinds: dict[Kind, str] = {"time": "seconds", "memory": "held", "error": "error"}
     for framework, base in BASE.items():
-        rows = results.rows("curves", framework)
-        groups = grouped(rows, lambda row: f"{framework}, {row['name']} {row['size']:g}")  # noqa: B023
-        yield from _by_way("curves", groups, kinds, base, "steptape ACA")
+        problems = by_way(results.rows("curves", framework), f"{framework}, {{name}} {{size:g}}")
+        yield from _by_way("curves", kinds, problems, base, "steptape ACA")
 
 
 _READERS = (_torch, _sde_speed, _jax_speed, _jax_memory, _jax_scaling, _curves, _papers, _tasks)
+
+
+def better(results: Results, measurement: str) -> Rows:
+    """Where a peer takes less than the replay: a row a peer and kind; ``least``: what they are ordered by."""
+    found = [ratio for ratio in ratios(results) if ratio.source == measurement]
+    ours = {ratio.place: ratio.value for ratio in found if ratio.side == "ours"}
+    groups: dict[tuple[str, str, str], list[float]] = {}
+    for ratio in found:
+        if ratio.side == "peer" and ratio.place in ours:
+            name = _NAMES.get((ratio.source, ratio.way), ratio.way)
+            groups.setdefault((ratio.kind, name, ratio.script), []).append(ratio.value / ours[ratio.place])
+    rows = []
+    for (kind, name, script), quotients in groups.items():
+        below = [x for x in quotients if x < 1 - MARGIN]
+        if below:
+            row = {"less of": kind, "peer": name, "in": f"{len(below)} of {len(quotients)}"}
+            row["takes of ours, median (least to most) of these"] = text.spread(below)
+            rows.append({**row, "script": script, "least": min(below)} if script else {**row, "least": min(below)})
+    return rows

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from benchmarks.envelope import Entry, Results, Rows
 from benchmarks.page import speed, tasks, text
-from benchmarks.ways import HOST_ADJOINT, OURS
+from benchmarks.ways import DEFAULT, HOST_ADJOINT, OURS, REPLAY
 
 # By name, the measurements whose rows make the table.
 TABLES = {
@@ -44,12 +44,7 @@ def torch(results: Results) -> Rows:
         "100 outputs": "the same with 100 output times",
         "large": "dim 64, width 256, batch 512, float32, 1e-5",
     }
-    ratios = {
-        (setup, row["way"]): row["ratio"]
-        for setup, rows in results.cells("torch_speed", "torch").items()
-        for row in rows
-        if "without" not in row
-    }
+    ratios = {(row["cell"], row["way"]): row["ratio"] for row in results.rows("torch_speed", "torch")}
     found = []
     for setup, words in setups.items():
         adjoint = [
@@ -93,7 +88,8 @@ def jax_memory(results: Results) -> Rows:
 def jax_scaling(results: Results) -> Rows:
     """Of a batch."""
     words = "a batch of 256 solves whose step counts differ tenfold"
-    return [_faster(words, text.ends(speed.batch_ratios(results)))]
+    faster = [seconds[DEFAULT] / seconds[REPLAY] for seconds in speed.batch(results).values()]
+    return [_faster(words, text.ends(faster))]
 
 
 def adjoints(results: Results) -> Rows:

@@ -11,8 +11,8 @@ from benchmarks import envelope
 from benchmarks.envelope import Entry
 from benchmarks.measurements import MEASUREMENTS
 from benchmarks.page import compare, readme, text
-from benchmarks.page.better import KINDS, MARGIN
 from benchmarks.page.figures import FIGURES, rows
+from benchmarks.page.ratios import KINDS, MARGIN
 from benchmarks.ways import BASE, HOST
 
 _WAYS = (
@@ -34,28 +34,6 @@ class Part:
     cell: str
     words: str = ""
     plots: dict[str, str] = dataclasses.field(default_factory=dict)
-
-
-def _precision() -> Iterator[Part]:
-    for framework, base in BASE.items():
-        yield Part(
-            "curves",
-            f"precision, {framework}",
-            f"In {framework}: time of forward and backward pass at which the gradient's error falls to 1e-05 / 1e-07, "
-            f"over that of {base}, interpolated between tolerances; least median first.",
-            {f"curves-precision-{framework}.png": "Error of the gradient over time and memory, a panel a problem"},
-        )
-
-
-def _scaling() -> Iterator[Part]:
-    for framework in BASE:
-        yield Part(
-            "curves",
-            f"scaling, {framework}",
-            f"In {framework}: exponents of time / bytes held over the last 3 sizes at most, up to the size in "
-            f"brackets, the largest that time and memory allowed. Bytes are {_BYTES[framework]}.",
-            {f"curves-scaling-{framework}.png": "Time and memory over numbers of steps, states and parameters"},
-        )
 
 
 _ACA = {
@@ -112,8 +90,26 @@ SECTIONS: dict[str, Sequence[Part]] = {
         )
     ],
     "Work-precision and scaling": [
-        *_precision(),
-        *_scaling(),
+        *(
+            Part(
+                "curves",
+                f"precision, {framework}",
+                f"In {framework}: time of forward and backward pass at which the gradient's error falls to 1e-05 / "
+                f"1e-07, over that of {base}, interpolated between tolerances; least median first.",
+                {f"curves-precision-{framework}.png": "Error of the gradient over time and memory, a panel a problem"},
+            )
+            for framework, base in BASE.items()
+        ),
+        *(
+            Part(
+                "curves",
+                f"scaling, {framework}",
+                f"In {framework}: exponents of time / bytes held over the last 3 sizes at most, up to the size in "
+                f"brackets, the largest that time and memory allowed. Bytes are {_BYTES[framework]}.",
+                {f"curves-scaling-{framework}.png": "Time and memory over numbers of steps, states and parameters"},
+            )
+            for framework in BASE
+        ),
         Part(
             "jax_scaling",
             "batch",

@@ -4,37 +4,31 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterator
 
 import numpy as np
 
-from benchmarks.envelope import Results, Row, Rows
+from benchmarks.envelope import Results, Row, Rows, by_way, grouped
 from benchmarks.page import text
-from benchmarks.page.ratios import grouped
 from benchmarks.ways import BACKPROP, DEFAULT, REPLAY
 
 
 def torch_times(results: Results) -> Rows:
     """A row a way, those with the least on the first set-up first."""
-    setups = _setups(results)
+    setups = by_way(results.rows("torch_speed", "torch"), "{cell}")
+    first = next(iter(setups.values()))
     return [
         {
             "": f"`{way}`",
             **{setup: f"{rows[way]['ratio']:.2f}" if way in rows else "" for setup, rows in setups.items()},
-            "error": f"{_first(setups)[way]['error']:.1e}" if way in _first(setups) else "",
+            "error": f"{first[way]['error']:.1e}" if way in first else "",
         }
         for way in _ordered(setups, "ratio")
     ]
 
 
-def torch_setups(results: Results) -> Rows:
-    """What is solved for the times."""
-    return _described(_setups(results))
-
-
 def torch_memory(results: Results) -> Rows:
     """A row a way, those with the least on the first set-up first."""
-    setups = _memories(results)
+    setups = by_way(results.rows("torch_memory", "torch"), "{setup}")
 
     def cell(row: Row | None) -> str:
         return f"{text.figure(row['held'] / row['state'])} / {row['rss'] / 2**20:.0f}" if row else ""
@@ -43,52 +37,31 @@ def torch_memory(results: Results) -> Rows:
     return [{"": f"`{way}`", **{name: cell(rows.get(way)) for name, rows in setups.items()}} for way in ways]
 
 
-def memory_setups(results: Results) -> Rows:
-    """What is solved for the memory."""
-    return _described(_memories(results))
-
-
-def _setups(results: Results) -> dict[str, dict[str, Row]]:
-    """By set-up and way."""
-    found = results.cells("torch_speed", "torch")
-    return {name: {row["way"]: row for row in rows if "without" not in row} for name, rows in found.items()}
-
-
-def _memories(results: Results) -> dict[str, dict[str, Row]]:
-    groups = grouped(results.rows("torch_memory", "torch"), lambda row: row["setup"])
-    return {name: {row["way"]: row for row in rows} for name, rows in groups.items()}
-
-
-def _first(setups: dict[str, dict[str, Row]]) -> dict[str, Row]:
-    return next(iter(setups.values()))
-
-
 def _ordered(setups: dict[str, dict[str, Row]], column: str) -> list[str]:
-    first, ways = _first(setups), dict.fromkeys(way for rows in setups.values() for way in rows)
+    first, ways = next(iter(setups.values())), dict.fromkeys(way for rows in setups.values() for way in rows)
     return sorted(ways, key=lambda way: first[way][column] if way in first else math.inf)
 
 
-def _described(setups: dict[str, dict[str, Row]]) -> Rows:
+def setups(results: Results, measurement: str, name: str) -> Rows:
+    """What is solved, by its name."""
     return [
         {
             "set-up": name,
             "solve": next(iter(rows.values()))["problem"],
             "accepted steps": str(max(row["accepted"] for row in rows.values())),
         }
-        for name, rows in setups.items()
+        for name, rows in by_way(results.rows(measurement, "torch"), name).items()
     ]
 
 
 def sde(results: Results) -> Rows:
     """A row a method, where the Brownian object is not told the step."""
-    rows = [row for row in results.rows("sde_speed", "torch") if not row["known_dt"]]
-    groups = grouped(rows, lambda row: f"{row['sde_type']} `{row['method']}`, {row['noise']}")
-    return [{"method": name, **_sde_cells(found)} for name, found in groups.items()]
-
-
-def _sde_cells(rows: Rows) -> dict[str, str]:
-    base = next(row["seconds"] for row in rows if row["way"] == BACKPROP)
-    return {row["way"]: f"{row['seconds'] / base:.2f} / {text.figure(row['held'] / 2**20)}" for row in rows}
+    found = []
+    for rows in grouped([row for row in results.rows("sde_speed", "torch") if not row["known_dt"]], "{cell}").values():
+        base = next(row["seconds"] for row in rows if row["way"] == BACKPROP)
+        cells = {row["way"]: f"{row['seconds'] / base:.2f} / {text.figure(row['held'] / 2**20)}" for row in rows}
+        found.append({"method": "{sde_type} `{method}`, {noise}".format(**rows[0]), **cells})
+    return found
 
 
 def jax(results: Results) -> Rows:
@@ -113,14 +86,13 @@ def _jax_cells(rows: Rows) -> dict[str, str]:
 
 def jax_memory(results: Results) -> Rows:
     """Temporary memory and time by number of checkpoints."""
-    setups = results.cells("jax_memory", "jax")
+    setups = by_way(results.rows("jax_memory", "jax"), "{setup}")
 
-    def cell(setup: str, way: str) -> str:
-        row = next((row for row in setups[setup] if row["way"] == way), None)
+    def cell(row: Row | None) -> str:
         return f"{row['temporary'] / 1024:.0f} / {row['seconds'] * 1e3:.0f} / {row['over_host']:.2f}" if row else ""
 
-    ways = dict.fromkeys(row["way"] for rows in setups.values() for row in rows)
-    return [{"": f"`{way}`", **{setup: cell(setup, way) for setup in setups}} for way in ways]
+    ways = dict.fromkeys(way for rows in setups.values() for way in rows)
+    return [{"": f"`{way}`", **{setup: cell(rows.get(way)) for setup, rows in setups.items()}} for way in ways]
 
 
 def jax_memory_setups(results: Results) -> Rows:
@@ -131,10 +103,10 @@ def jax_memory_setups(results: Results) -> Rows:
     ]
 
 
-def _batch(results: Results) -> Iterator[tuple[int, dict[str, float]]]:
+def batch(results: Results) -> dict[int, dict[str, float]]:
     """By steps of the longest solve, the seconds by way."""
-    for longest, rows in grouped(results.rows("jax_scaling", "jax"), lambda row: row["longest"]).items():
-        yield int(longest), {row["way"]: row["seconds"] for row in rows}
+    found = by_way(results.rows("jax_scaling", "jax"), "{longest}").items()
+    return {int(longest): {way: row["seconds"] for way, row in rows.items()} for longest, rows in found}
 
 
 def jax_scaling(results: Results) -> Rows:
@@ -145,18 +117,18 @@ def jax_scaling(results: Results) -> Rows:
             **{f"`{way}`": f"{found * 1e3:.1f}" for way, found in seconds.items()},
             "times faster": f"{seconds[DEFAULT] / seconds[REPLAY]:.2f}",
         }
-        for longest, seconds in _batch(results)
+        for longest, seconds in batch(results).items()
     ]
 
 
 def growth(results: Results) -> Rows:
     """Exponents p of time = c · steps^p."""
-    found = list(_batch(results))
-    longest = np.log([most for most, _ in found])
-    exponents = {way: np.polyfit(longest, np.log([s[way] for _, s in found]), 1)[0] for way in found[0][1]}
-    return [{"": f"`{way}`", "time grows as": f"steps^{p:.2f}"} for way, p in exponents.items()]
-
-
-def batch_ratios(results: Results) -> list[float]:
-    """How many times faster the replay is, by length."""
-    return [seconds[DEFAULT] / seconds[REPLAY] for _, seconds in _batch(results)]
+    found = batch(results)
+    steps = np.log(list(found))
+    return [
+        {
+            "": f"`{way}`",
+            "time grows as": f"steps^{np.polyfit(steps, np.log([s[way] for s in found.values()]), 1)[0]:.2f}",
+        }
+        for way in (DEFAULT, REPLAY)
+    ]

@@ -20,7 +20,6 @@ import functools
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from benchmarks.envelope import Row, Rows
 from benchmarks.measurements import Cells
@@ -33,18 +32,11 @@ STAGES = {("dopri5", False): 6, ("adaptive_heun", False): 1, ("adaptive_heun", T
 UNITS, BATCH, END = 32, 512, 4.0
 
 
-class Layers(torch.nn.Module):
+def _layers(count: int) -> Counted:
     """A field of equal layers, faster in the middle of the interval, so that some tries are rejected."""
-
-    def __init__(self, count: int):
-        super().__init__()
-        self.count = count
-        layers = [torch.nn.Linear(UNITS, UNITS, dtype=torch.float64) for _ in range(count)]
-        self.net = torch.nn.Sequential(*(part for layer in layers for part in (layer, torch.nn.Tanh())))
-
-    def forward(self, t: Tensor, y: Tensor) -> Tensor:
-        """The slope, (batch, units)."""
-        return self.net(y * (1 + 20 * torch.exp(-200 * (t - END / 2) ** 2)))
+    layers = [torch.nn.Linear(UNITS, UNITS, dtype=torch.float64) for _ in range(count)]
+    net = torch.nn.Sequential(*(part for layer in layers for part in (layer, torch.nn.Tanh())))
+    return Counted(lambda t, y: net(y * (1 + 20 * torch.exp(-200 * (t - END / 2) ** 2))), net)
 
 
 def run(quick: bool) -> Cells:
@@ -60,7 +52,7 @@ def _cell(name: str) -> Rows:
 
 def _count(way: str, layers: int, method: str) -> Row:
     torch.manual_seed(0)
-    field = Counted(Layers(layers))
+    field = _layers(layers)
     y0 = torch.randn(BATCH, UNITS, dtype=torch.float64, requires_grad=True)
     times = torch.tensor([0.0, END], dtype=torch.float64)
     tolerance = 1e-5 if method == "dopri5" else 1e-3
@@ -69,27 +61,26 @@ def _count(way: str, layers: int, method: str) -> Row:
     depth = _depth(solution.grad_fn) if way in (BACKPROP, SEARCH) else None
     with Account() as back:
         solution.square().sum().backward()
-    state = y0.numel() * y0.element_size()
+    counts = field.counts
     found = {
-        "evaluations": field.evaluations,
-        "with those pulled back": field.evaluations + field.pulled,
-        "memory": max(ahead.peak, ahead.net + back.peak) / state,
-        "depth": depth or layers * field.pulled,
+        "evaluations": counts["evaluations"],
+        "with those pulled back": counts["evaluations"] + counts["pulled back"],
+        "memory": max(ahead.peak, ahead.net + back.peak) / y0.nbytes,
+        "depth": depth or layers * counts["pulled back"],
     }
-    steps = {"N_t": field.accepted, "tries": field.accepted + field.rejected, "N_r": field.accepted_back}
-    tries_back = field.accepted_back + field.rejected_back
-    paper = _paper(
-        way, layers, field.accepted, steps["tries"], field.accepted_back, tries_back, STAGES[method, way == SEARCH]
-    )
+    accepted, returned = counts["accepted"], counts["accepted back"]
+    steps = {"N_t": accepted, "tries": accepted + counts["rejected"], "N_r": returned}
+    tries_back = returned + counts["rejected back"]
+    paper = _paper(way, layers, accepted, steps["tries"], returned, tries_back, STAGES[method, way == SEARCH])
     return {**steps, **found} | {f"{name} / paper": found[name] / value for name, value in paper.items()}
 
 
 def _paper(
-    way: str, layers: int, accepted: int, tries: int, back: int, tries_back: int, stages: int
+    way: str, layers: int, accepted: int, tries: int, returned: int, tries_back: int, stages: int
 ) -> dict[str, float]:
     """The table's row: by what is counted, the paper's formula."""
     if way == ADJOINT:
-        computation, memory, depth = tries + tries_back, layers, layers * back * stages
+        computation, memory, depth = tries + tries_back, layers, layers * returned * stages
     elif way == ACA:
         computation, memory, depth = tries + accepted, layers * stages + accepted, layers * accepted * stages
     else:

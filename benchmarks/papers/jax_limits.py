@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import math
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -19,22 +18,24 @@ import jax.numpy as jnp
 import optimistix
 
 from benchmarks.envelope import Rows
-from benchmarks.jax_programs import words
+from benchmarks.jax_programs import adaptive, solved, words
 from benchmarks.measurements import Cells, Scope
 from benchmarks.papers.verdicts import TOLERANCE, Y0, P, Verdict, row, verdict
-from benchmarks.papers.ways import Claim
 from steptape.jax import AdaptiveCheckpointAdjoint, QuadratureAdjoint, SeminormAdjoint
 
+OURS = "steptape AdaptiveCheckpointAdjoint"
 ADJOINTS: dict[str, Callable[[], diffrax.AbstractAdjoint]] = {
     "RecursiveCheckpointAdjoint": diffrax.RecursiveCheckpointAdjoint,
     "DirectAdjoint": diffrax.DirectAdjoint,
     "BacksolveAdjoint": diffrax.BacksolveAdjoint,
     "ForwardMode": diffrax.ForwardMode,
-    "steptape AdaptiveCheckpointAdjoint": AdaptiveCheckpointAdjoint,
+    OURS: AdaptiveCheckpointAdjoint,
     "steptape QuadratureAdjoint": QuadratureAdjoint,
     "steptape SeminormAdjoint": SeminormAdjoint,
 }
 Adjoint = diffrax.AbstractAdjoint
+# Of y(1) in y(0) and p.
+_EXACT = [math.exp(P), Y0 * math.exp(P)]
 
 
 def _growth(t: Any, y: Any, p: Any) -> Any:
@@ -42,10 +43,8 @@ def _growth(t: Any, y: Any, p: Any) -> Any:
 
 
 def _solve(adjoint: Adjoint, y0: Any, p: Any, field: Callable[..., Any] = _growth, **settings: Any) -> Any:
-    settings = {"t0": 0.0, "t1": 1.0, "dt0": 0.01, "solver": diffrax.Tsit5(), **settings}
-    controller = diffrax.PIDController(rtol=TOLERANCE, atol=TOLERANCE)
-    settings = {"stepsize_controller": controller, "adjoint": adjoint, **settings}
-    return diffrax.diffeqsolve(diffrax.ODETerm(field), y0=y0, args=p, **settings)
+    settings = {"t1": 1.0, **adaptive(TOLERANCE), "adjoint": adjoint, **settings}
+    return solved(field, y0=y0, args=p, **settings)
 
 
 def _end(adjoint: Adjoint, y0: Any, p: Any, *rest: Any, **settings: Any) -> Any:
@@ -127,7 +126,7 @@ def _hessian(adjoint: Adjoint, outer: Callable[..., Any]) -> float:
 
 def _forward(adjoint: Adjoint) -> float:
     found = jax.jit(jax.jacfwd(lambda x: _end(adjoint, x[0], x[1])))(jnp.array([Y0, P]))
-    return _differ(found, [math.exp(P), Y0 * math.exp(P)])
+    return _differ(found, _EXACT)
 
 
 def _batch(adjoint: Adjoint) -> float:
@@ -137,13 +136,12 @@ def _batch(adjoint: Adjoint) -> float:
 
 
 def _implicit(adjoint: Adjoint) -> float:
-    exact = [math.exp(P), Y0 * math.exp(P)]
-    return _gradient(lambda y0, p: _end(adjoint, y0, p, solver=diffrax.Kvaerno5()), exact)
+    return _gradient(lambda y0, p: _end(adjoint, y0, p, solver=diffrax.Kvaerno5()), _EXACT)
 
 
 def _constant(adjoint: Adjoint) -> float:
     settings = {"solver": diffrax.Heun(), "stepsize_controller": diffrax.ConstantStepSize()}
-    return _gradient(lambda y0, p: _end(adjoint, y0, p, **settings), [math.exp(P), Y0 * math.exp(P)])
+    return _gradient(lambda y0, p: _end(adjoint, y0, p, **settings), _EXACT)
 
 
 def _sde(adjoint: Adjoint) -> float:
@@ -161,8 +159,7 @@ def _sde(adjoint: Adjoint) -> float:
 
 
 def _closure(adjoint: Adjoint) -> float:
-    exact = [math.exp(P), Y0 * math.exp(P)]
-    return _gradient(lambda y0, p: _end(adjoint, y0, None, lambda t, y, args: p * y), exact)
+    return _gradient(lambda y0, p: _end(adjoint, y0, None, lambda t, y, args: p * y), _EXACT)
 
 
 def _complex(adjoint: Adjoint) -> float:
@@ -176,8 +173,7 @@ def _complex(adjoint: Adjoint) -> float:
 def _unlimited(adjoint: Adjoint) -> float:
     # As many steps as it takes want a number of checkpoints where there are any.
     adjoint = type(adjoint)(checkpoints=64) if hasattr(adjoint, "checkpoints") else adjoint
-    exact = [math.exp(P), Y0 * math.exp(P)]
-    return _gradient(lambda y0, p: _end(adjoint, y0, p, max_steps=None), exact)
+    return _gradient(lambda y0, p: _end(adjoint, y0, p, max_steps=None), _EXACT)
 
 
 CASES: dict[str, Callable[[Adjoint], float]] = {
@@ -203,12 +199,7 @@ CASES: dict[str, Callable[[Adjoint], float]] = {
 
 def tried(adjoint: Adjoint, case: str) -> Verdict:
     """The verdict on one case."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return verdict(lambda: CASES[case](adjoint), words=words)
-
-
-OURS = "steptape AdaptiveCheckpointAdjoint"
+    return verdict(lambda: CASES[case](adjoint), words=words)
 
 
 def run(quick: bool) -> Cells:
@@ -224,8 +215,3 @@ def _cell(name: str) -> Rows:
 def cells(scope: Scope) -> Cells:
     """All that the papers have in JAX."""
     return {f"jax_limits/{cell}": measure for cell, measure in run(scope.quick).items()}
-
-
-def claims(rows: Rows) -> list[Claim]:
-    """None: no paper has any."""
-    return []

@@ -12,12 +12,18 @@ from torch import Tensor
 
 
 def odeint_search(
-    func: Callable[[Tensor, Tensor], Tensor], y0: Tensor, t: Tensor, rtol: float, atol: float, held: bool = False
+    func: Callable[[Tensor, Tensor], Tensor],
+    y0: Tensor,
+    t: Tensor,
+    rtol: float,
+    atol: float,
+    method: str = "adaptive_heun",
+    held: bool = False,
 ) -> Tensor:
     """The solution at ``t``, increasing, by Heun's method with Euler's for its error: (len(t), *y0.shape).
 
-    With ``held`` the same solution, and its steps are constants to the gradient. Where ``func`` has torchdiffeq's
-    ``callback_accept_step`` and ``callback_reject_step``, they are called as there.
+    That is its one ``method``. With ``held`` the same solution, and its steps are constants to the gradient. Where
+    ``func`` has torchdiffeq's ``callback_accept_step`` and ``callback_reject_step``, they are called as there.
     """
     time, y, h = t[0], y0, (t[-1] - t[0]) / 10
     outputs = [y0]

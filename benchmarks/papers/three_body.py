@@ -17,17 +17,7 @@ from torch import Tensor
 from benchmarks import timing
 from benchmarks.envelope import Rows
 from benchmarks.measurements import Cells
-from benchmarks.papers.ways import (
-    ACA,
-    ADJOINT,
-    BACKPROP,
-    COLOURS,
-    QUADRATURE,
-    Claim,
-    Counted,
-    odeint,
-    values,
-)
+from benchmarks.papers.ways import ACA, ADJOINT, BACKPROP, COLOURS, QUADRATURE, Claim, Counted, odeint, values
 
 MASSES = (1.1, 1.1, 0.9)
 PLACES = ((0.0, 0.2, 0.0), (0.5, 0.0, 0.5), (0.0, 0.0, 0.5))
@@ -36,22 +26,19 @@ K1, K2 = 0.200484, 7.239324
 TOLERANCES = (1e-7, 1e-7)
 
 
-class Bodies(torch.nn.Module):
+def _bodies(masses: Tensor) -> Counted:
     """Gravity among three bodies: the state is (2, 3, 3), places then velocities, by body and coordinate."""
+    weights, ones = torch.nn.Parameter(masses), torch.eye(3, dtype=masses.dtype)
 
-    def __init__(self, masses: Tensor):
-        super().__init__()
-        self.masses = torch.nn.Parameter(masses)
-        self.register_buffer("ones", torch.eye(3, dtype=masses.dtype))
-
-    def forward(self, t: Tensor, y: Tensor) -> Tensor:
-        """The slope."""
+    def slope(t: Tensor, y: Tensor) -> Tensor:
         places, velocities = y
         gaps = places - places.unsqueeze(1)
         # A body does not pull itself: its gap is 0, and a 1 under it keeps that from being 0 / 0.
-        cubes = (gaps.square().sum(-1) + self.ones) ** 1.5
-        pulls = K1 * (self.masses.unsqueeze(-1) * gaps / cubes.unsqueeze(-1)).sum(1)
+        cubes = (gaps.square().sum(-1) + ones) ** 1.5
+        pulls = K1 * (weights.unsqueeze(-1) * gaps / cubes.unsqueeze(-1)).sum(1)
         return torch.stack([K2 * velocities, pulls])
+
+    return Counted(slope, weights)
 
 
 def run(quick: bool) -> Cells:
@@ -70,8 +57,8 @@ def _cell(way: str, times: int, epochs: int, seed: int) -> Rows:
     torch.manual_seed(seed)
     start = torch.tensor([PLACES, VELOCITIES], dtype=torch.float64)
     train = torch.linspace(0, 1, times, dtype=torch.float64)
-    truth = _paths(Bodies(torch.tensor(MASSES, dtype=torch.float64)), start, train)
-    field = Counted(Bodies(0.9 + 0.2 * torch.rand(3, dtype=torch.float64)))
+    truth = _paths(_bodies(torch.tensor(MASSES, dtype=torch.float64)), start, train)
+    field = _bodies(0.9 + 0.2 * torch.rand(3, dtype=torch.float64))
     adam = torch.optim.Adam(field.parameters(), lr=0.1, betas=(0.5, 0.5))
     schedule = torch.optim.lr_scheduler.ExponentialLR(adam, 0.95)
     weights = 0.01**train
@@ -86,19 +73,14 @@ def _cell(way: str, times: int, epochs: int, seed: int) -> Rows:
             adam.step()
             schedule.step()
         losses.append(loss.item())
-    forward, pulled = field.evaluations, field.pulled
-    found = field.get_parameter("field.masses").tolist()
-    row = {
-        "way": way,
-        "times": times,
-        "epochs": epochs,
-        "seed": seed,
-        "masses": ", ".join(f"{mass:.5f}" for mass in found),
-    }
+    work = field.work()
+    found = next(field.parameters()).tolist()
+    row = {"way": way, "times": times, "epochs": epochs, "seed": seed}
+    row |= {"masses": ", ".join(f"{mass:.5f}" for mass in found)}
     row |= {"worst mass error": max(abs(x - y) for x, y in zip(found, MASSES, strict=True))}
     row |= {"squared error": float((_paths(field, start, train) - truth).square().sum())}
     row |= {"test": _test_error(field, start, times), "seconds": sum(seconds)}
-    return [row | {"evaluations": forward, "pulled back": pulled, "losses": losses}]
+    return [row | work | {"losses": losses}]
 
 
 @torch.no_grad()
@@ -109,7 +91,7 @@ def _paths(field: torch.nn.Module, start: Tensor, times: Tensor) -> Tensor:
 def _test_error(field: torch.nn.Module, start: Tensor, times: int) -> float:
     step = 1 / (times - 1)
     test = torch.cat([torch.zeros(1), step * (0.5 + torch.arange(2 * times))]).double()
-    truth = _paths(Bodies(torch.tensor(MASSES, dtype=torch.float64)), start, test)
+    truth = _paths(_bodies(torch.tensor(MASSES, dtype=torch.float64)), start, test)
     return float((_paths(field, start, test) - truth).square().sum())
 
 

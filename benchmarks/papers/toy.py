@@ -13,39 +13,16 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from benchmarks.envelope import Row, Rows
+from benchmarks.fields import Field
 from benchmarks.measurements import Cells
-from benchmarks.papers.ways import (
-    ACA,
-    ADJOINT,
-    BACKPROP,
-    COLOURS,
-    HELD,
-    QUADRATURE,
-    SEARCH,
-    Claim,
-    odeint,
-    why,
-)
+from benchmarks.papers.ways import ACA, ADJOINT, BACKPROP, HELD, QUADRATURE, SEARCH, Claim, gradient, lines, why
 
 CASES = (("adaptive_heun", 0.1), ("adaptive_heun", -0.3), ("dopri5", 0.1), ("dopri5", 1.0), ("dopri5", -0.3))
 SIZE = (15, 4)
 TIMES = (2.5, 5.0, 10.0, 15.0, 19.5)
-TOLERANCE = 1e-5
-
-
-class Growth(torch.nn.Module):
-    """dz/dt = αz."""
-
-    def __init__(self, rate: float):
-        super().__init__()
-        self.rate = torch.nn.Parameter(torch.tensor(rate, dtype=torch.float64))
-
-    def forward(self, t: Tensor, z: Tensor) -> Tensor:
-        """The slope."""
-        return self.rate * z
+TOLERANCES = (1e-5, 1e-5)
 
 
 def run(quick: bool) -> Cells:
@@ -64,11 +41,10 @@ def _cell(method: str, rate: float, end: float) -> Rows:
 
 
 def _errors(way: str, method: str, rate: float, end: float) -> Row:
-    field, z0 = Growth(rate), torch.ones(1, dtype=torch.float64, requires_grad=True)
-    times = torch.tensor([0.0, end], dtype=torch.float64)
+    alpha = torch.nn.Parameter(torch.tensor(rate, dtype=torch.float64))
+    field, z0 = Field(lambda t, z: alpha * z, alpha), torch.ones(1, dtype=torch.float64, requires_grad=True)
     try:
-        loss = odeint(way, field, z0, times, (TOLERANCE, TOLERANCE), method)[-1].square().sum()
-        found = [float(x) for x in torch.autograd.grad(loss, (z0, field.rate))]
+        found = [float(x) for x in gradient(way, field, z0, end, TOLERANCES, method)]
     except AssertionError as error:
         return {"failed": why(error)}
     growth = math.exp(2 * rate * end)
@@ -122,10 +98,6 @@ def claims(rows: Rows) -> list[Claim]:
 def draw(rows: Rows, figure: Any) -> None:
     """Relative error in α over T, a panel a case."""
     for axis, (method, rate) in zip(figure.subplots(1, len(CASES), sharey=True), CASES, strict=True):
-        for way, colour in COLOURS.items():
-            mine = [r for r in rows if (r["solver"], r["α"], r["way"]) == (method, rate, way) and "relative, α" in r]
-            if mine:
-                axis.plot([r["T"] for r in mine], [r["relative, α"] for r in mine], "o-", color=colour, label=way)
+        lines(axis, [r for r in rows if (r["solver"], r["α"]) == (method, rate)], "T", "relative, α")
         axis.set(title=f"{method}, α = {rate:g}", xlabel="T", yscale="log")
-        axis.legend(fontsize=7)
     figure.supylabel("relative error of dL/dα")

@@ -15,19 +15,9 @@ import torch
 from torch import Tensor
 
 from benchmarks.envelope import Row, Rows
+from benchmarks.fields import Field, relative_error
 from benchmarks.measurements import Cells
-from benchmarks.papers.ways import (
-    ACA,
-    ADJOINT,
-    BACKPROP,
-    COLOURS,
-    QUADRATURE,
-    SEMINORM,
-    Claim,
-    odeint,
-    relative_error,
-    why,
-)
+from benchmarks.papers.ways import ACA, ADJOINT, BACKPROP, QUADRATURE, SEMINORM, Claim, gradient, lines, odeint, why
 
 TOLERANCES = ((1e-3, 1e-6), (1e-5, 1e-8), (1e-7, 1e-10), (1e-9, 1e-12))
 WAYS = (BACKPROP, ADJOINT, SEMINORM, ACA, QUADRATURE)
@@ -35,18 +25,14 @@ START, END = (2.0, 0.0), 20.0
 MILD, STIFF = "mild, μ = 0.15", "stiff, μ = 5"
 
 
-class Oscillator(torch.nn.Module):
-    """Van der Pol's equation in one of the two forms."""
+def _oscillator(form: str) -> Field:
+    mu = torch.nn.Parameter(torch.tensor(0.15 if form == MILD else 5.0, dtype=torch.float64))
 
-    def __init__(self, form: str):
-        super().__init__()
-        self.mild = form == MILD
-        self.mu = torch.nn.Parameter(torch.tensor(0.15 if self.mild else 5.0, dtype=torch.float64))
-
-    def forward(self, t: Tensor, y: Tensor) -> Tensor:
-        """The slope."""
-        damping = self.mu - y[0] ** 2 if self.mild else self.mu * (1 - y[0] ** 2)
+    def slope(t: Tensor, y: Tensor) -> Tensor:
+        damping = mu - y[0] ** 2 if form == MILD else mu * (1 - y[0] ** 2)
         return torch.stack([y[1], damping * y[1] - y[0]])
+
+    return Field(slope, mu)
 
 
 def run(quick: bool) -> Cells:
@@ -71,16 +57,13 @@ def _cell(form: str, pair: tuple[float, float]) -> Rows:
 
 
 def _gradient(way: str, form: str, pair: tuple[float, float], method: str = "dopri5") -> Sequence[Tensor]:
-    field = Oscillator(form)
     y0 = torch.tensor(START, dtype=torch.float64, requires_grad=True)
-    times = torch.tensor([0.0, END], dtype=torch.float64)
-    loss = odeint(way, field, y0, times, pair, method)[-1].square().sum()
-    return torch.autograd.grad(loss, (y0, field.mu))
+    return gradient(way, _oscillator(form), y0, END, pair, method)
 
 
 @torch.no_grad()
 def _return(form: str, pair: tuple[float, float]) -> Row:
-    field, start = Oscillator(form), torch.tensor(START, dtype=torch.float64)
+    field, start = _oscillator(form), torch.tensor(START, dtype=torch.float64)
     times = torch.tensor([0.0, END], dtype=torch.float64)
     end = odeint(BACKPROP, field, start, times, pair)[-1]
     try:
@@ -135,10 +118,5 @@ def _error(row: Row) -> str:
 def draw(rows: Rows, figure: Any) -> None:
     """The gradient's error over the tolerance."""
     for axis, form in zip(figure.subplots(1, 2), (MILD, STIFF), strict=True):
-        for way in WAYS:
-            mine = [r for r in rows if (r["form"], r["way"]) == (form, way) and "gradient error" in r]
-            axis.plot(
-                [r["rtol"] for r in mine], [r["gradient error"] for r in mine], "o-", color=COLOURS[way], label=way
-            )
+        lines(axis, [r for r in rows if r["form"] == form], "rtol", "gradient error")
         axis.set(title=form, xlabel="rtol", ylabel="relative error of the gradient", xscale="log", yscale="log")
-        axis.legend(fontsize=7)

@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-import torchdiffeq
 from torch import Tensor
 
-import steptape.torch
 from benchmarks.envelope import Rows
+from benchmarks.fields import Field
 from benchmarks.papers.search import odeint_search
+from benchmarks.peers import METHODS, ours
+from benchmarks.ways import HOST, HOST_ADJOINT
 
-BACKPROP, SEARCH, HELD, ADJOINT, SEMINORM, ACA, QUADRATURE = (
-    "back-propagation",
-    "through the search",
-    "its steps held",
-    "adjoint",
-    "seminorm",
-    "ACA",
-    "quadrature",
-)
+BACKPROP, SEARCH, HELD = "back-propagation", "through the search", "its steps held"
+ADJOINT, SEMINORM, ACA, QUADRATURE = "adjoint", "seminorm", "ACA", "quadrature"
+_SOLVES: dict[str, Callable[..., Any]] = {
+    BACKPROP: METHODS[HOST].solve,
+    SEARCH: odeint_search,
+    HELD: functools.partial(odeint_search, held=True),
+    ADJOINT: METHODS[HOST_ADJOINT].solve,
+    SEMINORM: METHODS[f"{HOST_ADJOINT}, seminorm"].solve,
+    ACA: ours("aca"),
+    QUADRATURE: ours("quadrature"),
+}
 COLOURS = {
     BACKPROP: "#56B4E9",
     SEARCH: "#CC79A7",
@@ -50,63 +54,49 @@ def odeint(
 
     ``"through the search"`` and its ``"its steps held"`` have one method, Heun and Euler's, whatever ``method`` says.
     """
-    rtol, atol = tolerances
-    if way in (SEARCH, HELD):
-        return odeint_search(field, y0, t, rtol, atol, held=way == HELD)
-    settings: dict[str, Any] = {"rtol": rtol, "atol": atol, "method": method}
-    if way == BACKPROP:
-        return torchdiffeq.odeint(field, y0, t, **settings)
-    if way == ADJOINT:
-        return torchdiffeq.odeint_adjoint(field, y0, t, **settings)
-    if way == SEMINORM:
-        return torchdiffeq.odeint_adjoint(field, y0, t, **settings, adjoint_options={"norm": "seminorm"})
-    return steptape.torch.odeint_adjoint(field, y0, t, **settings, adjoint_method=way.lower())
+    return _SOLVES[way](field, y0, t, rtol=tolerances[0], atol=tolerances[1], method=method)
 
 
-class Counted(torch.nn.Module):
-    """A field that counts its evaluations, those pulled back, and the accepted and rejected steps."""
-
-    def __init__(self, field: torch.nn.Module):
-        super().__init__()
-        self.field = field
-        self.reset()
-
-    def reset(self) -> None:
-        """Start again from 0."""
-        self.evaluations = self.pulled = self.accepted = self.rejected = self.accepted_back = self.rejected_back = 0
+class Counted(Field):
+    """A field that also counts its evaluations that are pulled back, and the steps of torchdiffeq's own adjoint."""
 
     def forward(self, t: Tensor, y: Tensor) -> Tensor:
         """The slope at ``y``."""
-        self.evaluations += 1
-        slope = self.field(t, y)
+        slope = super().forward(t, y)
         if slope.requires_grad:
             slope.register_hook(self._pull)
         return slope
 
+    def work(self) -> dict[str, int]:
+        """What the ways differ in, for a row."""
+        return {name: self.counts[name] for name in ("evaluations", "pulled back")}
+
     def _pull(self, cotangent: Tensor) -> None:
-        self.pulled += 1
-
-    def callback_accept_step(self, t: Tensor, y: Tensor, h: Tensor) -> None:
-        """Called by torchdiffeq."""
-        self.accepted += 1
-
-    def callback_reject_step(self, t: Tensor, y: Tensor, h: Tensor) -> None:
-        """Called by torchdiffeq."""
-        self.rejected += 1
+        self.counts["pulled back"] += 1
 
     def callback_accept_step_adjoint(self, t: Tensor, y: Any, h: Tensor) -> None:
         """Called by torchdiffeq's own adjoint."""
-        self.accepted_back += 1
+        self.counts["accepted back"] += 1
 
     def callback_reject_step_adjoint(self, t: Tensor, y: Any, h: Tensor) -> None:
         """Called by torchdiffeq's own adjoint."""
-        self.rejected_back += 1
+        self.counts["rejected back"] += 1
 
 
-def relative_error(found: Sequence[Tensor], exact: Sequence[Tensor]) -> float:
-    """The Euclidean norm of the difference over that of ``exact``, over all tensors together."""
-    one, other = (torch.cat([x.detach().double().flatten() for x in each]) for each in (found, exact))
-    return float((one - other).norm() / other.norm())
+def lines(axis: Any, rows: Rows, x: str, y: str) -> None:
+    """A line for each way that there are points of."""
+    for way, colour in COLOURS.items():
+        points = [(row[x], row[y]) for row in rows if row["way"] == way and y in row]
+        if points:
+            axis.plot(*zip(*points, strict=True), "o-", color=colour, label=way)
+    axis.legend(fontsize=7)
+
+
+def gradient(way: str, field: Field, y0: Tensor, end: float, *how: Any) -> tuple[Tensor, ...]:
+    """Of |y(end)|², from t = 0, in ``y0`` and the field's parameters; ``how``: tolerances and method."""
+    times = torch.tensor([0.0, end], dtype=torch.float64)
+    loss = odeint(way, field, y0, times, *how)[-1].square().sum()
+    return torch.autograd.grad(loss, (y0, *field.parameters()))
 
 
 def why(error: Exception) -> str:

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.measurements import Cells, Scope
+from benchmarks.jax_programs import adaptive, solved
 from benchmarks.tasks import measure
 from benchmarks.tasks.data import Arrays, Task, Weights, flat
 from benchmarks.tasks.measure import Gradient
@@ -100,21 +100,14 @@ class Model:
         """Of one batch of the test set."""
         return float(self._program(weights, batch, tolerance, False)[0][1][0])
 
-    def slope(self, weights: Weights, t: float, state: Any) -> list[np.ndarray]:
-        """The vector field itself, for a comparison."""
-        return [np.asarray(x) for x in jax.tree.leaves(self._field()(t, state, weights))]
-
     def _call(self) -> None:
         self._evaluations += 1
 
-    def _field(self) -> Callable:
-        noise = self.task.noise
-        fields: dict[str, Callable] = {
-            "cde": controlled,
-            "cnf": functools.partial(flow, noise),
-            "symplectic": hamiltonian,
-        }
-        return fields[self.task.kind]
+    def field(self) -> Callable:
+        """The vector field: ``controlled``, ``flow`` or ``hamiltonian``."""
+        if self.task.kind == "cnf":
+            return functools.partial(flow, self.task.noise)
+        return controlled if self.task.kind == "cde" else hamiltonian
 
     def _solve(self, field: Callable, y0: Any, times: Any, args: Any, tolerance: Any, counted: Any) -> Any:
         def vector_field(t, y, args):
@@ -122,36 +115,26 @@ class Model:
             return field(t, y, args[0])
 
         rtol, atol = tolerance
-        looser = diffrax.PIDController(rtol=rtol, atol=atol * self.task.batch)
         adjoints: dict[str, Callable[[], diffrax.AbstractAdjoint]] = {
             "default": diffrax.BacksolveAdjoint,
             "seminorm": SeminormAdjoint,
             "quadrature": QuadratureAdjoint,
-            MATCHED: functools.partial(QuadratureAdjoint, stepsize_controller=looser),
+            MATCHED: functools.partial(QuadratureAdjoint, **adaptive(rtol, atol * self.task.batch)),
             "aca": AdaptiveCheckpointAdjoint,
         }
-        solution = diffrax.diffeqsolve(
-            diffrax.ODETerm(vector_field),
-            self._solver,
-            times[0],
-            times[-1],
-            None,
-            y0,
-            (args, counted),
-            saveat=diffrax.SaveAt(ts=times[1:]) if len(times) > 2 else diffrax.SaveAt(t1=True),
-            stepsize_controller=diffrax.PIDController(rtol=rtol, atol=atol),
-            adjoint=adjoints[self.method](),
-            max_steps=self._max_steps,
-        )
+        saveat = diffrax.SaveAt(ts=times[1:]) if len(times) > 2 else diffrax.SaveAt(t1=True)
+        how = {"t0": times[0], "dt0": None, "solver": self._solver, "saveat": saveat, **adaptive(rtol, atol)}
+        how |= {"adjoint": adjoints[self.method](), "max_steps": self._max_steps}
+        solution = solved(vector_field, times[-1], y0, (args, counted), **how)
         return solution.ys, solution.stats["num_steps"]
 
     def _cde(self, weights: Any, batch: Any, tolerance: Any, counted: Any) -> Any:
-        path, label = batch
+        (path, label), knots = batch, jnp.asarray(self.task.times)
         # Among args, as diffrax's own adjoint refuses a closure: it integrates for the gradient of the path as well.
-        coefficients = jax.vmap(functools.partial(diffrax.backward_hermite_coefficients, self._knots()))(path)
+        coefficients = jax.vmap(functools.partial(diffrax.backward_hermite_coefficients, knots))(path)
 
         def field(t, z, args):
-            slope = jax.vmap(lambda c: diffrax.CubicInterpolation(self._knots(), c).derivative(t))(args["path"])
+            slope = jax.vmap(lambda c: diffrax.CubicInterpolation(knots, c).derivative(t))(args["path"])
             return (controlled(t, z, args) @ slope[..., None])[..., 0]
 
         z0, args = net(weights["initial"], path[:, 0]), {"field": weights["field"], "path": coefficients}
@@ -160,14 +143,9 @@ class Model:
         loss = jnp.mean(jnp.logaddexp(0, logit) - label * logit)
         return loss, (jnp.mean((logit > 0) == (label == 1)), tries)
 
-    def _knots(self) -> Any:
-        return jnp.asarray(self.task.times)
-
     def _cnf(self, weights: Any, batch: Any, tolerance: Any, counted: Any) -> Any:
-        (points,) = batch
-        y0 = points, jnp.zeros(len(points))
-        times = self.task.times
-        (z, change), tries = self._solve(self._field(), y0, times, weights, tolerance, counted)
+        y0 = batch[0], jnp.zeros(len(batch[0]))
+        (z, change), tries = self._solve(self.field(), y0, self.task.times, weights, tolerance, counted)
         z, change = z[-1], change[-1]
         log_density = -(z**2).sum(1) / 2 - z.shape[1] / 2 * math.log(2 * math.pi) - change
         loss = -log_density.mean() / z.shape[1]
@@ -185,6 +163,4 @@ def _vector(gradient: Any, weights: Weights) -> np.ndarray:
     return flat({name: [np.asarray(x) for x in gradient[name]] for name in weights})
 
 
-def cells(scope: Scope) -> Cells:
-    """Those of all tasks."""
-    return measure.cells(scope, Model)
+cells = functools.partial(measure.cells, model_of=Model)

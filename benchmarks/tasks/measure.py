@@ -71,14 +71,10 @@ def _cell(task: Task, models_of: Callable[[str], dict[str, Any]], pair: Toleranc
             note(f"  {way}: {rows[way]['without']}")
     able = {way: model for way, model in models.items() if "without" not in rows[way]}
     # The first round warms up, or compiles.
-    runs = {way: functools.partial(_seconds, model, weights, batch, pair) for way, model in able.items()}
+    runs = {way: functools.partial(timing.timed, model.gradient, weights, batch, pair) for way, model in able.items()}
     for way, times in timing.race(runs, timing.Rounds(rounds)).items():
         rows[way]["seconds"] = timing.median(times)
     return list(rows.values())
-
-
-def _seconds(model: Any, *given: Any) -> float:
-    return timing.timed(lambda: model.gradient(*given))
 
 
 def _reference(model: Any, file: Path) -> np.ndarray:

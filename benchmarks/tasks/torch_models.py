@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -12,7 +13,7 @@ import torchdiffeq
 from torch import Tensor, nn
 
 import steptape.torch
-from benchmarks.measurements import Cells, Scope
+from benchmarks.fields import Field
 from benchmarks.tasks import measure
 from benchmarks.tasks.data import Arrays, Task, Weights
 from benchmarks.tasks.measure import Gradient
@@ -37,79 +38,49 @@ class Net(nn.Module):
         return x
 
 
-class Field(nn.Module):
-    """A vector field that counts its evaluations, and the pullbacks to its first parameter."""
-
-    def __init__(self, task: Task, weights: Weights):
-        super().__init__()
-        self.nets = nn.ModuleDict({name: Net(weights[name]) for name in task.field})
-        self.evaluations = self.pullbacks = 0
-        next(self.parameters()).register_hook(self._count)
-
-    def _count(self, gradient: Tensor) -> None:
-        self.pullbacks += 1
+def _controlled(nets: nn.ModuleDict, noise: None, t: Tensor, z: Tensor) -> Tensor:
+    """f(z) of a CDE, shape (batch, hidden, 3), which torchcde multiplies by the slope of the path."""
+    return torch.tanh(nets["field"](z)).view(*z.shape, 3)
 
 
-class Controlled(Field):
-    """f(z) of a CDE, shape (batch, hidden, 3)."""
-
-    def forward(self, t: Tensor, z: Tensor) -> Tensor:
-        """torchcde multiplies it by the slope of the path."""
-        self.evaluations += 1
-        return torch.tanh(self.nets["field"](z)).view(*z.shape, 3)
-
-
-class Flow(Field):
+def _flow(nets: nn.ModuleDict, noise: Tensor | None, t: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     """The slope of (z, log density), by one pullback for each dimension, or one in all for a noise."""
-
-    def __init__(self, task: Task, weights: Weights):
-        super().__init__(task, weights)
-        self.noise = None if task.noise is None else torch.tensor(task.noise)
-
-    def forward(self, t: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        """Of z, shape (batch, dim), and of the log density, shape (batch,)."""
-        self.evaluations += 1
-        graph = torch.is_grad_enabled()
-        with torch.enable_grad():
-            z = state[0] if state[0].requires_grad else state[0].detach().requires_grad_()
-            slope = self.nets["field"](torch.cat([z, t.expand(len(z), 1)], 1))
-            trace = self._trace(slope, z, graph)
-        return (slope, -trace) if graph else (slope.detach(), -trace.detach())
-
-    def _trace(self, slope: Tensor, z: Tensor, graph: bool) -> Tensor:
-        if self.noise is not None:
-            return (_gradient(slope, z, self.noise, graph) * self.noise).sum(1)
-        return torch.stack([_gradient(slope, z, unit, graph)[:, i] for i, unit in enumerate(_units(z))]).sum(0)
+    graph = torch.is_grad_enabled()
+    with torch.enable_grad():
+        z = _leaf(state[0])
+        slope = nets["field"](torch.cat([z, t.expand(len(z), 1)], 1))
+        if noise is not None:
+            trace = (_gradient(slope, z, noise, graph) * noise).sum(1)
+        else:
+            units = [unit.expand_as(z) for unit in torch.eye(z.shape[1], dtype=z.dtype)]
+            trace = torch.stack([_gradient(slope, z, unit, graph)[:, i] for i, unit in enumerate(units)]).sum(0)
+    return (slope, -trace) if graph else (slope.detach(), -trace.detach())
 
 
-def _units(z: Tensor) -> list[Tensor]:
-    return [unit.expand_as(z) for unit in torch.eye(z.shape[1], dtype=z.dtype)]
+def _leaf(x: Tensor) -> Tensor:
+    return x if x.requires_grad else x.detach().requires_grad_()
 
 
 def _gradient(of: Tensor, at: Tensor, cotangent: Tensor, graph: bool) -> Tensor:
     return torch.autograd.grad(of, at, cotangent, create_graph=graph, retain_graph=True)[0]
 
 
-class Hamiltonian(Field):
-    """The slope of (angles, momenta, torques)."""
-
-    def forward(self, t: Tensor, state: Tensor) -> Tensor:
-        """Shape (batch, 6), as the state."""
-        self.evaluations += 1
-        graph = torch.is_grad_enabled()
-        with torch.enable_grad():
-            q, p, u = state.split(2, dim=1)
-            q = q if q.requires_grad else q.detach().requires_grad_()
-            features = torch.cat([torch.cos(q), torch.sin(q)], 1)
-            a, b, c = self.nets["mass"](features).T
-            # The inverse of the mass matrix is L Lᵀ + 0.1, with L = [[a, 0], [c, b]].
-            w = torch.stack([a * p[:, 0] + c * p[:, 1], b * p[:, 1]], 1)
-            speed = torch.stack([a * w[:, 0], c * w[:, 0] + b * w[:, 1]], 1) + 0.1 * p
-            energy = (p * speed).sum() / 2 + self.nets["potential"](features).sum()
-            pull = _gradient(energy, q, torch.ones_like(energy), graph)
-            push = (self.nets["torque"](features).view(-1, 2, 2) @ u[:, :, None])[:, :, 0]
-            slope = torch.cat([speed, push - pull, torch.zeros_like(u)], 1)
-        return slope if graph else slope.detach()
+def _hamiltonian(nets: nn.ModuleDict, noise: None, t: Tensor, state: Tensor) -> Tensor:
+    """The slope of (angles, momenta, torques), shape (batch, 6), as the state."""
+    graph = torch.is_grad_enabled()
+    with torch.enable_grad():
+        q, p, u = state.split(2, dim=1)
+        q = _leaf(q)
+        features = torch.cat([torch.cos(q), torch.sin(q)], 1)
+        a, b, c = nets["mass"](features).T
+        # The inverse of the mass matrix is L Lᵀ + 0.1, with L = [[a, 0], [c, b]].
+        w = torch.stack([a * p[:, 0] + c * p[:, 1], b * p[:, 1]], 1)
+        speed = torch.stack([a * w[:, 0], c * w[:, 0] + b * w[:, 1]], 1) + 0.1 * p
+        energy = (p * speed).sum() / 2 + nets["potential"](features).sum()
+        pull = _gradient(energy, q, torch.ones_like(energy), graph)
+        push = (nets["torque"](features).view(-1, 2, 2) @ u[:, :, None])[:, :, 0]
+        slope = torch.cat([speed, push - pull, torch.zeros_like(u)], 1)
+    return slope if graph else slope.detach()
 
 
 class Model:
@@ -120,21 +91,16 @@ class Model:
         self._loss = {"cde": self._cde, "cnf": self._cnf, "symplectic": self._symplectic}[task.kind]
 
     def gradient(self, weights: Weights, batch: Arrays, tolerance: tuple[float, float], solver: str = "dopri5") -> Any:
-        """The loss, its gradient and the evaluations it took."""
-        field, outer = self._modules(weights)
-        loss, _ = self._loss(field, outer, batch, tolerance, solver)
-        forward = field.evaluations
-        # In the order of the weights, which is not that of the modules.
-        modules = {**outer, **field.nets}
-        parameters = [p for name in weights for p in modules[name].parameters()]
-        gradients = torch.autograd.grad(loss, parameters)
-        vector = torch.cat([g.flatten() for g in gradients]).numpy()
+        """The loss, its gradient and the evaluations it took, which it counts in any case."""
+        field, nets = self.modules(weights)
+        loss, _ = self._loss(field, nets, batch, tolerance, solver)
+        forward = field.counts["evaluations"]
+        vector = torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(nets.parameters()))]).numpy()
         # The last call of the hook is for the gradient as a whole.
-        return Gradient(loss.item(), vector, forward, field.evaluations - forward, field.pullbacks - 1)
+        backward, pullbacks = field.counts["evaluations"] - forward, field.counts["pullbacks"] - 1
+        return Gradient(loss.item(), vector, forward, backward, pullbacks)
 
-    def count(self, weights: Weights, batch: Arrays, tolerance: tuple[float, float]) -> Any:
-        """The same."""
-        return self.gradient(weights, batch, tolerance)
+    count = gradient
 
     def reference(self, weights: Weights, batch: Arrays) -> np.ndarray:
         """The gradient of a solve at 1e-11 by a method of order 8."""
@@ -143,19 +109,17 @@ class Model:
     def score(self, weights: Weights, batch: Arrays, tolerance: tuple[float, float]) -> float:
         """Of the test set, or of one batch of it."""
         with torch.no_grad():
-            return float(self._loss(*self._modules(weights), batch, tolerance, "dopri5")[1])
+            return float(self._loss(*self.modules(weights), batch, tolerance, "dopri5")[1])
 
-    def slope(self, weights: Weights, t: float, state: Any) -> list[np.ndarray]:
-        """The vector field itself, for a comparison."""
-        field, _ = self._modules(weights)
-        state = tuple(map(torch.tensor, state)) if isinstance(state, tuple) else torch.tensor(state)
-        slope = field(torch.tensor(t, dtype=torch.float64), state)
-        return [x.detach().numpy() for x in (slope if isinstance(slope, tuple) else (slope,))]
-
-    def _modules(self, weights: Weights) -> tuple[Field, dict[str, Net]]:
-        kind = {"cde": Controlled, "cnf": Flow, "symplectic": Hamiltonian}[self.task.kind]
-        outer = {name: Net(layers) for name, layers in weights.items() if name not in self.task.field}
-        return kind(self.task, weights), outer
+    def modules(self, weights: Weights) -> tuple[Field, nn.ModuleDict]:
+        """The vector field, which also counts the pullbacks to its first parameter, and all nets, in the same order."""
+        nets = nn.ModuleDict({name: Net(layers) for name, layers in weights.items()})
+        inner = nn.ModuleDict({name: nets[name] for name in self.task.field})
+        noise = None if self.task.noise is None else torch.tensor(self.task.noise)
+        slope = {"cde": _controlled, "cnf": _flow, "symplectic": _hamiltonian}[self.task.kind]
+        field = Field(functools.partial(slope, inner, noise), inner)
+        next(field.parameters()).register_hook(lambda gradient: field.counts.update(["pullbacks"]))
+        return field, nets
 
     def _solve(self, y0: Any, tolerance: tuple[float, float], solver: str) -> dict[str, Any]:
         rtol, atol = tolerance
@@ -167,19 +131,19 @@ class Model:
         chosen = options.get(self.method, {"adjoint_method": self.method})
         return {"rtol": rtol, "atol": atol, "method": solver, **chosen}
 
-    def _cde(self, field: Field, outer: dict[str, Net], batch: Arrays, tolerance: Any, solver: str) -> Any:
+    def _cde(self, field: Field, nets: nn.ModuleDict, batch: Arrays, tolerance: Any, solver: str) -> Any:
         path, label = map(torch.tensor, batch)
         times = torch.tensor(self.task.times)
         control = torchcde.CubicSpline(
             torchcde.hermite_cubic_coefficients_with_backward_differences(path, times), times
         )
-        z0 = outer["initial"](path[:, 0])
+        z0 = nets["initial"](path[:, 0])
         z = torchcde.cdeint(control, field, z0, control.interval, **self._solve(z0, tolerance, solver))
-        logit = outer["readout"](z[:, -1])[:, 0]
+        logit = nets["readout"](z[:, -1])[:, 0]
         right = ((logit > 0) == (label == 1)).double().mean()
         return nn.functional.binary_cross_entropy_with_logits(logit, label), right
 
-    def _cnf(self, field: Field, outer: dict[str, Net], batch: Arrays, tolerance: Any, solver: str) -> Any:
+    def _cnf(self, field: Field, nets: nn.ModuleDict, batch: Arrays, tolerance: Any, solver: str) -> Any:
         points = torch.tensor(batch[0])
         y0, times = (points, points.new_zeros(len(points))), torch.tensor(self.task.times)
         solve = self._solve(y0, tolerance, solver)
@@ -188,7 +152,7 @@ class Model:
         loss = -log_density.mean() / z.shape[1]
         return loss, loss
 
-    def _symplectic(self, field: Field, outer: dict[str, Net], batch: Arrays, tolerance: Any, solver: str) -> Any:
+    def _symplectic(self, field: Field, nets: nn.ModuleDict, batch: Arrays, tolerance: Any, solver: str) -> Any:
         series = torch.tensor(batch[0]).transpose(0, 1)
         solve = self._solve(series[0], tolerance, solver)
         found = torchdiffeq.odeint_adjoint(field, series[0], torch.tensor(self.task.times), **solve)
@@ -196,6 +160,4 @@ class Model:
         return loss, loss
 
 
-def cells(scope: Scope) -> Cells:
-    """Those of all tasks."""
-    return measure.cells(scope, Model)
+cells = functools.partial(measure.cells, model_of=Model)

@@ -128,7 +128,7 @@ def test_the_page_says_how_long_a_way_takes_to_equal_error(entries):
 def test_a_cell_in_torch_measures_the_gradient(curves):
     side, cases = curves("torch_side"), curves("cases")
     case = cases.precision("lotka_volterra", None)
-    rows = side.Torch(True).precision(case, 1e-7, (side.BACKPROP, side.ADJOINT, side.ACA, side.QUADRATURE), 1)
+    rows = side.precision(case, 1e-7, (side.BACKPROP, side.ADJOINT, side.ACA, side.QUADRATURE), 1)
     host, adjoint, ours, _ = rows
     assert all(1e-9 < row["error"] < 1e-5 for row in rows)
     assert math.isclose(ours["error"], host["error"], rel_tol=1e-2)
@@ -137,7 +137,7 @@ def test_a_cell_in_torch_measures_the_gradient(curves):
     assert 5 * ours["accepted"] <= ours["evaluations"][1] <= 6 * ours["accepted"] + 5
     assert host["held"] > 50 * ours["held"] > 50 * adjoint["held"]
     wrong = dataclasses.replace(case, reference=1.01 * case.reference)
-    (row,) = side.Torch(True).precision(wrong, 1e-7, (side.ACA,), 0)
+    (row,) = side.precision(wrong, 1e-7, (side.ACA,), 1)
     assert math.isclose(row["error"], 0.01 / 1.01, rel_tol=1e-2)
 
 
@@ -152,7 +152,7 @@ def test_seconds_in_torch_are_those_of_both_passes(curves):
             pass
         return cases.spinning(t, y, params)
 
-    rows = side.Torch(True).scaling(dataclasses.replace(case, field=slow), "steps", steps, (side.BACKPROP, side.ACA), 1)
+    rows = side.scaling(dataclasses.replace(case, field=slow), "steps", steps, (side.BACKPROP, side.ACA), 1)
     assert [row["accepted"] for row in rows] == [steps, steps]
     for row in rows:
         assert 1 < row["seconds"] / (2e-3 * sum(row["evaluations"])) < 2
@@ -164,12 +164,12 @@ def test_bytes_held_in_torch_are_its_allocators_where_tensors_outweigh_the_graph
     side, cases = curves("torch_side"), curves("cases")
     account = importlib.import_module("benchmarks.meters").Account
     case, steps = cases.AXES[1].case(40_000)
-    rows = side.Torch(True).scaling(case, "state", steps, (side.BACKPROP, side.ACA), 1)
+    rows = side.scaling(case, "state", steps, (side.BACKPROP, side.ACA), 1)
     for row, kept in zip(rows, (6 * steps, steps), strict=True):
         problem = side._problem(case, 1e-3, 10**6)
         solve = side._SCALING[row["way"]]
         with account() as account_of:
-            solution = solve(problem, settings=side._LIMITED[1])
+            solution = problem.solved(solve, **side._LIMITED)
         del solution
         assert math.isclose(row["held"], account_of.net, rel_tol=0.05)
         assert row["held"] > kept * case.y0.nbytes
@@ -181,12 +181,12 @@ from benchmarks.machine import prepare
 
 prepare("jax")
 from benchmarks.curves import cases
-from benchmarks.curves.jax_side import ACA, BACKPROP, Jax
+from benchmarks.curves.jax_side import ACA, BACKPROP, precision, scaling
 
 case = cases.precision("lotka_volterra", None)
-rows = Jax(True).precision(case, 1e-7, (BACKPROP, ACA), 1)
+rows = precision(case, 1e-7, (BACKPROP, ACA), 1)
 case, steps = cases.AXES[1].case(10_000)
-print(json.dumps([*rows, *Jax(True).scaling(case, "state", steps, (ACA,), 1)]))
+print(json.dumps([*rows, *scaling(case, "state", steps, (ACA,), 1)]))
 """
 
 

@@ -20,13 +20,26 @@ from benchmarks.tasks.data import TASKS
 prepare("{backend}")
 from benchmarks.tasks.{backend}_models import Model
 
+
+def slopes(model, weights, state):
+    if "{backend}" == "jax":
+        found = model.field()(0.3, state, weights)
+    else:
+        import torch
+
+        state = tuple(map(torch.tensor, state)) if isinstance(state, tuple) else torch.tensor(state)
+        with torch.no_grad():
+            found = model.modules(weights)[0](torch.tensor(0.3, dtype=torch.float64), state)
+    return found if isinstance(found, tuple) else (found,)
+
+
 found = {{}}
 for name in sys.argv[2:]:
     task = TASKS[name](False)
     state = np.random.default_rng(0).normal(size=(task.batch, task.dim))
     state = (state[:, :-1], state[:, -1]) if task.kind == "cnf" else state
-    for i, slope in enumerate(Model(task, "aca").slope(task.weights(), 0.3, state)):
-        found[f"{{name}} {{i}}"] = slope
+    for i, slope in enumerate(slopes(Model(task, "aca"), task.weights(), state)):
+        found[f"{{name}} {{i}}"] = np.asarray(slope)
 task = TASKS["cde"](False)
 gradient = Model(task, "aca").gradient(task.weights(), next(task.batches(1)), (1e-5, 1e-8))
 np.savez(sys.argv[1], gradient=gradient.vector, loss=gradient.loss, **found)
