@@ -102,7 +102,8 @@ def _torchdyn(
     from torchdyn.numerics import DormandPrince45, RungeKutta4, odeint
     from torchdyn.numerics.sensitivity import _gather_odefunc_adjoint
 
-    solver, interpolator = DormandPrince45(t.dtype), "4th"
+    solver: Any = DormandPrince45(t.dtype)
+    interpolator: str | None = "4th"
     if method != "dopri5":
         count = round(float(t[-1] - t[0]) / options["step_size"]) + 1
         t = torch.linspace(float(t[0]), float(t[-1]), count, dtype=t.dtype)

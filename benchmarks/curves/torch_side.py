@@ -73,7 +73,7 @@ def scaling(case: Case, axis: str, steps: int, ways: Sequence[str], rounds: int)
         fixed, problem = axis == "steps" and way != QUADRATURE, _problem(case, 1e-3, 1000 * steps)
         if fixed:
             # What torchdiffeq calls after each of them.
-            problem.field.callback_step = problem.field.callback_accept_step
+            setattr(problem.field, "callback_step", problem.field.callback_accept_step)  # noqa: B010
         settings = _FIXED if fixed else _LIMITED
         runs[way] = functools.partial(_gradient, case, problem, _SCALING[way], **settings)
     return measured(runs, rounds)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -116,7 +117,8 @@ class Model:
         nets = nn.ModuleDict({name: Net(layers) for name, layers in weights.items()})
         inner = nn.ModuleDict({name: nets[name] for name in self.task.field})
         noise = None if self.task.noise is None else torch.tensor(self.task.noise)
-        slope = {"cde": _controlled, "cnf": _flow, "symplectic": _hamiltonian}[self.task.kind]
+        slopes: dict[str, Callable[..., Any]] = {"cde": _controlled, "cnf": _flow, "symplectic": _hamiltonian}
+        slope = slopes[self.task.kind]
         field = Field(functools.partial(slope, inner, noise), inner)
         next(field.parameters()).register_hook(lambda gradient: field.counts.update(["pullbacks"]))
         return field, nets
