@@ -25,7 +25,8 @@ class Field:
     """func as a function of (t, y, params) whose cotangents in params add up in ``parameters``.
 
     ``side``: what to ask before an evaluation of the solve's. ``in_time``: whether cotangents in t are wanted too.
-    ``checks``: whether ``check`` does, or who differentiates follows all.
+    ``checks``: whether what func depends on is looked at, in the first evaluation and after each ``look_again``; not
+    where who differentiates follows all.
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class Field:
         self._surroundings = surroundings
         self._shape = shape
         self._in_time = in_time
+        self._checks = checks
         self._checked = not checks
 
     def value(self, t: Tensor, y: Tensor) -> Tensor:
@@ -58,8 +60,12 @@ class Field:
         self.check(stage.slope, (t, y))
         return stage
 
-    def slope(self, t: Tensor, y: Tensor, **side: Any) -> Tensor:
-        """f(t, y) for ``y`` in its own shape, as part of the caller's graph if there is one."""
+    def slope(self, t: Tensor, y: Tensor) -> Tensor:
+        """f(t, y) for ``y`` in its own shape, as part of the caller's graph if there is one, in the dtype of ``y``."""
+        return self.returned(t, y).to(y.dtype)
+
+    def returned(self, t: Tensor, y: Tensor, **side: Any) -> Tensor:
+        """The same as func returns it, which under autocast may be in another dtype."""
         with self._surroundings.around_func():
             slope = self._func(t, y, **side)
         if slope.shape != y.shape:
@@ -67,7 +73,7 @@ class Field:
                 f"{self.parameters.call}: func returned shape {tuple(slope.shape)} for a state of shape "
                 f"{tuple(y.shape)}. Return the shape of y from func."
             )
-        return slope.to(y.dtype)
+        return slope
 
     def pull(self, stage: Stage, cotangent: Tensor) -> tuple[Tensor, Tensor | None]:
         """The cotangents of the stage's y and t, if wanted, from a flat one of its slope."""
@@ -75,8 +81,12 @@ class Field:
         in_y, *in_t = self.parameters.pull([(stage.slope, cotangent)], inputs)
         return in_y, in_t[0] if in_t else None
 
+    def look_again(self) -> None:
+        """Look at what the next evaluation depends on: func may use other tensors than before."""
+        self._checked = not self._checks
+
     def check(self, slope: Tensor, known: Sequence[Tensor]) -> None:
-        """Raise, the first time, if a slope depends on leaves besides ``known`` and the parameters."""
+        """Raise, the next time, if a slope depends on leaves besides ``known`` and the parameters."""
         if self._checked:
             return
         self._checked = True

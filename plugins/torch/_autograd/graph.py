@@ -25,10 +25,13 @@ class Call(NamedTuple):
 
 
 class Parameters:
-    """The parameters of a solve, whose ``cotangents`` add up."""
+    """The parameters of a solve, whose ``cotangents`` add up.
 
-    def __init__(self, params: Sequence[Tensor], call: Call):
-        self.params, self.call = tuple(params), call
+    ``rough``: whether func computes with them in less precision than the state's, as under autocast.
+    """
+
+    def __init__(self, params: Sequence[Tensor], call: Call, rough: bool = False):
+        self.params, self.call, self.rough = tuple(params), call, rough
         self.cotangents = [torch.zeros_like(p) for p in params]
 
     def pull(self, outputs: Iterable[tuple[Tensor, Tensor]], inputs: Sequence[Tensor]) -> list[Tensor]:

@@ -1,6 +1,6 @@
 """What evaluations of func read and change besides their arguments, such that a replay finds it as the solve did.
 
-That is autocast; the tensors of a module, to which ``torch.func.functional_call`` may lend others for the time of a
+That is autocast; the tensors of its modules, to which ``torch.func.functional_call`` may lend others for the time of a
 solve; and what evaluations change: the state of the random number generators, and buffers such as running statistics
 and power iterations. Of the latter the solve takes notes where an accepted step starts; evaluations in their order do
 the rest. Rejected tries have changed it too, which is why each step has notes of its own.
@@ -17,25 +17,27 @@ import torch
 from torch import Tensor
 
 from steptape.compat._torch_hooks import hooks_passed_by
+from steptape.torch._autograd.modules import modules_of
 
 T = TypeVar("T")
 Note = tuple[Tensor, ...]
 
 
 class Surroundings:
-    """All of it as it is when a solve of ``func`` begins; ``side``: what evaluations change."""
+    """All of it as it is when a solve of ``func`` begins; ``side``: what evaluations change; ``autocast``: if so."""
 
     def __init__(self, device: torch.device, func: Any = None):
-        self.side = SideState(device, func)
-        self._lent = _LentTensors(func)
+        modules = modules_of(func)
+        self.side = SideState(device, modules)
+        self._lent = _LentTensors(modules)
         self._device = device
-        self._autocast = torch.is_autocast_enabled(device.type)
+        self.autocast = torch.is_autocast_enabled(device.type)
         self._dtype = torch.get_autocast_dtype(device.type)
         self._cached = torch.is_autocast_cache_enabled()
 
     def around_func(self) -> AbstractContextManager[Any]:
         """A context, inside that of ``replayed``, with the autocast state that func ran under."""
-        if not self._autocast:
+        if not self.autocast:
             return nullcontext()
         return torch.autocast(self._device.type, self._dtype, True, self._cached)
 
@@ -47,19 +49,30 @@ class Surroundings:
         of ``params`` do not see the parts of their gradients. ``changed``: whether evaluations change anything.
         """
         without_autocast = torch.autocast(self._device.type, enabled=False)
+        frozen = [p for p in params if not p.requires_grad]
         with without_autocast, self.side.kept() if changed else nullcontext(), hooks_passed_by(params):
-            yield
+            # They required one in the solve, which is what its graph goes by.
+            _require_gradients(frozen, True)
+            try:
+                yield
+            finally:
+                _require_gradients(frozen, False)
 
     def with_lent_tensors(self, run: Callable[[], T]) -> T:
         """``run()`` while func has the tensors that it had in the solve."""
         return self._lent.given_back(run)
 
 
-class _LentTensors:
-    """The parameters and buffers of a func, if it is a module, as they are now."""
+def _require_gradients(params: Sequence[Tensor], required: bool) -> None:
+    for p in params:
+        p.requires_grad_(required)
 
-    def __init__(self, func: Any):
-        self._module = func if isinstance(func, torch.nn.Module) else torch.nn.Module()
+
+class _LentTensors:
+    """The parameters and buffers of the modules of a func, as they are now."""
+
+    def __init__(self, modules: Sequence[torch.nn.Module]):
+        self._module = modules[0] if len(modules) == 1 else torch.nn.ModuleList(modules)
         self._tensors = self._now()
 
     def _now(self) -> dict[str, Tensor]:
@@ -85,13 +98,13 @@ class _Around(torch.nn.Module):
 
 
 class SideState:
-    """The default generators of the CPU and of the state's ``device``, and the buffers of ``func`` if it has any."""
+    """The default generators of the CPU and of the state's ``device``, and the buffers of a func's ``modules``."""
 
-    def __init__(self, device: torch.device, func: Any = None):
+    def __init__(self, device: torch.device, modules: Sequence[torch.nn.Module] = ()):
         self._generators = [torch.default_generator]
         if device.type == "cuda":
             self._generators.append(torch.cuda.default_generators[device.index or 0])
-        self._buffers = list(func.buffers()) if isinstance(func, torch.nn.Module) else []
+        self._buffers = list(torch.nn.ModuleList(modules).buffers()) if modules else []
         self._versions: list[int] = []
         self._values: list[Tensor] = []
 

@@ -72,6 +72,8 @@ class Solve(abc.ABC):
     given: int
     # Tensors of the call besides those it is given, which are the user's own.
     others: tuple[Tensor, ...] = ()
+    # Whether func is told of each step: it may compute otherwise from then on, and a replay does not tell it.
+    has_callbacks: bool = False
     # How many of the results, the last ones, have no gradient; the others are the solution and its state at the end.
     constants: int
 

@@ -93,6 +93,10 @@ class OdeSolve(Solve):
         """func as a replay calls it."""
         return self.scheme.vector_field(self.func)
 
+    @property
+    def has_callbacks(self) -> bool:  # type: ignore[override]
+        return any(hasattr(self.user_func, name) for name in host.CALLBACKS)
+
     def counted(self, count: Callable[[], None]) -> OdeSolve:
         return dataclasses.replace(self, func=_Counted(self.func, count))
 
@@ -221,9 +225,9 @@ class _OdeSteps(HostSteps):
         (t0, t1, *ts), (y, *slopes), h = times, state, self._sizes[n]
         if isinstance(h, Tensor):
             h, *ts = ts
-        increment, slope, after = host.whole_step(self._solver, slopes, self._field.slope, t0, t1, h, y)
+        increment, slope, after = host.whole_step(self._solver, slopes, self._field.returned, t0, t1, h, y)
         y1 = y + increment
-        end_slope = self._field.slope(t1, y1) if ts and self._solver.interp != "linear" else None
+        end_slope = self._field.returned(t1, y1) if ts and self._solver.interp != "linear" else None
         inside = [host.interpolated(self._solver, t0, y, slope, t1, y1, end_slope, t) for t in ts]
         return (y1, *after), tuple(inside)
 

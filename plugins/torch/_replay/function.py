@@ -14,7 +14,7 @@ from steptape.torch._autograd.field import Field
 from steptape.torch._autograd.graph import Gate, Parameters
 from steptape.torch._autograd.surroundings import Restored, Surroundings
 from steptape.torch._hosts.base import Solve, Timeline
-from steptape.torch._replay.checks import check_end, check_leaves, refuse_batches, refuse_forward_mode
+from steptape.torch._replay.checks import LeafCheck, check_end, refuse_batches, refuse_forward_mode
 from steptape.torch._replay.host_step import HostStepSweep
 from steptape.torch._replay.runge_kutta import RungeKuttaSweep
 from steptape.torch._replay.sweep import Sweep
@@ -64,9 +64,8 @@ class Replay(torch.autograd.Function):
         saved = ctx.saved_tensors
         tape = ctx.tape.refilled(saved[solve.given + len(params) :])
         needed = ctx.needs_input_grad[1:]
-        back = (solve.back or ReplayBack)(
-            solve, ctx.surroundings, tape, saved[: solve.given], Parameters(params, solve.call), needed
-        )
+        parameters = Parameters(params, solve.call, rough=ctx.surroundings.autocast)
+        back = (solve.back or ReplayBack)(solve, ctx.surroundings, tape, saved[: solve.given], parameters, needed)
         pull = back.differentiable if torch.is_grad_enabled() else back.plain
         cotangents = cotangents[: len(cotangents) - solve.constants]
         with ctx.surroundings.replayed(changed=bool(tape.notes), params=params):
@@ -99,8 +98,9 @@ class ReplayBack:
             leaves = [x.detach().requires_grad_(need) for x, need in zip(self._given, self._needed, strict=False)]
             start, timeline = self._solve.start(self._tape, leaves, self._surroundings)
         known = (*leaves, *self._parameters.params)
-        check_leaves(timeline, known, self._parameters.call, reader="the grid_constructor")
+        LeafCheck(self._parameters.call)(timeline, known, reader="the grid_constructor")
         sweep = self._sweep(timeline)
+        sweep.checks_all = self._solve.has_callbacks
         at_start = sweep.run(solution[1:], [torch.zeros_like(solution[0]), *at_end])
         at_start[0] = at_start[0] + solution[0]
         # What the solve starts from is given, or made of what is.
@@ -127,7 +127,7 @@ class ReplayBack:
             self._solve, self._tape, given, self._parameters, self._surroundings, count=len(cotangents[0])
         )
         if self._tape.length:
-            check_end(results[0][-1], self._tape.fingerprints[1], given[0], self._parameters.call)
+            check_end(results[0][-1], self._tape.fingerprints[1], given[0], self._parameters)
         pairs = [(x, c) for x, c in zip(results, cotangents, strict=False) if x.requires_grad]
         if not pairs:
             return [torch.zeros_like(x) for x in inputs]

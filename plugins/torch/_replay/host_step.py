@@ -12,9 +12,9 @@ from torch import Tensor
 
 from steptape.torch._autograd.graph import Parameters
 from steptape.torch._hosts.base import HostSteps, Timeline
-from steptape.torch._replay.checks import check_end, check_leaves
+from steptape.torch._replay.checks import LeafCheck, check_end
 from steptape.torch._replay.sweep import Sweep
-from steptape.torch._tape.tape import State, Tape
+from steptape.torch._tape.tape import State, Tape, sample
 
 NONE = slice(0, 0)
 
@@ -25,6 +25,7 @@ class HostStepSweep(Sweep):
     def __init__(self, steps: HostSteps, tape: Tape, timeline: Timeline, parameters: Parameters, device: torch.device):
         super().__init__(tape, timeline, device)
         self.steps, self.parameters = steps, parameters
+        self._check_leaves = LeafCheck(parameters.call)
 
     def advance(self, n: int, state: State) -> State:
         return self.steps.take(n, state, self.steps.times(n, NONE), NONE)[0]
@@ -39,10 +40,10 @@ class HostStepSweep(Sweep):
         start, times, end, inside = take()
         left = self.tape.length - 1 - n
         if left < 2:
-            check_end(end[0] if left else inside[-1], self.tape.fingerprints[1 - left], state[0], self.parameters.call)
-        if n == 0 or not left:
-            known = (*start, *times, *self.parameters.params)
-            check_leaves(end, known, self.parameters.call, lambda: take()[2])
+            check_end(end[0] if left else inside[-1], self.tape.fingerprints[1 - left], state[0], self.parameters)
+        elif (self.checks_all or n == 0) and self.following:
+            check_end(end[0], sample(self.following[0]), state[0], self.parameters)
+        self._check_leaves(end, (*start, *times, *self.parameters.params), lambda: take()[2])
         moving = times if self.moves else []
         pairs = [(x, c.to(x.dtype)) for x, c in (*zip(end, after, strict=False), *zip(inside, mu, strict=True))]
         found = self.parameters.pull(pairs, (*start, *moving))

@@ -21,7 +21,7 @@ from steptape.torch._hosts.base import Timeline
 from steptape.torch._hosts.tableau import Tableau
 from steptape.torch._replay.checks import check_end
 from steptape.torch._replay.sweep import Sweep
-from steptape.torch._tape.tape import OdeTape, State
+from steptape.torch._tape.tape import OdeTape, State, sample
 
 
 class _Link(NamedTuple):
@@ -84,6 +84,7 @@ class RungeKuttaSweep(Sweep):
 
     def _step(self, n: int, state: State, outputs: slice, mu: Tensor, after: _After) -> _After:
         end, link = after
+        self.field.look_again()
         # A last stage at the end of the step is the next step's first, or of use to outputs inside the step alone.
         own = self.to_end if link or not len(mu) else self.last + 1
         stages = self._slopes(n, state, own, graphs=self.whole_steps)
@@ -118,11 +119,13 @@ class RungeKuttaSweep(Sweep):
         """Hold the steps at the end of the solve against what the tape says of them."""
         left = len(self.sizes) - 1 - n
         if left == 1:
-            check_end(self._end(n, state), self.tape.fingerprints[0], state[0], self.field.parameters.call)
+            check_end(self._end(n, state), self.tape.fingerprints[0], state[0], self.field.parameters)
+        elif left and (self.checks_all or n == 0) and self.following:
+            check_end(self._end(n, state), sample(self.following[0]), state[0], self.field.parameters)
         elif left == 0:
             start = self.of_start[-1] * state[0]
             output = torch.addmv(start, self.kg[:-1].T, self.weights[-1], alpha=self.sizes[n])
-            check_end(output, self.tape.fingerprints[1], state[0], self.field.parameters.call)
+            check_end(output, self.tape.fingerprints[1], state[0], self.field.parameters)
 
     def _cotangent(self, n: int, i: int, inside: Tensor | None) -> Tensor:
         """ℓ_i, flat."""

@@ -23,10 +23,18 @@ from steptape.torch._tape.tape import State, Tape
 
 
 class Sweep(abc.ABC):
-    """The backward pass over one tape; ``cotangents``: of its times, once it has run."""
+    """The backward pass over one tape; ``cotangents``: of its times, once it has run.
+
+    ``checks_all``: whether the end of each step is held against the next state, and not that of the first and the last
+    two alone.
+    ``following``: the state at which the next step starts.
+    """
+
+    checks_all = False
 
     def __init__(self, tape: Tape, timeline: Timeline, device: torch.device):
         self.tape, self.timeline = tape, timeline
+        self.following: State | None = None
         self.moves = timeline.moves
         self.cotangents = Timeline(*map(torch.zeros_like, timeline))
         self._device = device
@@ -43,7 +51,7 @@ class Sweep(abc.ABC):
         for n, state in self.steps_backward():
             first = bisect.bisect_left(self.tape.step_of_output, n, hi=last)
             cotangents = self._step(n, state, slice(first, last), at_outputs[first:last], cotangents)
-            last = first
+            last, self.following = first, state
         return self._ended(cotangents)
 
     def steps_backward(self) -> Iterator[tuple[int, State]]:

@@ -19,7 +19,7 @@ from steptape.torch._autograd.graph import Parameters
 from steptape.torch._autograd.surroundings import Restored, Surroundings
 from steptape.torch._hosts.base import HostSteps, Solve, Timeline
 from steptape.torch._hosts.tableau import Tableau
-from steptape.torch._replay.checks import check_leaves
+from steptape.torch._replay.checks import LeafCheck
 from steptape.torch._tape.tape import Tape
 
 
@@ -38,7 +38,7 @@ def unrolled(
     """
     start, timeline = solve.start(tape, given, surroundings)
     if checks:
-        check_leaves(timeline, (*given, *parameters.params), parameters.call, reader="the grid_constructor")
+        LeafCheck(parameters.call)(timeline, (*given, *parameters.params), reader="the grid_constructor")
     if not tape.length:
         return (torch.stack([start[0]] * count), *start[1:])
     if solve.tableau is None:
@@ -52,14 +52,14 @@ def unrolled(
 def _by_host_steps(
     steps: HostSteps, tape: Tape, state: Sequence[Tensor], parameters: Parameters | None
 ) -> tuple[Tensor, ...]:
-    ys = [state[0]]
+    ys, check_leaves = [state[0]], None if parameters is None else LeafCheck(parameters.call)
     for n in range(tape.length):
         outputs = _outputs_of(tape, n)
         step = (n, state, steps.times(n, outputs), outputs)
         end, inside = steps.take(*step)
-        if parameters and n in (0, tape.length - 1):
+        if parameters and check_leaves:
             known = (*state, *step[2], *parameters.params)
-            check_leaves(end, known, parameters.call, functools.partial(_end_of, steps, *step))
+            check_leaves(end, known, functools.partial(_end_of, steps, *step))
         ys += inside
         state = end
     return (torch.stack(ys), *state[1:])
@@ -78,6 +78,7 @@ def _by_tableau(tableau: Tableau, tape: Any, timeline: Timeline, field: Field, y
     for n, h in enumerate(sizes):
         ahead = n + 1 < len(sizes) and not tape.evaluates_first_stage[n + 1]
         outputs = range(len(tape.step_of_output))[_outputs_of(tape, n)]
+        field.look_again()
         if slope is None:
             field.side.before(n, 0)
             t = timeline.stages[n, 0]
@@ -88,7 +89,9 @@ def _by_tableau(tableau: Tableau, tape: Any, timeline: Timeline, field: Field, y
             if i == tableau.stages - 1 and tableau.last_at_end and not (ahead or outputs):
                 break
             field.side.before(n, i)
-            k.append(field.slope(timeline.stages[n, i], y + h * _combined(rows[i], k)))
+            t, place = timeline.stages[n, i], y + h * _combined(rows[i], k)
+            k.append(field.slope(t, place))
+            field.check(k[-1], (t, place))
         slopes = torch.stack(k)
         ys += [of_start[q] * y + h * torch.tensordot(weights[q, : len(k)], slopes, 1) for q in outputs]
         y = y + h * _combined(rows[-1], k)

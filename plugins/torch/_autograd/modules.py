@@ -1,0 +1,58 @@
+"""The modules that func calls: itself, or those that a closure, a partial, a bound method or an object refers to."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from itertools import islice
+from types import FunctionType, MethodType, ModuleType
+from typing import Any
+
+import torch
+
+# A func refers to an object, which holds a container, which holds modules; long containers are data.
+_DEPTH = 3
+_LONG = 100
+
+
+def modules_of(func: Any) -> list[torch.nn.Module]:
+    """All of them, but for those that belong to another one."""
+    if isinstance(func, torch.nn.Module):
+        return [func]
+    found = {id(module): module for module in _reached(func, _DEPTH, set())}
+    inner = {id(part) for module in found.values() for part in module.modules() if part is not module}
+    return [module for key, module in found.items() if key not in inner]
+
+
+def _reached(holder: Any, depth: int, seen: set[int]) -> Iterator[torch.nn.Module]:
+    if isinstance(holder, torch.nn.Module):
+        yield holder
+    elif depth and id(holder) not in seen:
+        seen.add(id(holder))
+        for part in _parts(holder):
+            yield from _reached(part, depth - 1, seen)
+
+
+def _parts(holder: Any) -> Iterator[Any]:
+    """What an object refers to, as far as it may be called through it."""
+    if isinstance(holder, FunctionType):
+        named = (holder.__globals__.get(name) for name in holder.__code__.co_names)
+        # Of the names of a module those alone that are called: a function would lead on through all of a program.
+        yield from (x for x in named if isinstance(x, (torch.nn.Module, functools.partial, MethodType)))
+        for cell in holder.__closure__ or ():
+            try:
+                yield cell.cell_contents
+            except ValueError:  # Not filled yet.
+                continue
+        yield from holder.__defaults__ or ()
+        yield from (holder.__kwdefaults__ or {}).values()
+    elif isinstance(holder, MethodType):
+        yield from (holder.__self__, holder.__func__)
+    elif isinstance(holder, functools.partial):
+        yield from (holder.func, *holder.args, *holder.keywords.values())
+    elif isinstance(holder, (list, tuple)):
+        yield from holder[:_LONG]
+    elif isinstance(holder, dict):
+        yield from islice(holder.values(), _LONG)
+    elif not isinstance(holder, (torch.Tensor, type, ModuleType)) and hasattr(holder, "__dict__"):
+        yield from vars(holder).values()

@@ -1,0 +1,92 @@
+"""A func that is no function of its arguments alone is refused, and one under autocast is none of these."""
+
+import pytest
+import torch
+import torchdiffeq
+
+from steptape import GradientError
+from steptape.shared_tests.oracles.distance import distance
+from steptape.torch import odeint_adjoint
+
+T = torch.tensor([0.0, 1.0], dtype=torch.float64)
+Y0 = torch.ones(2, dtype=torch.float64)
+METHODS = ["dopri5", "rk4", "fixed_adams"]
+
+
+def solved(func, method, params, **call):
+    options = {"first_step": 0.05} if method == "dopri5" else {"step_size": 0.05}
+    settings = {"method": method, "rtol": 1e-6, "atol": 1e-6, "options": options}
+    return odeint_adjoint(func, Y0, T, adjoint_method="aca", adjoint_params=params, **settings, **call)[-1].sum()
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("keep", [{}, {"checkpoints": 2}])
+@pytest.mark.filterwarnings("ignore:Functional iteration did not converge")
+def test_a_callback_that_changes_what_func_computes(method, keep):
+    class Switched(torch.nn.Module):
+        k = 1.0
+
+        def __init__(self):
+            super().__init__()
+            self.w = torch.nn.Parameter(torch.tensor(0.7, dtype=torch.float64))
+
+        def callback_step(self, t, y, h):
+            self.k = 2.0 if 0.3 < t < 0.6 else 1.0
+
+        def forward(self, t, y):
+            return -self.k * self.w * y
+
+    loss = solved(Switched(), method, None, adjoint_options=keep)
+    with pytest.raises(GradientError, match="other values"):
+        loss.backward()
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.filterwarnings("ignore:Functional iteration did not converge")
+def test_a_generator_of_its_own(method):
+    w, generator = torch.tensor(0.7, dtype=torch.float64, requires_grad=True), torch.Generator().manual_seed(0)
+
+    def noisy(t, y):
+        return -w * y * (1 + 1e-3 * torch.rand((), generator=generator))
+
+    loss = solved(noisy, method, (w,))
+    with pytest.raises(GradientError, match="other values"):
+        loss.backward()
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("create_graph", [False, True])
+@pytest.mark.filterwarnings("ignore:Functional iteration did not converge")
+def test_a_tensor_that_is_used_half_way_alone(method, create_graph):
+    a, b = (torch.tensor(x, dtype=torch.float64, requires_grad=True) for x in (0.5, 0.7))
+
+    def func(t, y):
+        return -(a if 0.3 < t < 0.6 else b) * y
+
+    loss = solved(func, method, (b,))
+    with pytest.raises(GradientError, match="not among its parameters"):
+        torch.autograd.grad(loss, b, create_graph=create_graph)
+
+
+@pytest.mark.parametrize("method", ["explicit_adams", "rk4", "dopri5"])
+def test_a_pure_func_under_autocast(method):
+    """Whose slopes are of less precision than the state, also in a multistep solver's history: to bfloat16's 8 bits."""
+
+    class Func(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.net = torch.nn.Sequential(torch.nn.Linear(4, 16), torch.nn.Tanh(), torch.nn.Linear(16, 4))
+
+        def forward(self, t, y):
+            return self.net(y)
+
+    def gradient(solve, **call):
+        func = Func()
+        options = {"first_step": 0.1} if method == "dopri5" else {"step_size": 0.05}
+        settings = {"method": method, "rtol": 1e-3, "atol": 1e-3, "options": options}
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            ys = solve(func, torch.ones(3, 4), T.float(), **settings, **call)
+        return torch.autograd.grad(ys[-1].square().sum(), tuple(func.parameters()))
+
+    assert distance(gradient(odeint_adjoint, adjoint_method="aca"), gradient(torchdiffeq.odeint)) <= 0.1
