@@ -1,5 +1,9 @@
 """The replay evaluates a field at times of the forward pass, to the bit, in single precision and far from zero too."""
 
+import os
+import subprocess
+import sys
+
 import diffrax
 import jax
 import jax.numpy as jnp
@@ -9,7 +13,19 @@ import pytest
 from steptape.jax import AdaptiveCheckpointAdjoint
 from steptape_helpers.jax_solves import x64
 
+# With less optimisation, to compile in haste, XLA rounds a sum of products otherwise in one program than in another.
+IN_HASTE = "optimization_level=0" in os.environ.get("XLA_FLAGS", "")
 
+
+@pytest.mark.skipif(not IN_HASTE, reason="XLA is as it is")
+def test_with_xla_as_it_is():
+    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    command = [sys.executable, "-P", "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stdout
+
+
+@pytest.mark.skipif(IN_HASTE, reason="runs in a process of its own")
 @pytest.mark.parametrize(
     ("solver", "adjoint", "of_y"),
     [
