@@ -12,7 +12,7 @@ from torch import Tensor
 
 from steptape.torch._autograd.graph import Parameters
 from steptape.torch._hosts.base import HostSteps, Timeline
-from steptape.torch._replay.checks import LeafCheck, check_end
+from steptape.torch._replay.checks import LeafCheck, check_end, is_looked_at
 from steptape.torch._replay.sweep import Sweep
 from steptape.torch._tape.tape import State, Tape, sample
 
@@ -43,7 +43,8 @@ class HostStepSweep(Sweep):
             check_end(end[0] if left else inside[-1], self.tape.fingerprints[1 - left], state[0], self.parameters)
         elif (self.checks_all or n == 0) and self.following:
             check_end(end[0], sample(self.following[0]), state[0], self.parameters)
-        self._check_leaves(end, (*start, *times, *self.parameters.params), lambda: take()[2])
+        if is_looked_at(n, self.tape.length):
+            self._check_leaves(end, (*start, *times, *self.parameters.params), lambda: take()[2])
         moving = times if self.moves else []
         pairs = [(x, c.to(x.dtype)) for x, c in (*zip(end, after, strict=False), *zip(inside, mu, strict=True))]
         found = self.parameters.pull(pairs, (*start, *moving))

@@ -19,7 +19,7 @@ from torch import Tensor
 from steptape.torch._autograd.field import Field, Stage
 from steptape.torch._hosts.base import Timeline
 from steptape.torch._hosts.tableau import Tableau
-from steptape.torch._replay.checks import check_end
+from steptape.torch._replay.checks import check_end, is_looked_at
 from steptape.torch._replay.sweep import Sweep
 from steptape.torch._tape.tape import OdeTape, State, sample
 
@@ -84,7 +84,8 @@ class RungeKuttaSweep(Sweep):
 
     def _step(self, n: int, state: State, outputs: slice, mu: Tensor, after: _After) -> _After:
         end, link = after
-        self.field.look_again()
+        if is_looked_at(n, self.tape.length):
+            self.field.look_again()
         # A last stage at the end of the step is the next step's first, or of use to outputs inside the step alone.
         own = self.to_end if link or not len(mu) else self.last + 1
         stages = self._slopes(n, state, own, graphs=self.whole_steps)

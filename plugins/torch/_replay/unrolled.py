@@ -19,7 +19,7 @@ from steptape.torch._autograd.graph import Parameters
 from steptape.torch._autograd.surroundings import Restored, Surroundings
 from steptape.torch._hosts.base import HostSteps, Solve, Timeline
 from steptape.torch._hosts.tableau import Tableau
-from steptape.torch._replay.checks import LeafCheck
+from steptape.torch._replay.checks import LeafCheck, is_looked_at
 from steptape.torch._tape.tape import Tape
 
 
@@ -57,7 +57,7 @@ def _by_host_steps(
         outputs = _outputs_of(tape, n)
         step = (n, state, steps.times(n, outputs), outputs)
         end, inside = steps.take(*step)
-        if parameters and check_leaves:
+        if parameters and check_leaves and is_looked_at(n, tape.length):
             known = (*state, *step[2], *parameters.params)
             check_leaves(end, known, functools.partial(_end_of, steps, *step))
         ys += inside
@@ -78,7 +78,8 @@ def _by_tableau(tableau: Tableau, tape: Any, timeline: Timeline, field: Field, y
     for n, h in enumerate(sizes):
         ahead = n + 1 < len(sizes) and not tape.evaluates_first_stage[n + 1]
         outputs = range(len(tape.step_of_output))[_outputs_of(tape, n)]
-        field.look_again()
+        if is_looked_at(n, len(sizes)):
+            field.look_again()
         if slope is None:
             field.side.before(n, 0)
             t = timeline.stages[n, 0]
