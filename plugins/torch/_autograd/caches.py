@@ -62,10 +62,10 @@ class CacheWatch:
 
     def _looked_at(self, evaluate: Callable[..., Any], args: Any) -> Any:
         """``evaluate(*args)``, if it uses nothing that was made before; what it makes is noted."""
-        with _Made() as made, _Seen() as seen:
+        with _Look() as look:
             out = evaluate(*args)
-        self._check(args, (*seen.tensors, *tensors_of(out)))
-        self._latest, self._made = made.tensors, {**self._made, **made.tensors}
+        self._check(args, (*look.entered, *tensors_of(out)))
+        self._latest, self._made = look.made, {**self._made, **look.made}
         return out
 
     def _check(self, args: Any, used: Iterable[Tensor]) -> None:
@@ -83,40 +83,28 @@ class CacheWatch:
             )
 
 
-class _Made(OperationMode):
-    """Notes the ``tensors`` that come out of operations with the derivatives of one that requires any.
+class _Look(OperationMode):
+    """Notes the tensors that ``entered`` operations, and those ``made`` with the derivatives of one that requires any.
 
     Those that an operation writes to were there before.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.tensors: dict[int, weakref.ref[Tensor]] = {}
+        self.entered: list[Tensor] = []
+        self.made: dict[int, weakref.ref[Tensor]] = {}
 
     def operate(self, name: str, run: Callable[[], Any], args: Any) -> Any:
         """Run an operation."""
-        out = run()
+        out, inputs = run(), list(tensors_of(args))
+        self.entered += inputs
         if name.endswith("_like") or name.startswith("new_") or name in _WITHOUT_HISTORY:
             return out
-        inputs = list(tensors_of(args))
-        if any(x.requires_grad or _held(self.tensors, x) for x in inputs):
+        if any(x.requires_grad or _held(self.made, x) for x in inputs):
             for x in tensors_of(out):
                 if (x.is_floating_point() or x.is_complex()) and not any(x is y for y in inputs):
-                    self.tensors[id(x)] = weakref.ref(x)
+                    self.made[id(x)] = weakref.ref(x)
         return out
-
-
-class _Seen(OperationMode):
-    """Notes the ``tensors`` that enter operations."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.tensors: list[Tensor] = []
-
-    def operate(self, name: str, run: Callable[[], Any], args: Any) -> Any:
-        """Run an operation."""
-        self.tensors += tensors_of(args)
-        return run()
 
 
 def _held(tensors: dict[int, weakref.ref[Tensor]], x: Tensor) -> bool:

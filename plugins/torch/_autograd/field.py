@@ -10,7 +10,7 @@ from torch import Tensor
 
 from steptape._errors import GradientError, OptionError
 from steptape.torch._autograd.graph import Parameters, lost, unknown_leaves
-from steptape.torch._autograd.surroundings import Restored, Surroundings
+from steptape.torch._autograd.surroundings import Note, Restored, Surroundings
 
 
 class Stage(NamedTuple):
@@ -24,22 +24,22 @@ class Stage(NamedTuple):
 class Field:
     """func as a function of (t, y, params) whose cotangents in params add up in ``parameters``.
 
-    ``side``: what to ask before an evaluation of the solve's. ``in_time``: whether cotangents in t are wanted too.
-    ``checks``: whether what func depends on is looked at, in the first evaluation and after each ``look_again``; not
-    where who differentiates follows all.
+    ``side``: what to ask before an evaluation of the solve's, of which the tape has ``notes``. ``in_time``: whether
+    cotangents in t are wanted too. ``checks``: whether what func depends on is looked at, in the first evaluation and
+    after each ``look_again``; not where who differentiates follows all.
     """
 
     def __init__(
         self,
         func: Any,
         surroundings: Surroundings,
-        side: Restored,
+        notes: Sequence[Sequence[Note]],
         shape: torch.Size,
         parameters: Parameters,
         in_time: bool,
         checks: bool = True,
     ):
-        self.side, self.parameters = side, parameters
+        self.side, self.parameters = Restored(surroundings.side, notes), parameters
         self._func = func
         self._surroundings = surroundings
         self._shape = shape

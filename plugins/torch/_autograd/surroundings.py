@@ -28,8 +28,9 @@ class Surroundings:
 
     def __init__(self, device: torch.device, func: Any = None):
         modules = modules_of(func)
-        self.side = SideState(device, modules)
-        self._lent = _LentTensors(modules)
+        module = modules[0] if len(modules) == 1 else torch.nn.ModuleList(modules)
+        self.side = SideState(device, module)
+        self._lent = _LentTensors(module)
         self._device = device
         self.autocast = torch.is_autocast_enabled(device.type)
         self._dtype = torch.get_autocast_dtype(device.type)
@@ -69,10 +70,10 @@ def _require_gradients(params: Sequence[Tensor], required: bool) -> None:
 
 
 class _LentTensors:
-    """The parameters and buffers of the modules of a func, as they are now."""
+    """The parameters and buffers of a module, as they are now."""
 
-    def __init__(self, modules: Sequence[torch.nn.Module]):
-        self._module = modules[0] if len(modules) == 1 else torch.nn.ModuleList(modules)
+    def __init__(self, module: torch.nn.Module):
+        self._module = module
         self._tensors = self._now()
 
     def _now(self) -> dict[str, Tensor]:
@@ -98,13 +99,13 @@ class _Around(torch.nn.Module):
 
 
 class SideState:
-    """The default generators of the CPU and of the state's ``device``, and the buffers of a func's ``modules``."""
+    """The default generators of the CPU and of the state's ``device``, and the buffers of a module."""
 
-    def __init__(self, device: torch.device, modules: Sequence[torch.nn.Module] = ()):
+    def __init__(self, device: torch.device, module: torch.nn.Module):
         self._generators = [torch.default_generator]
         if device.type == "cuda":
             self._generators.append(torch.cuda.default_generators[device.index or 0])
-        self._buffers = list(torch.nn.ModuleList(modules).buffers()) if modules else []
+        self._buffers = list(module.buffers())
         self._versions: list[int] = []
         self._values: list[Tensor] = []
 

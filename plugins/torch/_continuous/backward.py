@@ -13,7 +13,7 @@ from steptape._errors import GradientError, UnsupportedError
 from steptape.compat._torch import transforms_active
 from steptape.torch._autograd.field import Field
 from steptape.torch._autograd.graph import Parameters
-from steptape.torch._autograd.surroundings import Restored, Surroundings
+from steptape.torch._autograd.surroundings import Surroundings
 from steptape.torch._continuous.dense import DenseOutput
 from steptape.torch._continuous.quadrature import AdjointField
 from steptape.torch._continuous.solver import BackwardSolver
@@ -53,8 +53,7 @@ class QuadratureBack:
     ):
         self._callbacks = callbacks
         self._solver, self._solve, self._tape, self._given, self._needed = solver, solve, tape, given, needed
-        side = Restored(surroundings.side, tape.notes)
-        self._field = Field(solve.vector_field, surroundings, side, given[0].shape, parameters, in_time=False)
+        self._field = Field(solve.vector_field, surroundings, tape.notes, given[0].shape, parameters, in_time=False)
         self._surroundings = surroundings
         self._dense = DenseOutput(tape.nodes.tolist(), self._interpolants())
 

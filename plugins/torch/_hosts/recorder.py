@@ -39,8 +39,8 @@ class Recorder:
     """The func a solver integrates: the user's, noting each accepted step through the host's own callbacks.
 
     After the solve: ``starts`` and ``sizes`` of all steps, the ``times`` at which func was evaluated for each, whether
-    they were ``cut`` short to end at an entry of ``step_t`` or ``jump_t``, the ``states`` that were kept, with their
-    first slopes if asked for, the ``last`` one in any case, the ``notes`` of what func changes besides: before a step's
+    they were ``cut`` short to end at an entry of ``step_t`` or ``jump_t``, the states that were ``kept``, with their
+    first slopes if asked for, the ``notes`` of what func changes besides: before a step's
     first evaluation, which may be the last of the step before, and before the next one; and the ``interpolants``, if
     they are handed in.
     """
@@ -51,22 +51,16 @@ class Recorder:
         self._evaluate = host.with_sides(self.clock)
         self._side = side
         self._device = keep.device
-        self._kept = KeptStates(keep)
+        self.kept = KeptStates(keep)
         self._start = self._evaluation = side.note()
         self._after_first: Note | None = None
         self.starts: list[Tensor] = []
         self.sizes: list[Tensor] = []
         self.times: list[list[Tensor]] = []
         self.cut: list[bool] = []
-        self.last: State = (torch.empty(0),)
         self.rejected = 0
         self._notes: list[tuple[Note, ...]] = []
         self.interpolants: list[Tensor] = []
-
-    @property
-    def states(self) -> dict[int, State]:
-        """The states that were kept, by the step they start."""
-        return self._kept.states
 
     @property
     def notes(self) -> list[tuple[Note, ...]]:
@@ -103,8 +97,7 @@ class Recorder:
     def _take(
         self, t: Tensor, state: State, h: Tensor, times: list[Tensor], notes: tuple[Note, ...], cut: bool = False
     ) -> None:
-        self._kept.offer(len(self.starts), state)
-        self.last = state
+        self.kept.offer(len(self.starts), state)
         self.starts.append(t)
         self.sizes.append(h)
         self.times.append(times)

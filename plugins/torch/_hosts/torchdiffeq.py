@@ -14,14 +14,14 @@ from steptape.compat import _torchdiffeq as host
 from steptape.torch._autograd.caches import CacheWatch
 from steptape.torch._autograd.field import Field
 from steptape.torch._autograd.graph import Call, Parameters
-from steptape.torch._autograd.surroundings import Restored, Surroundings
+from steptape.torch._autograd.surroundings import Surroundings
 from steptape.torch._hosts.base import HostSteps, Solve, Timeline
 from steptape.torch._hosts.recorder import Recorder
 from steptape.torch._hosts.scheme import Scheme, scheme_of
 from steptape.torch._hosts.tableau import Tableau
 from steptape.torch._hosts.timeline import timeline_of
 from steptape.torch._tape.checkpoints import Keep
-from steptape.torch._tape.tape import OdeTape, State, sample
+from steptape.torch._tape.tape import OdeTape, State, fingerprints
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,7 +134,7 @@ class OdeSolve(Solve):
 
     def _check(self, recorder: Recorder, y0: Tensor, t: Tensor) -> None:
         """Raise where the recorded steps cannot be taken again as they were."""
-        if any(y.dtype != y0.dtype or y.shape != y0.shape for y, *_ in recorder.states.values()):
+        if any(y.dtype != y0.dtype or y.shape != y0.shape for y, *_ in recorder.kept.states.values()):
             raise UnsupportedError(
                 f"odeint_adjoint(..., adjoint_method='aca'): the state y0 ({y0.dtype}, shape {tuple(y0.shape)}) turned "
                 "into another dtype or shape on the way. Return the dtype and shape of y from func; where both are "
@@ -165,10 +165,10 @@ class OdeSolve(Solve):
         inside = outputs if recorder.starts else outputs[:0]
         return OdeTape(
             length=len(recorder.starts),
-            states={n: self.scheme.taped(state, evaluates[n]) for n, state in recorder.states.items()},
+            states={n: self.scheme.taped(state, evaluates[n]) for n, state in recorder.kept.states.items()},
             slots=self.keep.checkpoints,
             step_of_output=torch.searchsorted(nodes[1:].contiguous(), inside.contiguous()).tolist(),
-            fingerprints=torch.stack([sample(recorder.last[0]), sample(end)]) if recorder.starts else outputs[:0],
+            fingerprints=fingerprints(recorder.kept.last, end),
             rejected=recorder.rejected,
             notes=recorder.notes,
             nodes=nodes,
@@ -203,8 +203,8 @@ class OdeSolve(Solve):
     def host_steps(
         self, tape: Any, timeline: Timeline, given: Sequence[Tensor], parameters: Parameters, surroundings: Surroundings
     ) -> HostSteps:
-        y0, side = given[0], Restored(surroundings.side, tape.notes)
-        field = Field(self.vector_field, surroundings, side, y0.shape, parameters, in_time=False, checks=False)
+        y0 = given[0]
+        field = Field(self.vector_field, surroundings, tape.notes, y0.shape, parameters, in_time=False, checks=False)
         # As the host hands them to its step: where it seeks an event, the very step_size of the call.
         sizes = list(timeline.sizes) if self.event_fn is None else [self.options["step_size"]] * tape.length
         return _OdeSteps(self.solver(y0), field, timeline, sizes)

@@ -21,7 +21,7 @@ from steptape.torch._hosts.base import HostSteps, Solve, Timeline
 from steptape.torch._hosts.brownian import NotingBrownian, Query, ReplayingBrownian
 from steptape.torch._hosts.memo import REPEATING, Once
 from steptape.torch._tape.checkpoints import Keep, KeptStates, moved
-from steptape.torch._tape.tape import SdeStep, SdeTape, State, sample
+from steptape.torch._tape.tape import SdeStep, SdeTape, State, fingerprints
 
 
 class _Call(NamedTuple):
@@ -45,17 +45,11 @@ class SdeRecorder:
         self._noise = noise
         # Under a limit on the states, a query keeps a few entries alone.
         self._answers_to = None if keep.checkpoints is not None else keep.device
-        self._kept = KeptStates(keep)
+        self.kept = KeptStates(keep)
         self._try: list[_Call] = []
         self.steps: list[SdeStep] = []
         self.queries: list[Query] = []
-        self.last: State = ()
         self.rejected = 0
-
-    @property
-    def states(self) -> dict[int, State]:
-        """The states that were kept, by the step they start."""
-        return self._kept.states
 
     def step(self, t0: Tensor, t1: Tensor, y: Tensor, extra: Sequence[Tensor]) -> tuple[Tensor, Sequence[Tensor]]:
         """The solver's own step, noted."""
@@ -97,8 +91,7 @@ class SdeRecorder:
             self.rejected += 1
 
     def _accept(self, *calls: _Call) -> None:
-        self._kept.offer(len(self.steps), calls[0].state)
-        self.last = calls[0].state
+        self.kept.offer(len(self.steps), calls[0].state)
         times = (calls[0].t0, *(call.t1 for call in calls))
         self.steps.append(SdeStep(times, len(self.queries)))
         queries = [query for call in calls for query in call.queries]
@@ -183,10 +176,10 @@ class SdeSolve(Solve):
         outputs = self.ts[1:].detach().double().cpu().contiguous()
         tape = SdeTape(
             length=len(recorder.steps),
-            states=recorder.states,
+            states=recorder.kept.states,
             slots=self.keep.checkpoints,
             step_of_output=torch.searchsorted(ends, outputs).tolist(),
-            fingerprints=torch.stack([sample(recorder.last[0]), sample(solution[-1])]) if len(ends) else solution[:0],
+            fingerprints=fingerprints(recorder.kept.last, solution[-1]),
             rejected=recorder.rejected,
             notes=[query.note for query in recorder.queries] if changed else (),
             ts=self.ts,

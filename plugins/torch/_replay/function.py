@@ -12,7 +12,7 @@ from steptape.compat._torch import transforms_active
 from steptape.torch._autograd.caches import CacheWatch
 from steptape.torch._autograd.field import Field
 from steptape.torch._autograd.graph import Gate, Parameters
-from steptape.torch._autograd.surroundings import Restored, Surroundings
+from steptape.torch._autograd.surroundings import Surroundings
 from steptape.torch._hosts.base import Solve, Timeline
 from steptape.torch._replay.checks import LeafCheck, check_end, refuse_batches, refuse_forward_mode
 from steptape.torch._replay.host_step import HostStepSweep
@@ -143,6 +143,6 @@ class ReplayBack:
         if solve.tableau is None or not isinstance(tape, OdeTape):
             steps = solve.host_steps(tape, timeline, self._given, self._parameters, self._surroundings)
             return HostStepSweep(steps, tape, timeline, self._parameters, y0.device)
-        side = Restored(self._surroundings.side, tape.notes)
-        field = Field(solve.vector_field, self._surroundings, side, y0.shape, self._parameters, in_time=timeline.moves)
+        around, moves = self._surroundings, timeline.moves
+        field = Field(solve.vector_field, around, tape.notes, y0.shape, self._parameters, in_time=moves)
         return RungeKuttaSweep(solve.tableau, tape, timeline, field, y0, whole_steps=solve.keep.graph == "step")

@@ -33,7 +33,7 @@ class Sweep(abc.ABC):
     checks_all = False
 
     def __init__(self, tape: Tape, timeline: Timeline, device: torch.device):
-        self.tape, self.timeline = tape, timeline
+        self.tape = tape
         self.following: State | None = None
         self.moves = timeline.moves
         self.cotangents = Timeline(*map(torch.zeros_like, timeline))

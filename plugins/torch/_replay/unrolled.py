@@ -16,7 +16,7 @@ from torch import Tensor
 
 from steptape.torch._autograd.field import Field
 from steptape.torch._autograd.graph import Parameters
-from steptape.torch._autograd.surroundings import Restored, Surroundings
+from steptape.torch._autograd.surroundings import Surroundings
 from steptape.torch._hosts.base import HostSteps, Solve, Timeline
 from steptape.torch._hosts.tableau import Tableau
 from steptape.torch._replay.checks import LeafCheck, is_looked_at
@@ -44,8 +44,8 @@ def unrolled(
     if solve.tableau is None:
         steps = solve.host_steps(tape, timeline, given, parameters, surroundings)
         return _by_host_steps(steps, tape, start, parameters if checks else None)
-    side, y0 = Restored(surroundings.side, tape.notes), start[0]
-    field = Field(solve.vector_field, surroundings, side, y0.shape, parameters, in_time=False, checks=checks)
+    y0 = start[0]
+    field = Field(solve.vector_field, surroundings, tape.notes, y0.shape, parameters, in_time=False, checks=checks)
     return (_by_tableau(solve.tableau, tape, timeline, field, y0),)
 
 

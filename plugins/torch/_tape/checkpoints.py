@@ -33,15 +33,20 @@ class Keep:
 
 
 class KeptStates:
-    """The ``states`` that are kept, by the step they start, as steps are accepted one after the other."""
+    """The ``states`` that are kept, by the step they start, as steps are accepted one after the other.
+
+    ``last``: that of the last step, kept or not; empty before the first.
+    """
 
     def __init__(self, keep: Keep):
         self._device = keep.device
         self._keeper = Keeper(keep.checkpoints)
         self.states: dict[int, State] = {}
+        self.last: State = ()
 
     def offer(self, step: int, state: State) -> None:
         """Keep the state at which a step starts, and let go of another if one must."""
+        self.last = state
         self.states[step] = moved(state, None if step == 0 else self._device)
         dropped = self._keeper.offer(step)
         if dropped is not None:
