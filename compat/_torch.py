@@ -28,6 +28,9 @@ try:
     # Whether there are any transforms.
     transforms_active = torch._C._are_functorch_transforms_active
 
+    # The node of a graph whose backward pass is running: an evaluation in which there is one takes derivatives inside.
+    running_node = torch._C._current_autograd_node
+
     # torch.autograd.grad without its checks, which take as long as the backward pass of a small layer.
     _run_backward = torch.autograd.Variable._execution_engine.run_backward
 except (ImportError, AttributeError) as error:
@@ -67,13 +70,19 @@ def unwrapped(x: torch.Tensor) -> torch.Tensor | None:
         x = inner
 
 
+def sequence_number(node: Any) -> int:
+    """The place of a node of a graph in the order in which its thread made them."""
+    return node._sequence_nr()
+
+
 class OperationMode(TorchDispatchMode):
-    """A block in which ``operate(name, run, args)`` is called for each operation on tensors, to run it."""
+    """A block in which ``operate(run, args)`` is called for each operation on tensors, to run it."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        given = kwargs or {}
-        return self.operate(func.overloadpacket.__name__, lambda: func(*args, **given), (args, given))
+        if not kwargs:
+            return self.operate(lambda: func(*args), args)
+        return self.operate(lambda: func(*args, **kwargs), (*args, *kwargs.values()))
 
-    def operate(self, name: str, run: Callable[[], Any], args: Any) -> Any:
+    def operate(self, run: Callable[[], Any], args: Sequence[Any]) -> Any:
         """Run an operation."""
         raise NotImplementedError

@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import sys
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ try:
 
     # Solver classes by name.
     from torchdiffeq._impl.odeint import SOLVERS as SOLVERS
+    from torchdiffeq._impl.odeint import odeint_event
 
     # The host's normal form of a call and of its result: flat state, increasing t, wrapped func, defaults filled in.
     _check_inputs = misc._check_inputs
@@ -64,6 +66,35 @@ FIXED_GRID_NAMES = {
     for name in ("Euler", "Midpoint", "Heun2", "Heun3", "RK4")
     if hasattr(fixed_grid, name)
 }
+
+
+class _Rerouting:
+    """What odeint_event calls in place of the host's own, for times that are differentiable themselves."""
+
+    def __init__(self, original: Any, is_differentiable: Any, rerouted: Any):
+        self._original, self._is_differentiable, self._rerouted = original, is_differentiable, rerouted
+
+    def apply(self, func: Any, event_fn: Any, event_t: Any, state_t: Any) -> Any:
+        if self._is_differentiable(event_t):
+            return self._rerouted(func, event_t, state_t)
+        return self._original.apply(func, event_fn, event_t, state_t)
+
+
+# Where odeint_event looks up what differentiates the time of an event.
+_events: Any = sys.modules[odeint_event.__module__]
+_OWN_REROUTING = getattr(_events, "ImplicitFnGradientRerouting", None)
+
+
+def reroute_events(is_differentiable: Any, rerouted: Any) -> bool:
+    """Let odeint_event keep the derivatives of times that have them; False where it is not the host's own.
+
+    ``rerouted(func, event_t, state_t)``: what it is to return for these.
+    """
+    found = getattr(_events, "ImplicitFnGradientRerouting", None)
+    if found is _OWN_REROUTING and found is not None:
+        _events.ImplicitFnGradientRerouting = _Rerouting(found, is_differentiable, rerouted)
+        return True
+    return isinstance(found, _Rerouting)
 
 
 def steps_by_tableau(solver_class: type) -> bool:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from steptape._errors import OptionError, UnsupportedError
 from steptape.compat import _torchdiffeq as host
+from steptape.torch._hosts.event import differentiable_time
 from steptape.torch._hosts.torchdiffeq import OdeSolve
-from steptape.torch._odeint import check_event
-from steptape.torch._options import keep_of, parameters_of
+from steptape.torch._options import keep_of, with_parameters
 from steptape.torch._stats import recorded
 
 
@@ -37,7 +36,7 @@ class AcaSolver:
         _check_options(method, options)
         self._call = (func, y0, rtol, atol, method, options)
         self._keep = keep_of(adjoint_options)
-        self._params = _parameters(func, adjoint_params)
+        self._params = adjoint_params
 
     @classmethod
     def valid_callbacks(cls) -> set[str]:
@@ -54,9 +53,11 @@ class AcaSolver:
     def _replay(self, t: Tensor, event_fn: Any) -> tuple[Tensor, Tensor]:
         func, y0, rtol, atol, method, options = self._call
         solve, points = OdeSolve.from_call(func, y0, t, rtol, atol, method, options, self._keep, event_fn)
-        solution, end = recorded(solve, y0, t, points, *self._params)
+        spelling = "options={'adjoint_params': (...)}"
+        solve, params = with_parameters(solve, (y0, t), host.find_parameters, self._params, spelling)
+        solution, end = recorded(solve, y0, t, points, *params)
         if event_fn is not None:
-            check_event(event_fn, end, solution[-1])
+            end = differentiable_time(solve, end, solution[-1], params)
         return solution, end
 
 
@@ -83,11 +84,3 @@ def _check_options(method: Any, options: dict[str, Any]) -> None:
                 f"{call}{name!r}: {value!r}}}): unknown option. 'aca' takes 'method', 'adjoint_options' and "
                 f"'adjoint_params', and {method!r} takes {', '.join(map(repr, sorted(known)))}."
             )
-
-
-def _parameters(func: Any, adjoint_params: Any) -> list[Tensor]:
-    if not torch.is_grad_enabled():
-        return []
-    original = host.original_func(func)
-    call = f"torchdiffeq.odeint(func={original!r}, ..., method='aca')"
-    return parameters_of(original, host.find_parameters, adjoint_params, call, "options={'adjoint_params': (...)}")

@@ -10,13 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from steptape._errors import OptionError, UnsupportedError
+from steptape._errors import OptionError
 from steptape.compat import _torchdiffeq as host
 from steptape.torch._autograd.graph import Call
 from steptape.torch._continuous.backward import QuadratureBack, check_supported
 from steptape.torch._continuous.solver import BackwardSolver
+from steptape.torch._hosts.event import differentiable_time
 from steptape.torch._hosts.torchdiffeq import OdeSolve
-from steptape.torch._options import changed, keep_of, parameters_of, tell
+from steptape.torch._options import changed, keep_of, tell, with_parameters
 from steptape.torch._stats import recorded
 
 State = Any
@@ -166,8 +167,6 @@ def odeint_adjoint(
         forward = {"rtol": rtol, "atol": atol, "method": method, "options": options}
         adjoint = {"rtol": adjoint_rtol, "atol": adjoint_atol, "options": adjoint_options}
         solver, keep = BackwardSolver.from_call(y0, t, forward, adjoint)
-    call = f"odeint_adjoint(func={func!r}, ...)"
-    params = parameters_of(func, host.find_parameters, adjoint_params, call, "adjoint_params=(...)")
     shapes, func, y0, t, rtol, atol, method, options, event_fn, reverse = host.check_inputs(
         func, y0, t, rtol, atol, method, options, event_fn, host.SOLVERS
     )
@@ -180,9 +179,10 @@ def odeint_adjoint(
         }
         back = functools.partial(QuadratureBack, solver, callbacks)
         solve = dataclasses.replace(solve, back=back, call=Call(method="quadrature"))
+    solve, params = with_parameters(solve, (y0, t), host.find_parameters, adjoint_params)
     solution, end = recorded(solve, y0, t, points, *params)
     if event_fn is not None:
-        check_event(event_fn, end, solution[-1])
+        end = differentiable_time(solve, end, solution[-1], params)
     if shapes is not None:
         solution = host.flat_to_shape(solution, (len(t),), shapes)
     if event_fn is None:
@@ -213,18 +213,6 @@ def _in_terms_of_user(callback: Any, shapes: Any, reverse: bool) -> Any:
         callback(s if reverse else -s, a if shapes is None else host.flat_to_shape(a, (), shapes), h)
 
     return called
-
-
-def check_event(event_fn: Any, end: Tensor, state: Tensor) -> None:
-    """Raise if the event at ``end`` depends on more than the time and the state; ``event_fn`` in normal form."""
-    if not torch.is_grad_enabled() or not event_fn(end.detach(), state.detach()).requires_grad:
-        return
-    raise UnsupportedError(
-        "odeint_adjoint(..., event_fn=event_fn, adjoint_method=...): event_fn depends on tensors that require a "
-        "gradient, and the time of the event would have none in them: torchdiffeq passes it on through the state "
-        "alone. Make them channels of the state, with derivative 0, or detach() them in event_fn if that gradient is "
-        "not wanted."
-    )
 
 
 def _check_times(t: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
@@ -10,6 +11,12 @@ import torch
 from torch import Tensor
 
 from steptape._errors import OptionError, SteptapeWarning
+from steptape.compat._torch import transforms_active
+from steptape.torch._autograd.graph import is_one_of
+from steptape.torch._autograd.modules import modules_of
+from steptape.torch._autograd.surroundings import Surroundings
+from steptape.torch._autograd.used import differentiating, parameters_used, tensors_used
+from steptape.torch._hosts.base import Solve
 from steptape.torch._tape.checkpoints import Keep
 
 _told: set[str] = set()
@@ -51,47 +58,66 @@ def keep_of(
     return Keep(checkpoints, device, graph)
 
 
-def parameters_of(
-    func: Any, own: Callable[[Any], Iterable[Tensor]], adjoint_params: Iterable[Tensor] | None, call: str, spelling: str
-) -> list[Tensor]:
-    """Those given, or else the ``own`` ones of a module; each once, and only those that require a gradient.
+def with_parameters(
+    solve: Any,
+    given: Sequence[Tensor],
+    own: Callable[[Any], Iterable[Tensor]],
+    adjoint_params: Iterable[Tensor] | None,
+    spelling: str = "adjoint_params=(...)",
+) -> tuple[Any, list[Tensor]]:
+    """A ``Solve``, and what it is differentiated in besides what it is given: ``adjoint_params``, or all func uses.
 
-    ``call``, which names ``func`` first, and ``spelling``, of the argument to pass them in, word the refusal.
+    Each once, and only those that require a gradient. ``own``: the parameters of a module, which func may use later on.
+    ``spelling``, of the argument they are passed in, words a refusal.
     """
-    if adjoint_params is None and not isinstance(func, torch.nn.Module):
-        name = call.partition("(")[2].partition("=")[0]
-        raise OptionError(
-            f"{call}: {name} is no torch.nn.Module, so its parameters are unknown. Make it one, or pass {spelling}, "
-            "which is () if there are none."
-        )
-    params = list(own(func) if adjoint_params is None else adjoint_params)
-    if not all(isinstance(p, Tensor) for p in params):
-        raise OptionError(f"{call} with {spelling}: must be tensors, such as tuple(func.parameters()).")
-    once = list({id(p): p for p in params if p.requires_grad}.values())
-    if _depend_on_each_other(once):
-        raise OptionError(
-            f"{call} with {spelling}: one of these tensors was computed from another, which would count its gradient "
-            "twice. Leave out the other one: autograd passes its gradient on. If both are used, compute one from the "
-            "other where they are used."
-        )
-    return once
+    named = None if adjoint_params is None else _named(solve, adjoint_params, spelling)
+    if not torch.is_grad_enabled() or transforms_active():
+        return solve, []
+    func = solve.user_func
+    with Surroundings(given[0].device, func).looked_at():
+        used = tensors_used(solve.evaluated, given)
+    params = parameters_used(used, given, own(func) if isinstance(func, torch.nn.Module) else (), named)
+    if named:
+        _tell_missed(solve, [x for x in used.tensors if not is_one_of(x, params)], spelling)
+    if used.differentiates:
+        solve = solve.around(differentiating)
+    kept = [x for x in used.kept if is_one_of(x, params)]
+    return dataclasses.replace(solve, kept_tensors=kept, call=solve.call._replace(named=named is not None)), params
 
 
-def _depend_on_each_other(tensors: Sequence[Tensor]) -> bool:
-    """Whether the graph of one of the tensors leads to another one of them."""
-    nodes: set[Any] = {x.grad_fn for x in tensors} - {None}
-    leaves = {id(x) for x in tensors if x.is_leaf}
-    seen: set[Any] = set()
-    front = [parent for node in nodes for parent, _ in node.next_functions]
-    while front:
-        node = front.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        if node in nodes or id(getattr(node, "variable", None)) in leaves:
-            return True
-        front.extend(parent for parent, _ in node.next_functions)
-    return False
+def _named(solve: Solve, adjoint_params: Iterable[Tensor], spelling: str) -> list[Tensor]:
+    named = list(adjoint_params)
+    if not all(isinstance(p, Tensor) for p in named):
+        call = solve.call
+        raise OptionError(
+            f"{call.function}({call.func}={solve.user_func!r}, ...) with {spelling}: must be tensors, such as "
+            f"tuple({call.func}.parameters())."
+        )
+    return [p for p in named if p.requires_grad]
+
+
+def _tell_missed(solve: Solve, missed: Sequence[Tensor], spelling: str) -> None:
+    names = {id(p): name for module in modules_of(solve.user_func) for name, p in module.named_parameters()}
+    told = ", ".join(f"{tuple(x.shape)} {_origin(x, names)}" for x in missed)
+    call = solve.call
+    if missed:
+        _warn_once(
+            f"{call.function}({call.func}, ...) with {spelling}: {call.func} also uses tensors that require a gradient "
+            f"and are not named there, so they get none from this solve: {told}. Name them, or none at all, which "
+            "means every tensor that is used."
+        )
+
+
+def _origin(x: Tensor, names: dict[int, str]) -> str:
+    if x.grad_fn is not None:
+        return f"computed by {x.grad_fn.name()}"
+    return f"(parameter {names[id(x)]!r})" if id(x) in names else "(a leaf)"
+
+
+def _warn_once(text: str) -> None:
+    if text not in _told:
+        _told.add(text)
+        warnings.warn(text, SteptapeWarning, stacklevel=5)
 
 
 def tell(function: str, names: Iterable[str]) -> None:

@@ -12,7 +12,7 @@ from steptape._errors import OptionError, UnsupportedError
 from steptape.compat import _torchsde as host
 from steptape.compat._torch import transforms_active
 from steptape.torch._hosts.torchsde import SdeSolve
-from steptape.torch._options import changed, keep_of, parameters_of, tell
+from steptape.torch._options import changed, keep_of, tell, with_parameters
 from steptape.torch._seminorm import with_seminorm
 from steptape.torch._stats import recorded
 from steptape.torch._tape.checkpoints import Keep
@@ -151,21 +151,23 @@ def sdeint_adjoint(
             "extra_solver_state": extra_solver_state,
         }
         if adjoint_options is not None and "norm" in adjoint_options:
-            call["adjoint_params"] = params = _parameters_of(sde, adjoint_params)
+            call["adjoint_params"] = params = _named_or_own(sde, adjoint_params)
             call = with_seminorm(call, y0, params)
         return host.sdeint_adjoint(sde, y0, ts, **call, **unused_kwargs)
     host.handle_unused_kwargs(unused_kwargs, msg="`sdeint_adjoint`")
     _check_transforms()
     backward = {"adjoint_adaptive": adjoint_adaptive, "adjoint_rtol": adjoint_rtol, "adjoint_atol": adjoint_atol}
     tell("sdeint_adjoint", changed({name: (value, _DEFAULTS[name]) for name, value in backward.items()}))
-    keep, params = _keep_of(adjoint_options), _parameters_of(sde, adjoint_params)
+    keep = _keep_of(adjoint_options)
     user_sde = sde
     sde, y0, ts, bm, method, options = host.check_contract(sde, y0, ts, bm, method, adaptive, options, names, logqp)
     host.assert_no_grad(["ts", "dt", "rtol", "atol", "dt_min"], [ts, dt, rtol, atol, dt_min])
     settings = {"dt": dt, "adaptive": adaptive, "rtol": rtol, "atol": atol, "dt_min": dt_min, "options": options}
     extras = None if extra_solver_state is None else len(extra_solver_state)
     solve = SdeSolve(sde, user_sde, bm, ts, method, settings, keep, extras)
-    ys, *after = recorded(solve, y0, *(extra_solver_state or ()), *params)
+    given = (y0, *(extra_solver_state or ()))
+    solve, params = with_parameters(solve, given, torch.nn.Module.parameters, adjoint_params)
+    ys, *after = recorded(solve, *given, *params)
     return host.parse_return(y0, ys, tuple(after), extra, logqp)
 
 
@@ -199,6 +201,11 @@ def _keep_of(adjoint_options: dict[str, Any] | None) -> Keep:
     return keep
 
 
-def _parameters_of(sde: Any, adjoint_params: Iterable[Tensor] | None) -> list[Tensor]:
-    call = f"sdeint_adjoint(sde={sde!r}, ...)"
-    return parameters_of(sde, torch.nn.Module.parameters, adjoint_params, call, "adjoint_params=(...)")
+def _named_or_own(sde: Any, adjoint_params: Iterable[Tensor] | None) -> list[Tensor]:
+    if adjoint_params is None and not isinstance(sde, torch.nn.Module):
+        raise OptionError(
+            f"sdeint_adjoint(sde={sde!r}, ..., adjoint_options={{'norm': 'seminorm'}}): sde is no torch.nn.Module, so "
+            "its parameters are unknown. Make it one, or pass adjoint_params=(...), which is () if there are none."
+        )
+    params = sde.parameters() if adjoint_params is None else adjoint_params
+    return list({id(p): p for p in params if p.requires_grad}.values())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -114,7 +114,7 @@ class _Meter:
 
     def __init__(self, solve: Solve, device: torch.device):
         self.stats = SolveStats(solve.method)
-        self._solve = solve.counted(self._count)
+        self._solve = solve.around(self._counted)
         self._device = device
         self._forward = True
         self._held: list[Tensor] = []
@@ -125,7 +125,7 @@ class _Meter:
 
     def integrate(self, *given: Tensor) -> tuple[Tensor, ...]:
         """The solve where no gradient is asked for: what it tapes is not held."""
-        results, _ = self.record(given, Surroundings(self._device, self._solve.user_func), None)
+        results, _ = self.record(given, Surroundings(self._device, self._solve.user_func))
         self._held = []
         return results
 
@@ -152,11 +152,12 @@ class _Meter:
         solution.grad_fn.register_prehook(self._begin_backward)
         solution.grad_fn.register_hook(self._end_backward)
 
-    def _count(self) -> None:
+    def _counted(self, evaluate: Callable[[], Any]) -> Any:
         if self._forward:
             self.stats.evaluations_forward += 1
         else:
             self.stats.evaluations_backward += 1
+        return evaluate()
 
     def _begin_backward(self, _: Any) -> None:
         self._began = self._now()

@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from steptape._errors import GradientError, OptionError
-from steptape.torch._autograd.graph import Parameters, lost, unknown_leaves
+from steptape._errors import OptionError
+from steptape.torch._autograd.graph import Parameters
+from steptape.torch._autograd.leaves import LeafCheck
 from steptape.torch._autograd.surroundings import Note, Restored, Surroundings
 
 
@@ -44,12 +45,12 @@ class Field:
         self._surroundings = surroundings
         self._shape = shape
         self._in_time = in_time
-        self._checks = checks
-        self._checked = not checks
+        self._check_leaves = LeafCheck(parameters) if checks else None
+        self._looks = checks
 
     def value(self, t: Tensor, y: Tensor) -> Tensor:
         """The slope at a scalar ``t`` and a flat ``y``, without a graph."""
-        return self.slope(t, y.view(self._shape))
+        return self.slope(t, y.detach().view(self._shape))
 
     def evaluate(self, t: Tensor, y: Tensor) -> Stage:
         """The stage at a scalar ``t`` and a flat ``y``, with its graph."""
@@ -57,7 +58,7 @@ class Field:
             t = t.detach().requires_grad_() if self._in_time else t
             y = y.detach().view(self._shape).requires_grad_()
             stage = Stage(t, y, self.slope(t, y))
-        self.check(stage.slope, (t, y))
+            self.check(stage.slope, t, y)
         return stage
 
     def slope(self, t: Tensor, y: Tensor) -> Tensor:
@@ -66,7 +67,7 @@ class Field:
 
     def returned(self, t: Tensor, y: Tensor, **side: Any) -> Tensor:
         """The same as func returns it, which under autocast may be in another dtype."""
-        with self._surroundings.around_func():
+        with self._surroundings.around_func(), self.parameters.in_place():
             slope = self._func(t, y, **side)
         if slope.shape != y.shape:
             raise OptionError(
@@ -83,16 +84,14 @@ class Field:
 
     def look_again(self) -> None:
         """Look at what the next evaluation depends on: func may use other tensors than before."""
-        self._checked = not self._checks
+        self._looks = True
 
-    def check(self, slope: Tensor, known: Sequence[Tensor]) -> None:
-        """Raise, the next time, if a slope depends on leaves besides ``known`` and the parameters."""
-        if self._checked:
-            return
-        self._checked = True
-        unknown = unknown_leaves([slope], (*known, *self.parameters.params))
-        if unknown:
-            raise GradientError(
-                f"{lost(unknown, self.parameters.call)} Where parameters are sharded (FSDP), wrap the model that "
-                "contains the solve, not func, with use_orig_params=True."
-            )
+    def check(self, slope: Tensor, t: Tensor, y: Tensor) -> None:
+        """Raise, the next time, if a slope depends on leaves besides ``t``, ``y`` and the parameters."""
+        if self._looks and self._check_leaves:
+            self._check_leaves([slope], (t, y), lambda: [self._unnoticed(t, y)])
+        self._looks = False
+
+    def _unnoticed(self, t: Tensor, y: Tensor) -> Tensor:
+        with self._surroundings.side.kept():
+            return self.slope(t, y)

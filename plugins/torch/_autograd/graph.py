@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from steptape._errors import GradientError
 from steptape.compat._torch import pull
 
 
 class Call(NamedTuple):
-    """What an error calls a solve; ``func`` is the name of its vector field."""
+    """What an error calls a solve; ``func`` is the name of its vector field.
+
+    ``named``: whether the caller has said what to differentiate in, so that nothing else has a gradient.
+    """
 
     function: str = "odeint_adjoint"
     func: str = "func"
     method: str = "aca"
+    named: bool = False
 
     def __str__(self) -> str:
         return f"{self.function}({self.func}, ..., adjoint_method={self.method!r})"
@@ -27,12 +33,30 @@ class Call(NamedTuple):
 class Parameters:
     """The parameters of a solve, whose ``cotangents`` add up.
 
+    Where one was computed from others, ``params`` has a stand-in for it, which func is given in its place: its
+    cotangent ends there. ``actual`` has them as they are, and ``replaced`` those that have a stand-in. ``stand_in``:
+    makes one; by default a leaf.
     ``rough``: whether func computes with them in less precision than the state's, as under autocast.
     """
 
-    def __init__(self, params: Sequence[Tensor], call: Call, rough: bool = False):
-        self.params, self.call, self.rough = tuple(params), call, rough
+    def __init__(
+        self,
+        params: Sequence[Tensor],
+        call: Call,
+        rough: bool = False,
+        stand_in: Callable[[Tensor], Tensor] = lambda x: x.detach().requires_grad_(),
+    ):
+        self.actual, self.call, self.rough = tuple(params), call, rough
+        self.replaced = [p for p in params if leads_to(p, params)]
+        self._stand_ins = {id(p): stand_in(p) for p in self.replaced}
+        self.params = tuple(self._stand_ins.get(id(p), p) for p in params)
         self.cotangents = [torch.zeros_like(p) for p in params]
+        self._used = [False] * len(self.params)
+        self._pulled = False
+
+    def in_place(self) -> AbstractContextManager[Any]:
+        """A context for func to be evaluated in."""
+        return _Exchanged(self._stand_ins) if self._stand_ins else nullcontext()
 
     def pull(self, outputs: Iterable[tuple[Tensor, Tensor]], inputs: Sequence[Tensor]) -> list[Tensor]:
         """The cotangents of ``inputs`` from pairs of an output and its own, in any shape; those of parameters add up.
@@ -45,10 +69,24 @@ class Parameters:
         ends, cotangents = zip(*pairs, strict=True)
         with shared_graphs_refused(self.call):
             grads = pull(ends, cotangents, (*inputs, *self.params))
+        self.use(grads[len(inputs) :])
         for total, grad in zip(self.cotangents, grads[len(inputs) :], strict=True):
             if grad is not None:
                 total.add_(grad)
         return [torch.zeros_like(x) if grad is None else grad for x, grad in zip(inputs, grads, strict=False)]
+
+    def use(self, grads: Sequence[Tensor | None]) -> None:
+        """Note which of the parameters an evaluation depends on, by their shares in its gradient."""
+        self._pulled = True
+        if not all(self._used):
+            self._used = [used or grad is not None for used, grad in zip(self._used, grads, strict=True)]
+
+    @property
+    def found(self) -> list[Tensor | None]:
+        """The cotangents, but for those of parameters that no evaluation used: None, as by back-propagation."""
+        if not self._pulled:
+            return [*self.cotangents]
+        return [total if used else None for total, used in zip(self.cotangents, self._used, strict=True)]
 
 
 @contextmanager
@@ -66,31 +104,29 @@ def shared_graphs_refused(call: Call) -> Iterator[None]:
         ) from error
 
 
-def lost(unknown: Sequence[Tensor], call: Call, reader: str | None = None) -> str:
-    """What is wrong where ``reader``, or the vector field of a call, depends on ``unknown`` leaves."""
-    shapes = ", ".join(str(tuple(x.shape)) for x in unknown)
-    return (
-        f"{call}: {reader or call.func} depends on tensors that require a gradient but are not among its parameters "
-        f"(shapes: {shapes}), and their gradient would be lost. Pass all of them: "
-        f"adjoint_params=(*{call.func}.parameters(), x, ...)."
-    )
+def is_one_of(x: Tensor, tensors: Iterable[Tensor]) -> bool:
+    """Whether x is one of some tensors, by identity."""
+    return any(x is y for y in tensors)
 
 
-def unknown_leaves(outputs: Iterable[Tensor], known: Sequence[Tensor]) -> list[Tensor]:
-    """The leaves of the graph of ``outputs`` that they reach other than through the ``known`` tensors."""
-    leaves = {id(x) for x in known if x.is_leaf}
-    seen = {x.grad_fn for x in known if x.grad_fn is not None}
-    unknown, front = {}, [x.grad_fn for x in outputs]
+def leads_to(x: Tensor, others: Sequence[Tensor]) -> bool:
+    """Whether the graph of a tensor leads to another one of them."""
+    if x.grad_fn is None:
+        return False
+    nodes = {y.grad_fn for y in others if y.grad_fn is not None and y is not x}
+    leaves = {id(y) for y in others if y.is_leaf}
+    seen: set[Any] = set()
+    # The nearest first: the graph may be that of all that came before.
+    front = deque(parent for parent, _ in x.grad_fn.next_functions)
     while front:
-        node = front.pop()
+        node = front.popleft()
         if node is None or node in seen:
             continue
         seen.add(node)
-        leaf = getattr(node, "variable", None)
-        if leaf is not None and id(leaf) not in leaves:
-            unknown[id(leaf)] = leaf
+        if node in nodes or id(getattr(node, "variable", None)) in leaves:
+            return True
         front.extend(parent for parent, _ in node.next_functions)
-    return list(unknown.values())
+    return False
 
 
 def tensors_of(tree: Any) -> Iterator[Tensor]:
@@ -102,6 +138,24 @@ def tensors_of(tree: Any) -> Iterator[Tensor]:
             yield from tensors_of(part)
     elif isinstance(tree, dict):
         yield from tensors_of(list(tree.values()))
+
+
+class _Exchanged(TorchFunctionMode):
+    """Operations on some tensors, by identity, are done on their stand-ins."""
+
+    def __init__(self, stand_ins: dict[int, Tensor]):
+        super().__init__()
+        self._stand_ins = stand_ins
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return func(*self._exchanged(args), **self._exchanged(kwargs or {}))
+
+    def _exchanged(self, tree: Any) -> Any:
+        if isinstance(tree, Tensor):
+            return self._stand_ins.get(id(tree), tree)
+        if isinstance(tree, dict):
+            return {key: self._exchanged(part) for key, part in tree.items()}
+        return type(tree)(map(self._exchanged, tree)) if type(tree) in (tuple, list) else tree
 
 
 class Gate:

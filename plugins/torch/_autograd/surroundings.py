@@ -43,6 +43,19 @@ class Surroundings:
         return torch.autocast(self._device.type, self._dtype, True, self._cached)
 
     @contextmanager
+    def looked_at(self) -> Iterator[None]:
+        """A block with evaluations that are none of the solve's: they leave what they change as it was.
+
+        Autocast keeps no copies of weights in it, which the solve would use again.
+        """
+        with self.side.kept():
+            if not self.autocast:
+                yield
+                return
+            with torch.autocast(self._device.type, self._dtype, True, cache_enabled=False):
+                yield
+
+    @contextmanager
     def replayed(self, changed: bool, params: Sequence[Tensor] = ()) -> Iterator[None]:
         """A block that replays, after which all is as before it.
 

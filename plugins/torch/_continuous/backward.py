@@ -64,7 +64,7 @@ class QuadratureBack:
             "solve is not differentiated in its turn. Use adjoint_method='aca'."
         )
 
-    def plain(self, cotangents: Sequence[Tensor]) -> list[Tensor]:
+    def plain(self, cotangents: Sequence[Tensor]) -> list[Tensor | None]:
         """By solving for a, output to output."""
         if not self._tape.settled:
             raise GradientError(
@@ -90,7 +90,7 @@ class QuadratureBack:
                 first_step = adjoint.proposed
         if len(times) > 1:
             in_t[0] = -_dot(a, self._first_slope(times[0]))
-        return [a + grad_solution[0], in_t, torch.zeros_like(points), *self._field.parameters.cotangents]
+        return [a + grad_solution[0], in_t, torch.zeros_like(points), *self._field.parameters.found]
 
     def _slope(self, t: Tensor) -> Tensor:
         return self._field.value(t.to(self._given[0].real.dtype), self._dense(t.item()))

@@ -79,6 +79,8 @@ class AdjointField:
             with shared_graphs_refused(self._field.parameters.call):
                 grads = list(pull((stage.slope,), (a,), inputs))
         in_y = grads.pop(0) if with_y else None
+        if with_params:
+            self._field.parameters.use(grads)
         return torch.zeros_like(a) if in_y is None else in_y, grads
 
     def reach(self, s: float) -> float:

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from steptape.torch._autograd.caches import CacheWatch
 from steptape.torch._autograd.graph import Call, Parameters
 from steptape.torch._autograd.surroundings import Surroundings
 from steptape.torch._hosts.tableau import Tableau
@@ -72,6 +71,8 @@ class Solve(abc.ABC):
     given: int
     # Tensors of the call besides those it is given, which are the user's own.
     others: tuple[Tensor, ...] = ()
+    # Of the parameters those that the first evaluation computed, and kept for the others.
+    kept_tensors: Sequence[Tensor] = ()
     # Whether func is told of each step: it may compute otherwise from then on, and a replay does not tell it.
     has_callbacks: bool = False
     # How many of the results, the last ones, have no gradient; the others are the solution and its state at the end.
@@ -82,14 +83,16 @@ class Solve(abc.ABC):
         """Run the host's solver as it is: the solution, (len(t), *y0.shape), and what else it returns."""
 
     @abc.abstractmethod
-    def record(
-        self, given: Sequence[Tensor], surroundings: Surroundings, watch: CacheWatch | None
-    ) -> tuple[tuple[Tensor, ...], Tape]:
-        """The same, and the tape of its accepted steps. ``watch``: looks at the first evaluations."""
+    def record(self, given: Sequence[Tensor], surroundings: Surroundings) -> tuple[tuple[Tensor, ...], Tape]:
+        """The same, and the tape of its accepted steps."""
 
     @abc.abstractmethod
-    def counted(self, count: Callable[[], None]) -> Solve:
-        """The same solve, with a call of ``count`` before each evaluation."""
+    def evaluated(self, n: int, *given: Tensor) -> Any:
+        """What the solve evaluates first (n = 0), or next (n = 1), for a given state, as part of the caller's graph."""
+
+    @abc.abstractmethod
+    def around(self, enclose: Callable[[Callable[[], Any]], Any]) -> Solve:
+        """The same solve, each evaluation of which is what ``enclose(evaluate)`` returns."""
 
     @abc.abstractmethod
     def start(self, tape: Tape, given: Sequence[Tensor], surroundings: Surroundings) -> tuple[State, Timeline]:

@@ -10,8 +10,7 @@ Every step of the host begins with its query, so that is also where a replay set
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -65,15 +64,6 @@ class NotingBrownian:
         if now and not same(self._note, note := self._side.note()):
             self._note = shared(note, self._note)
 
-    @contextmanager
-    def unnoticed(self, side: SideState) -> Iterator[None]:
-        """A block whose queries are not noted, and after which the side state is as before."""
-        noted = self._queries, self._versions, self._note
-        self._queries, self._versions = [], []
-        with side.kept():
-            yield
-        self._queries, self._versions, self._note = noted
-
     def taken(self) -> list[Query]:
         """The queries of a step that has been taken."""
         if any(x._version != version for x, version in self._versions):
@@ -83,6 +73,23 @@ class NotingBrownian:
             )
         queries, self._queries, self._versions = self._queries, [], []
         return queries
+
+
+class StillBrownian:
+    """One that does not move, and leaves the user's ``bm`` and the random numbers as they are."""
+
+    def __init__(self, bm: Any):
+        self._bm = bm
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._bm, name)
+
+    def __call__(self, ta: Any, tb: Any = None, return_U: bool = False, return_A: bool = False) -> Any:
+        shape, kind = tuple(self._bm.shape), {"dtype": self._bm.dtype, "device": self._bm.device}
+        answer = [torch.zeros(shape, **kind)]
+        answer += [torch.zeros(shape, **kind)] if return_U else []
+        answer += [torch.zeros((*shape, shape[-1]), **kind)] if return_A else []
+        return tuple(answer) if len(answer) > 1 else answer[0]
 
 
 class ReplayingBrownian:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,7 +9,6 @@ import torch
 from torch import Tensor
 
 from steptape.compat import _torchdiffeq as host
-from steptape.torch._autograd.caches import CacheWatch
 from steptape.torch._autograd.surroundings import Note, SideState, same, shared
 from steptape.torch._tape.checkpoints import Keep, KeptStates
 from steptape.torch._tape.tape import State
@@ -19,8 +17,8 @@ from steptape.torch._tape.tape import State
 class Clock:
     """func as the host evaluates it in the end, noting when: its arithmetic rounds times in ways of its own."""
 
-    def __init__(self, func: Any, side: SideState, watch: CacheWatch | None):
-        self._func = func if watch is None else functools.partial(watch.evaluated, side.kept, func)
+    def __init__(self, func: Any):
+        self._func = func
         self.times: list[Tensor] = []
         self.evaluated = False
 
@@ -45,9 +43,9 @@ class Recorder:
     they are handed in.
     """
 
-    def __init__(self, func: Any, keep: Keep, side: SideState, watch: CacheWatch | None):
+    def __init__(self, func: Any, keep: Keep, side: SideState):
         self._func = func
-        self.clock = Clock(host.without_sides(func), side, watch)
+        self.clock = Clock(host.without_sides(func))
         self._evaluate = host.with_sides(self.clock)
         self._side = side
         self._device = keep.device
@@ -112,8 +110,8 @@ class Recorder:
 class AdaptiveRecorder(Recorder):
     """The same where tries may be rejected. ``carries_slopes``: whether a state needs its first slope."""
 
-    def __init__(self, func: Any, keep: Keep, side: SideState, watch: CacheWatch | None, carries_slopes: bool):
-        super().__init__(func, keep, side, watch)
+    def __init__(self, func: Any, keep: Keep, side: SideState, carries_slopes: bool):
+        super().__init__(func, keep, side)
         self._carries_slopes = carries_slopes
         self._try: tuple[Note, ...] = ()
         self._tried: Tensor | None = None
@@ -153,8 +151,8 @@ class AdaptiveRecorder(Recorder):
 class HostStepRecorder(Recorder):
     """The same for a solver whose steps may start from the slopes of earlier ones as well."""
 
-    def __init__(self, func: Any, keep: Keep, side: SideState, watch: CacheWatch | None, solver: Any):
-        super().__init__(func, keep, side, watch)
+    def __init__(self, func: Any, keep: Keep, side: SideState, solver: Any):
+        super().__init__(func, keep, side)
         self._solver = solver
         self._moved: dict[int, tuple[Tensor, Tensor]] = {}
 

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from steptape.compat import _torchdiffeq as host
 from steptape.compat._unsupported import unsupported
-from steptape.torch._autograd.caches import CacheWatch
 from steptape.torch._autograd.surroundings import SideState
 from steptape.torch._hosts.recorder import AdaptiveRecorder, HostStepRecorder, Recorder
 from steptape.torch._hosts.tableau import Tableau, adaptive_tableau, fixed_grid_tableau
@@ -32,7 +31,7 @@ class Scheme(abc.ABC):
         self.tableau = tableau
 
     @abc.abstractmethod
-    def recorder(self, func: Any, keep: Keep, side: SideState, watch: CacheWatch | None, solver: Any) -> Recorder:
+    def recorder(self, func: Any, keep: Keep, side: SideState, solver: Any) -> Recorder:
         """What ``solver`` is to integrate in place of ``func``."""
 
     def points_dtype(self, t: Tensor, y0: Tensor, options: dict[str, Any]) -> torch.dtype:
@@ -76,8 +75,8 @@ class Adaptive(Scheme):
     point_names = ("step_t", "jump_t")
     tableau: Tableau
 
-    def recorder(self, func: Any, keep: Keep, side: SideState, watch: CacheWatch | None, solver: Any) -> Recorder:
-        return AdaptiveRecorder(func, keep, side, watch, carries_slopes=not self.tableau.last_at_end)
+    def recorder(self, func: Any, keep: Keep, side: SideState, solver: Any) -> Recorder:
+        return AdaptiveRecorder(func, keep, side, carries_slopes=not self.tableau.last_at_end)
 
     def points_dtype(self, t: Tensor, y0: Tensor, options: dict[str, Any]) -> torch.dtype:
         return torch.promote_types(options.get("dtype", torch.float64), y0.real.dtype)
@@ -95,8 +94,8 @@ class FixedGrid(Scheme):
     hands_on = False
     tableau: Tableau
 
-    def recorder(self, func: Any, keep: Keep, side: SideState, watch: CacheWatch | None, solver: Any) -> Recorder:
-        return Recorder(func, keep, side, watch)
+    def recorder(self, func: Any, keep: Keep, side: SideState, solver: Any) -> Recorder:
+        return Recorder(func, keep, side)
 
     def sizes_and_positions(self, sizes: Tensor, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         if len(self.tableau.dense) > 1:
@@ -114,8 +113,8 @@ class HostStep(Scheme):
         super().__init__(None)
         self._interp = interp
 
-    def recorder(self, func: Any, keep: Keep, side: SideState, watch: CacheWatch | None, solver: Any) -> Recorder:
-        return HostStepRecorder(func, keep, side, watch, solver)
+    def recorder(self, func: Any, keep: Keep, side: SideState, solver: Any) -> Recorder:
+        return HostStepRecorder(func, keep, side, solver)
 
     def vector_field(self, func: Any) -> Any:
         """func as the host's own step calls it."""

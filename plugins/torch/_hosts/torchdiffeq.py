@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,7 +12,6 @@ from torch import Tensor
 
 from steptape._errors import UnsupportedError
 from steptape.compat import _torchdiffeq as host
-from steptape.torch._autograd.caches import CacheWatch
 from steptape.torch._autograd.field import Field
 from steptape.torch._autograd.graph import Call, Parameters
 from steptape.torch._autograd.surroundings import Surroundings
@@ -42,6 +42,7 @@ class OdeSolve(Solve):
     keep: Keep
     event_fn: Any = None
     back: Any = None
+    kept_tensors: Sequence[Tensor] = ()
     call: Call = Call()  # noqa: RUF009
 
     given = 3
@@ -97,12 +98,16 @@ class OdeSolve(Solve):
     def has_callbacks(self) -> bool:  # type: ignore[override]
         return any(hasattr(self.user_func, name) for name in host.CALLBACKS)
 
-    def counted(self, count: Callable[[], None]) -> OdeSolve:
-        return dataclasses.replace(self, func=_Counted(self.func, count))
+    def around(self, enclose: Callable[[Callable[[], Any]], Any]) -> OdeSolve:
+        return dataclasses.replace(self, func=_Enclosed(self.func, enclose))
 
     def solver(self, y0: Tensor) -> Any:
         """A new solver of the host for this call."""
         return host.SOLVERS[self.method](func=self.func, y0=y0, rtol=self.rtol, atol=self.atol, **self.options)
+
+    def evaluated(self, n: int, *given: Tensor) -> Tensor:
+        y0, t, *_ = given
+        return self.func(t[0], y0)
 
     def integrate(self, *given: Tensor) -> tuple[Tensor, Tensor]:
         y0, t, _ = given
@@ -110,18 +115,14 @@ class OdeSolve(Solve):
         host.attach(solver, self.func, seeks_event=self.event_fn is not None)
         return self._integrated(solver, t)
 
-    def record(
-        self, given: Sequence[Tensor], surroundings: Surroundings, watch: CacheWatch | None
-    ) -> tuple[tuple[Tensor, Tensor], OdeTape]:
+    def record(self, given: Sequence[Tensor], surroundings: Surroundings) -> tuple[tuple[Tensor, Tensor], OdeTape]:
         y0, t, points = given
         solver = self.solver(y0)
-        recorder = self.scheme.recorder(self.func, self.keep, surroundings.side, watch, solver)
+        recorder = self.scheme.recorder(self.func, self.keep, surroundings.side, solver)
         host.attach(solver, recorder, seeks_event=self.event_fn is not None)
         if self.keep.interpolants:
             host.call_after_steps(solver, recorder.note_interpolant)
         solution, end = self._integrated(solver, t)
-        if watch is not None:
-            watch.finish()
         self._check(recorder, y0, t)
         outputs = t[1:] if self.event_fn is None else end[None]
         return (solution, end.clone()), self._tape(recorder, outputs, points, solution[-1])
@@ -240,22 +241,21 @@ class _OdeSteps(HostSteps):
             cotangents.outputs[outputs] = torch.stack(others)
 
 
-class _Counted:
-    """A func in the host's normal form before each evaluation of which another is called."""
+class _Enclosed:
+    """A func in the host's normal form, each evaluation of which is enclosed."""
 
-    def __init__(self, func: Any, count: Callable[[], None]):
-        self._func, self._count = func, count
+    def __init__(self, func: Any, enclose: Callable[[Callable[[], Any]], Any]):
+        self._func, self._enclose = func, enclose
 
     def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
-        self._count()
-        return self._func(*args, **kwargs)
+        return self._enclose(functools.partial(self._func, *args, **kwargs))
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._func, name)
 
     @property
-    def base_func(self) -> _Counted:
-        return _Counted(self._func.base_func, self._count)
+    def base_func(self) -> _Enclosed:
+        return _Enclosed(self._func.base_func, self._enclose)
 
 
 def _check_options(options: dict[str, Any], event_fn: Any) -> None:

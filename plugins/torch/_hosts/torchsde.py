@@ -14,11 +14,10 @@ from torch import Tensor
 from steptape._errors import UnsupportedError
 from steptape.compat import _torchsde as host
 from steptape.compat._unsupported import unsupported
-from steptape.torch._autograd.caches import CacheWatch
 from steptape.torch._autograd.graph import Call, Parameters
-from steptape.torch._autograd.surroundings import SideState, Surroundings, same
+from steptape.torch._autograd.surroundings import Surroundings, same
 from steptape.torch._hosts.base import HostSteps, Solve, Timeline
-from steptape.torch._hosts.brownian import NotingBrownian, Query, ReplayingBrownian
+from steptape.torch._hosts.brownian import NotingBrownian, Query, ReplayingBrownian, StillBrownian
 from steptape.torch._hosts.memo import REPEATING, Once
 from steptape.torch._tape.checkpoints import Keep, KeptStates, moved
 from steptape.torch._tape.tape import SdeStep, SdeTape, State, fingerprints
@@ -36,11 +35,8 @@ class _Call(NamedTuple):
 class SdeRecorder:
     """Stands in for a solver's ``step`` and notes the steps that the host accepts."""
 
-    def __init__(self, solver: Any, noise: NotingBrownian, keep: Keep, side: SideState, watch: CacheWatch | None):
+    def __init__(self, solver: Any, noise: NotingBrownian, keep: Keep):
         self._step: Any = solver.step
-        if watch is not None:
-            # Its queries of a step taken once more are no step's.
-            self._step = functools.partial(watch.evaluated, lambda: noise.unnoticed(side), solver.step)
         self._adaptive = solver.adaptive
         self._noise = noise
         # Under a limit on the states, a query keeps a few entries alone.
@@ -118,6 +114,7 @@ class SdeSolve(Solve):
     settings: dict[str, Any]
     keep: Keep
     extras: int | None
+    kept_tensors: Sequence[Tensor] = ()
     call: Call = Call("sdeint_adjoint", "sde")  # noqa: RUF009
 
     constants = 0
@@ -140,13 +137,23 @@ class SdeSolve(Solve):
         """Whether the increments are on the tape; else the Brownian object is asked again."""
         return self.keep.checkpoints is None
 
-    def counted(self, count: Callable[[], None]) -> SdeSolve:
-        return dataclasses.replace(self, sde=host.ForwardSDE(_Counted(host.sde_under(self.sde), count)))
+    def around(self, enclose: Callable[[Callable[[], Any]], Any]) -> SdeSolve:
+        return dataclasses.replace(self, sde=host.ForwardSDE(_Enclosed(host.sde_under(self.sde), enclose)))
 
     def solver(self, sde: Any, bm: Any) -> Any:
         """A new solver of the host for this call, with the SDE and the Brownian object as given."""
         settings = {**self.settings, "options": dict(self.settings["options"])}
         return host.select(method=self.method, sde_type=sde.sde_type)(sde=sde, bm=bm, **settings)
+
+    def evaluated(self, n: int, *given: Tensor) -> Any:
+        y0, *extra = given
+        solver = self.solver(self.sde, StillBrownian(self.bm))
+        t0 = self.ts[0]
+        for _ in range(n):
+            t0 = t0 + self.settings["dt"]
+        if self.extras is None:
+            extra = solver.init_extra_solver_state(t0, y0)
+        return solver.step(t0, t0 + self.settings["dt"], y0, tuple(extra))
 
     def integrate(self, *given: Tensor) -> tuple[Tensor, ...]:
         return self._integrated(self.solver(self.sde, self.bm), given)
@@ -158,20 +165,16 @@ class SdeSolve(Solve):
         solution, after = solver.integrate(y0, self.ts, tuple(extra))
         return (solution, *after)
 
-    def record(
-        self, given: Sequence[Tensor], surroundings: Surroundings, watch: CacheWatch | None
-    ) -> tuple[tuple[Tensor, ...], SdeTape]:
+    def record(self, given: Sequence[Tensor], surroundings: Surroundings) -> tuple[tuple[Tensor, ...], SdeTape]:
         side = surroundings.side
         note = side.note()
         noise = NotingBrownian(self.bm, side, self.taped)
         solver = self.solver(self.sde, noise)
-        recorder = SdeRecorder(solver, noise, self.keep, side, watch)
+        recorder = SdeRecorder(solver, noise, self.keep)
         solver.step = recorder.step
         solution, *after = self._integrated(solver, given)
         recorder.finish()
         changed = not same(note, side.note())
-        if watch is not None:
-            watch.finish()
         ends = torch.tensor([float(step.times[-1]) for step in recorder.steps], dtype=torch.float64)
         outputs = self.ts[1:].detach().double().cpu().contiguous()
         tape = SdeTape(
@@ -202,14 +205,14 @@ class SdeSolve(Solve):
     def host_steps(
         self, tape: Any, timeline: Timeline, given: Sequence[Tensor], parameters: Parameters, surroundings: Surroundings
     ) -> HostSteps:
-        return _SdeSteps(self, tape, surroundings, given[0].device)
+        return _SdeSteps(self, tape, parameters, surroundings, given[0].device)
 
 
-class _Counted:
-    """An SDE before each call of whose methods another is made."""
+class _Enclosed:
+    """An SDE, each call of whose methods is enclosed."""
 
-    def __init__(self, sde: Any, count: Callable[[], None]):
-        self._sde, self._count = sde, count
+    def __init__(self, sde: Any, enclose: Callable[[Callable[[], Any]], Any]):
+        self._sde, self._enclose = sde, enclose
 
     def __getattr__(self, name: str) -> Any:
         found = getattr(self._sde, name)
@@ -217,8 +220,7 @@ class _Counted:
             return found
 
         def method(*args: Any) -> Any:
-            self._count()
-            return found(*args)
+            return self._enclose(functools.partial(found, *args))
 
         return method
 
@@ -226,8 +228,10 @@ class _Counted:
 class _SdeSteps(HostSteps):
     """Of a solver of torchsde, with the increments of the solve; they move with no input."""
 
-    def __init__(self, solve: SdeSolve, tape: SdeTape, surroundings: Surroundings, device: torch.device):
-        self._tape, self._surroundings = tape, surroundings
+    def __init__(
+        self, solve: SdeSolve, tape: SdeTape, parameters: Parameters, surroundings: Surroundings, device: torch.device
+    ):
+        self._tape, self._parameters, self._surroundings = tape, parameters, surroundings
         self._noise = ReplayingBrownian(solve.bm, surroundings.side, tape.answers, tape.notes, solve.taped, device)
         # What changes something besides, such as the random numbers drawn, must be evaluated as often as in the solve.
         once = solve.method in REPEATING and tape.note is None
@@ -241,7 +245,7 @@ class _SdeSteps(HostSteps):
         step = self._tape.steps[n]
         self._noise.rewind(step.query)
         y, *extra = state
-        with self._surroundings.around_func():
+        with self._surroundings.around_func(), self._parameters.in_place():
             for t0, t1 in pairwise(step.times):
                 y, extra = self._solver.step(t0, t1, y, tuple(extra))
                 if self._once is not None:

@@ -1,8 +1,7 @@
-"""What a replay is held against: the values of the forward pass, and the tensors that it may depend on."""
+"""What a replay is held against, the values of the forward pass, and what it refuses."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
 from typing import NoReturn
 
 import torch
@@ -10,7 +9,7 @@ from torch import Tensor
 
 from steptape._errors import GradientError, UnsupportedError
 from steptape.compat._torch import is_batch_of_cotangents
-from steptape.torch._autograd.graph import Call, Parameters, lost, unknown_leaves
+from steptape.torch._autograd.graph import Parameters
 from steptape.torch._tape.tape import sample
 
 
@@ -34,41 +33,6 @@ def check_end(end: Tensor, fingerprint: Tensor, start: Tensor, parameters: Param
         f"give the gradient of another solution. Make {call.func} a function of its arguments and parameters alone: no "
         "state that evaluations change, and no random numbers but those of torch's default generators."
     )
-
-
-def is_looked_at(n: int, steps: int) -> bool:
-    """Whether what step n depends on is looked at: the ends and some in between, since to look takes time."""
-    return n == steps - 1 or n % max(1, steps // 8) == 0
-
-
-class LeafCheck:
-    """Raises where outputs of a call's vector field depend on leaves besides known ones."""
-
-    def __init__(self, call: Call):
-        self._call = call
-        self._passing = 0
-
-    def __call__(
-        self,
-        outputs: Iterable[Tensor],
-        known: Sequence[Tensor],
-        again: Callable[[], Iterable[Tensor]] | None = None,
-        reader: str | None = None,
-    ) -> None:
-        """``again``: makes the outputs again, since leaves that a host or func makes as it is called are others then.
-
-        ``reader``: what depends on them, if it is not the vector field.
-        """
-        unknown = unknown_leaves(outputs, known)
-        # As many as were made for themselves before.
-        if len(unknown) <= self._passing:
-            return
-        if again is not None:
-            kept = {id(x) for x in unknown_leaves(again(), known)}
-            self._passing = len(unknown)
-            unknown = [x for x in unknown if id(x) in kept]
-        if unknown:
-            raise GradientError(lost(unknown, self._call, reader))
 
 
 def refuse_forward_mode(function: str) -> NoReturn:

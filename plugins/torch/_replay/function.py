@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 
 from steptape.compat._torch import transforms_active
-from steptape.torch._autograd.caches import CacheWatch
 from steptape.torch._autograd.field import Field
 from steptape.torch._autograd.graph import Gate, Parameters
+from steptape.torch._autograd.leaves import LeafCheck
 from steptape.torch._autograd.surroundings import Surroundings
+from steptape.torch._autograd.used import check_kept
 from steptape.torch._hosts.base import Solve, Timeline
-from steptape.torch._replay.checks import LeafCheck, check_end, refuse_batches, refuse_forward_mode
+from steptape.torch._replay.checks import check_end, refuse_batches, refuse_forward_mode
 from steptape.torch._replay.host_step import HostStepSweep
 from steptape.torch._replay.runge_kutta import RungeKuttaSweep
 from steptape.torch._replay.sweep import Sweep
@@ -41,9 +42,13 @@ class Replay(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, solve: Solve, *inputs: Tensor) -> tuple[Tensor, ...]:
-        given, params = inputs[: solve.given], inputs[solve.given :]
+        # A view of a leaf requires a gradient also where no graph is built, and func may go by that.
+        given, params = [x.detach() for x in inputs[: solve.given]], inputs[solve.given :]
         ctx.surroundings = Surroundings(given[0].device, solve.user_func)
-        results, tape = solve.record(given, ctx.surroundings, CacheWatch(solve.call))
+        results, tape = solve.record(given, ctx.surroundings)
+        if solve.kept_tensors:
+            with ctx.surroundings.looked_at():
+                check_kept(solve.kept_tensors, solve.evaluated, given, solve.call)
         # Saved parameters are watched for changes in place, but hooks such as save_on_cpu unpack other objects, and the
         # check of what func depends on goes by identity.
         ctx.solve, ctx.params = solve, params
@@ -91,14 +96,13 @@ class ReplayBack:
         self._solve, self._surroundings, self._tape = solve, surroundings, tape
         self._given, self._parameters, self._needed = given, parameters, needed
 
-    def plain(self, cotangents: Sequence[Tensor]) -> list[Tensor]:
+    def plain(self, cotangents: Sequence[Tensor]) -> list[Tensor | None]:
         """By replaying the tape, last step to first."""
         solution, *at_end = cotangents
-        with torch.enable_grad():
+        with torch.enable_grad(), self._parameters.in_place():
             leaves = [x.detach().requires_grad_(need) for x, need in zip(self._given, self._needed, strict=False)]
             start, timeline = self._solve.start(self._tape, leaves, self._surroundings)
-        known = (*leaves, *self._parameters.params)
-        LeafCheck(self._parameters.call)(timeline, known, reader="the grid_constructor")
+        LeafCheck(self._parameters)(timeline, leaves, reader="the grid_constructor")
         sweep = self._sweep(timeline)
         sweep.checks_all = self._solve.has_callbacks
         at_start = sweep.run(solution[1:], [torch.zeros_like(solution[0]), *at_end])
@@ -116,27 +120,27 @@ class ReplayBack:
             moving = [i for i, x in enumerate(leaves) if x.requires_grad]
             for i, g in zip(moving, self._parameters.pull(made, [leaves[i] for i in moving]), strict=True):
                 grads[i] = grads[i] + g
-        return [*grads, *self._parameters.cotangents]
+        return [*grads, *self._parameters.found]
 
-    def differentiable(self, cotangents: Sequence[Tensor]) -> list[Tensor]:
+    def differentiable(self, cotangents: Sequence[Tensor]) -> list[Tensor | None]:
         """The same as functions of the inputs and of the cotangents, for second derivatives."""
         gate = Gate()
         given = [gate.through(x) for x in self._given]
-        inputs = (*given, *self._parameters.params)
-        results = unrolled(
-            self._solve, self._tape, given, self._parameters, self._surroundings, count=len(cotangents[0])
-        )
+        actual, call, rough = self._parameters.actual, self._parameters.call, self._parameters.rough
+        parameters = Parameters(actual, call, rough, stand_in=gate.through)
+        inputs = (*given, *parameters.params)
+        results = unrolled(self._solve, self._tape, given, parameters, self._surroundings, count=len(cotangents[0]))
         if self._tape.length:
-            check_end(results[0][-1], self._tape.fingerprints[1], given[0], self._parameters)
+            check_end(results[0][-1], self._tape.fingerprints[1], given[0], parameters)
         pairs = [(x, c) for x, c in zip(results, cotangents, strict=False) if x.requires_grad]
         if not pairs:
             return [torch.zeros_like(x) for x in inputs]
         ends, pulled = zip(*pairs, strict=True)
         wanted = [x for x, need in zip(inputs, self._needed, strict=True) if need]
-        settings = {"create_graph": True, "allow_unused": True, "materialize_grads": True}
+        settings = {"create_graph": True, "allow_unused": True}
         with gate.closed():
             found = iter(torch.autograd.grad(ends, wanted, pulled, **settings))
-        return [next(found) if need else x for x, need in zip(inputs, self._needed, strict=True)]
+        return [next(found) if need else None for need in self._needed]
 
     def _sweep(self, timeline: Timeline) -> Sweep:
         solve, tape, y0 = self._solve, self._tape, self._given[0]

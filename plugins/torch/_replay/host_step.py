@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from steptape.torch._autograd.graph import Parameters
+from steptape.torch._autograd.leaves import LeafCheck, is_looked_at
 from steptape.torch._hosts.base import HostSteps, Timeline
-from steptape.torch._replay.checks import LeafCheck, check_end, is_looked_at
+from steptape.torch._replay.checks import check_end
 from steptape.torch._replay.sweep import Sweep
 from steptape.torch._tape.tape import State, Tape, sample
 
@@ -25,7 +26,7 @@ class HostStepSweep(Sweep):
     def __init__(self, steps: HostSteps, tape: Tape, timeline: Timeline, parameters: Parameters, device: torch.device):
         super().__init__(tape, timeline, device)
         self.steps, self.parameters = steps, parameters
-        self._check_leaves = LeafCheck(parameters.call)
+        self._check_leaves = LeafCheck(parameters)
 
     def advance(self, n: int, state: State) -> State:
         return self.steps.take(n, state, self.steps.times(n, NONE), NONE)[0]
@@ -44,7 +45,7 @@ class HostStepSweep(Sweep):
         elif (self.checks_all or n == 0) and self.following:
             check_end(end[0], sample(self.following[0]), state[0], self.parameters)
         if is_looked_at(n, self.tape.length):
-            self._check_leaves(end, (*start, *times, *self.parameters.params), lambda: take()[2])
+            self._check_leaves(end, (*start, *times), lambda: take()[2])
         moving = times if self.moves else []
         pairs = [(x, c.to(x.dtype)) for x, c in (*zip(end, after, strict=False), *zip(inside, mu, strict=True))]
         found = self.parameters.pull(pairs, (*start, *moving))

@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 
 from steptape.torch._autograd.field import Field, Stage
+from steptape.torch._autograd.leaves import is_looked_at
 from steptape.torch._hosts.base import Timeline
 from steptape.torch._hosts.tableau import Tableau
-from steptape.torch._replay.checks import check_end, is_looked_at
+from steptape.torch._replay.checks import check_end
 from steptape.torch._replay.sweep import Sweep
 from steptape.torch._tape.tape import OdeTape, State, sample
 

@@ -37,7 +37,7 @@ def solve_in_transforms(solve: OdeSolve, y0: Tensor, t: Tensor, points: Tensor) 
     with torch.no_grad(), _torch.outside_transforms() as inside:
         func, event_fn = _Plain(solve.func, inside), solve.event_fn and _inside(solve.event_fn, inside)
         plain = dataclasses.replace(solve, func=func, event_fn=event_fn)
-        (solution, end), tape = plain.record(plain_given, surroundings, None)
+        (solution, end), tape = plain.record(plain_given, surroundings)
     with surroundings.replayed(changed=True):
         parameters = Parameters((), solve.call)
         ys, *_ = unrolled(solve, tape, given, parameters, surroundings, len(solution), checks=False)

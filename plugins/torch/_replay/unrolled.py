@@ -16,10 +16,10 @@ from torch import Tensor
 
 from steptape.torch._autograd.field import Field
 from steptape.torch._autograd.graph import Parameters
+from steptape.torch._autograd.leaves import LeafCheck, is_looked_at
 from steptape.torch._autograd.surroundings import Surroundings
 from steptape.torch._hosts.base import HostSteps, Solve, Timeline
 from steptape.torch._hosts.tableau import Tableau
-from steptape.torch._replay.checks import LeafCheck, is_looked_at
 from steptape.torch._tape.tape import Tape
 
 
@@ -36,9 +36,10 @@ def unrolled(
 
     ``checks``: whether to look at what the steps depend on.
     """
-    start, timeline = solve.start(tape, given, surroundings)
+    with parameters.in_place():
+        start, timeline = solve.start(tape, given, surroundings)
     if checks:
-        LeafCheck(parameters.call)(timeline, (*given, *parameters.params), reader="the grid_constructor")
+        LeafCheck(parameters)(timeline, given, reader="the grid_constructor")
     if not tape.length:
         return (torch.stack([start[0]] * count), *start[1:])
     if solve.tableau is None:
@@ -52,14 +53,13 @@ def unrolled(
 def _by_host_steps(
     steps: HostSteps, tape: Tape, state: Sequence[Tensor], parameters: Parameters | None
 ) -> tuple[Tensor, ...]:
-    ys, check_leaves = [state[0]], None if parameters is None else LeafCheck(parameters.call)
+    ys, check_leaves = [state[0]], None if parameters is None else LeafCheck(parameters)
     for n in range(tape.length):
         outputs = _outputs_of(tape, n)
         step = (n, state, steps.times(n, outputs), outputs)
         end, inside = steps.take(*step)
-        if parameters and check_leaves and is_looked_at(n, tape.length):
-            known = (*state, *step[2], *parameters.params)
-            check_leaves(end, known, functools.partial(_end_of, steps, *step))
+        if check_leaves and is_looked_at(n, tape.length):
+            check_leaves(end, (*state, *step[2]), functools.partial(_end_of, steps, *step))
         ys += inside
         state = end
     return (torch.stack(ys), *state[1:])
@@ -84,7 +84,7 @@ def _by_tableau(tableau: Tableau, tape: Any, timeline: Timeline, field: Field, y
             field.side.before(n, 0)
             t = timeline.stages[n, 0]
             slope = field.slope(t, y)
-            field.check(slope, (t, y))
+            field.check(slope, t, y)
         k = [slope]
         for i in range(1, tableau.stages):
             if i == tableau.stages - 1 and tableau.last_at_end and not (ahead or outputs):
@@ -92,7 +92,7 @@ def _by_tableau(tableau: Tableau, tape: Any, timeline: Timeline, field: Field, y
             field.side.before(n, i)
             t, place = timeline.stages[n, i], y + h * _combined(rows[i], k)
             k.append(field.slope(t, place))
-            field.check(k[-1], (t, place))
+            field.check(k[-1], t, place)
         slopes = torch.stack(k)
         ys += [of_start[q] * y + h * torch.tensordot(weights[q, : len(k)], slopes, 1) for q in outputs]
         y = y + h * _combined(rows[-1], k)

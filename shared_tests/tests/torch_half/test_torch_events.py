@@ -147,46 +147,111 @@ class Threshold(torch.nn.Module):
         return y[0] - self.h
 
 
-def ends(event_fn, y0=None, func=lambda t, y: -1.3 * y, **call):
-    y0 = torch.ones(1, dtype=torch.float64, requires_grad=True) if y0 is None else y0
-    call = {"adjoint_method": "aca", "adjoint_params": (), "rtol": 1e-9, "atol": 1e-9, **call}
+class Decay(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a = torch.nn.Parameter(torch.tensor(1.3, dtype=torch.float64))
+
+    def forward(self, t, y):
+        return -self.a * y
+
+
+WAYS = {
+    "dopri5": {"adjoint_method": "aca"},
+    "checkpoints": {"adjoint_method": "aca", "adjoint_options": {"checkpoints": 1}},
+    "rk4": {"adjoint_method": "aca", "method": "rk4", "options": {"step_size": 0.05, "interp": "cubic"}},
+    "quadrature": {"adjoint_method": "quadrature"},
+}
+
+
+def ends(func, event_fn, y0=None, reverse=False, **call):
+    y0 = torch.ones(1, dtype=torch.float64) if y0 is None else y0
+    call = {"rtol": 1e-10, "atol": 1e-10, **call}
     t0 = torch.tensor(0.0, dtype=torch.float64)
-    return torchdiffeq.odeint_event(func, y0, t0, event_fn=event_fn, odeint_interface=odeint_adjoint, **call)
+    interface = {"event_fn": event_fn, "odeint_interface": odeint_adjoint, "reverse_time": reverse}
+    return torchdiffeq.odeint_event(func, y0, t0, **interface, **call)
 
 
-@pytest.mark.parametrize(
-    "call",
-    [{}, {"method": "rk4", "options": {"step_size": 0.1}}, {"adjoint_method": "quadrature"}],
-    ids=["dopri5", "rk4", "quadrature"],
-)
-@pytest.mark.parametrize("named", [False, True], ids=["unnamed", "named"])
-def test_parameters_of_the_event_are_refused(call, named):
-    event_fn = Threshold()
-    params = tuple(event_fn.parameters()) if named else ()
-    with pytest.raises(UnsupportedError, match=r"event_fn depends on tensors.*channels of the state.*or detach"):
-        ends(event_fn, adjoint_params=params, **call)
+def assert_near(found, *expected):
+    assert distance(found, [torch.full_like(x, value) for x, value in zip(found, expected, strict=True)]) < 1e-6
 
 
-def test_parameters_of_the_event_are_refused_under_install():
-    y0, t = torch.ones(1, dtype=torch.float64), torch.tensor([0.0, 1.0], dtype=torch.float64)
-    call = {"method": "aca", "options": {"adjoint_params": ()}}
-    with install(), pytest.raises(UnsupportedError, match="event_fn depends on tensors"):
-        torchdiffeq.odeint(lambda t, y: -y, y0, t, event_fn=Threshold(), **call)
+@pytest.mark.parametrize("way", WAYS)
+def test_parameters_of_the_event(way):
+    """dt/dh = -1/(ha), dt/da = -log(1/h)/a²; the state there is h."""
+    func, event_fn, h, a = Decay(), Threshold(), 0.3, 1.3
+    time, ys = ends(func, event_fn, **WAYS[way])
+    found = torch.autograd.grad(time, (event_fn.h, func.a), retain_graph=True)
+    assert_near(found, -1 / (h * a), -math.log(1 / h) / a**2)
+    found = torch.autograd.grad(ys[-1].sum(), (event_fn.h, func.a))
+    assert_near(found, 1.0, 0.0)
 
 
-def test_an_event_of_the_initial_state_is_refused():
+@pytest.mark.parametrize("way", WAYS)
+def test_the_time_that_odeint_adjoint_returns(way):
+    """And the state there is one at a fixed time."""
+    func, h, a = Decay(), torch.tensor(0.3, dtype=torch.float64, requires_grad=True), 1.3
+    y0, t = torch.ones(1, dtype=torch.float64, requires_grad=True), torch.tensor([0.0, 1.0], dtype=torch.float64)
+    call = {"rtol": 1e-10, "atol": 1e-10, "event_fn": lambda t, y: y - h, **WAYS[way]}
+    time, ys = odeint_adjoint(func, y0, t, **call)
+    found = torch.autograd.grad(time, (h, func.a, y0), retain_graph=True)
+    assert_near(found, -1 / (0.3 * a), -math.log(1 / 0.3) / a**2, 1 / a)
+    found = torch.autograd.grad(ys[-1].sum(), (h, func.a), allow_unused=True)
+    assert found[0] is None
+    assert_near(found[1:], -0.3 * math.log(1 / 0.3) / a)
+
+
+def test_in_reverse_for_a_tuple_and_a_computed_level():
+    """y' = -ay backward from 1 reaches 1/h."""
+    func, h = Decay(), torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
+    level, y0 = 1 / h, (torch.ones(1, dtype=torch.float64),)
+    time, _ = ends(lambda t, y: (func(t, y[0]),), lambda t, y: y[0] - level, y0, reverse=True, adjoint_method="aca")
+    assert time.item() == pytest.approx(-math.log(1 / 0.3) / 1.3)
+    assert_near(torch.autograd.grad(time.sum(), (h, func.a)), 1 / (0.3 * 1.3), math.log(1 / 0.3) / 1.3**2)
+
+
+def test_an_event_of_the_initial_state():
+    """y = y0/2 does not depend on y0."""
     y0 = torch.ones(1, dtype=torch.float64, requires_grad=True)
-    with pytest.raises(UnsupportedError, match="event_fn depends on tensors"):
-        ends(lambda t, y: y[0] - y0[0] / 2, y0)
+    time, _ = ends(Decay(), lambda t, y: y[0] - y0[0] / 2, y0, adjoint_method="aca")
+    (found,) = torch.autograd.grad(time, y0)
+    assert found.abs().item() < 1e-8
 
 
-def test_the_ways_out_of_parameters_of_the_event():
-    event_fn = Threshold()
-    with torch.no_grad():
-        assert ends(event_fn)[0].item() == pytest.approx(math.log(1 / 0.3) / 1.3)
-    ends(lambda t, y: y[0] - event_fn.h.detach())
-    # As a channel of the state: dt/dh = -1/(ha).
-    state = (torch.ones(1, dtype=torch.float64), event_fn.h[None])
-    time, _ = ends(lambda t, y: (y[0] - y[1]).sum(), state, lambda t, y: (-1.3 * y[0], torch.zeros_like(y[1])))
-    (found,) = torch.autograd.grad(time, event_fn.h)
-    assert found.item() == pytest.approx(-1 / (0.3 * 1.3), rel=1e-6)
+def test_parameters_of_the_event_under_install():
+    func, event_fn = Decay(), Threshold()
+    y0, t = torch.ones(1, dtype=torch.float64), torch.tensor([0.0, 1.0], dtype=torch.float64)
+    with install():
+        time, _ = torchdiffeq.odeint(func, y0, t, rtol=1e-10, atol=1e-10, event_fn=event_fn, method="aca")
+    assert_near(torch.autograd.grad(time, (event_fn.h,)), -1 / (0.3 * 1.3))
+
+
+@pytest.mark.parametrize("of_event", [False, True])
+def test_what_is_named_counts_for_the_event_as_well(of_event):
+    func, event_fn = Decay(), Threshold()
+    named = (event_fn.h,) if of_event else (func.a,)
+    time, _ = ends(func, event_fn, adjoint_method="aca", adjoint_params=named)
+    h, a = torch.autograd.grad(time, (event_fn.h, func.a), allow_unused=True)
+    assert_near([h if of_event else a], -1 / (0.3 * 1.3) if of_event else -math.log(1 / 0.3) / 1.3**2)
+    assert (a if of_event else h) is None
+
+
+def test_second_derivatives_of_the_time_are_refused():
+    func, event_fn = Decay(), Threshold()
+    time, _ = ends(func, event_fn, adjoint_method="aca")
+    with pytest.raises(UnsupportedError, match=r"second derivatives .* of the time of an event"):
+        torch.autograd.grad(time, func.a, create_graph=True)
+
+
+def test_the_host_s_own_events_stay_as_they_are():
+    """Also once a solve of ours has had an event with parameters."""
+
+    def gradient():
+        func, t0 = Decay(), torch.tensor(0.0, dtype=torch.float64)
+        settings = {"rtol": 1e-10, "atol": 1e-10, "event_fn": lambda t, y: y[0] - 0.3}
+        time, ys = torchdiffeq.odeint_event(func, torch.ones(1, dtype=torch.float64), t0, **settings)
+        return torch.autograd.grad(time + ys.sum(), func.a)[0]
+
+    before = gradient()
+    ends(Decay(), Threshold(), adjoint_method="aca")
+    assert torch.equal(gradient(), before)

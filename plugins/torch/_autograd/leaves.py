@@ -1,0 +1,96 @@
+"""What a replayed step depends on: leaves that are neither its own nor parameters would lose their gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from steptape._errors import GradientError
+from steptape.torch._autograd.graph import Parameters
+
+
+def is_looked_at(n: int, steps: int) -> bool:
+    """Whether what step n depends on is looked at: the ends and some in between, since to look takes time."""
+    return n == steps - 1 or n % max(1, steps // 8) == 0
+
+
+class LeafCheck:
+    """Raises where outputs depend on leaves besides known ones and the parameters of a solve.
+
+    Not where the caller has named what to differentiate in.
+    """
+
+    def __init__(self, parameters: Parameters):
+        self._parameters = parameters
+        self._passing = 0
+
+    def __call__(
+        self,
+        outputs: Iterable[Tensor],
+        known: Sequence[Tensor],
+        again: Callable[[], Iterable[Tensor]] | None = None,
+        reader: str | None = None,
+    ) -> None:
+        """``again``: makes the outputs again, since leaves that a host or func makes as it is called are others then.
+
+        ``reader``: what depends on them, if it is not the vector field.
+        """
+        parameters = self._parameters
+        unknown = self._unknown(outputs, known)
+        # As many as were made for themselves before.
+        if parameters.call.named or len(unknown) <= self._passing:
+            return
+        if again is not None:
+            kept = {id(x) for x in self._unknown(again(), known)}
+            self._passing = len(unknown)
+            unknown = [x for x in unknown if id(x) in kept]
+        if unknown:
+            raise GradientError(_lost(unknown, parameters, reader))
+
+    def _unknown(self, outputs: Iterable[Tensor], known: Sequence[Tensor]) -> list[Tensor]:
+        known = (*known, *self._parameters.params)
+        leaves = {id(x) for x in known if x.is_leaf}
+        replaced = {x.grad_fn for x in self._parameters.replaced}
+        unknown = {}
+        for node in _nodes(outputs, known):
+            if node in replaced:
+                raise GradientError(_not_replaced(self._parameters))
+            leaf = getattr(node, "variable", None)
+            if leaf is not None and id(leaf) not in leaves:
+                unknown[id(leaf)] = leaf
+        return list(unknown.values())
+
+
+def _nodes(outputs: Iterable[Tensor], known: Sequence[Tensor]) -> Iterator[Any]:
+    """The nodes of the graph of ``outputs`` that they reach other than through ``known`` tensors."""
+    seen = {x.grad_fn for x in known if x.grad_fn is not None}
+    front = [x.grad_fn for x in outputs]
+    while front:
+        node = front.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        yield node
+        front.extend(parent for parent, _ in node.next_functions)
+
+
+def _lost(unknown: Sequence[Tensor], parameters: Parameters, reader: str | None) -> str:
+    call = parameters.call
+    shapes = ", ".join(str(tuple(x.shape)) for x in unknown)
+    return (
+        f"{call}: {reader or call.func} depends on tensors that require a gradient and that its first evaluation did "
+        f"not use (shapes: {shapes}), so their gradient would be lost. Name all of them: "
+        f"adjoint_params=(*{call.func}.parameters(), x, ...). Where parameters are sharded (FSDP), wrap the model that "
+        f"contains the solve, not {call.func}, with use_orig_params=True."
+    )
+
+
+def _not_replaced(parameters: Parameters) -> str:
+    call, shapes = parameters.call, ", ".join(str(tuple(x.shape)) for x in parameters.replaced)
+    return (
+        f"{call}: {call.func} uses a tensor (shape: {shapes}) that was computed before the solve from another one that "
+        f"{call.func} uses too, in a scripted or compiled module, where its share cannot be told apart. Compute it in "
+        f"{call.func}, or make it a channel of the state with derivative 0."
+    )

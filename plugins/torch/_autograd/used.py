@@ -1,0 +1,183 @@
+"""The tensors that func uses and that require a gradient, for callers who name none.
+
+One evaluation under autograd shows them: a graph leads from what it returns to every leaf, and to every tensor that was
+computed before it, such as an encoder's context or the coefficients of a spline. The latter get their cotangent from
+the solve once, and pass it on through graphs of their own. So does what the evaluation computes once and keeps for all
+others (``parametrize.cached()``, ``if self.A is None: self.A = ...``): it is computed before the solve then.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from steptape._errors import GradientError
+from steptape.compat._torch import OperationMode, running_node, sequence_number
+from steptape.torch._autograd.graph import Call, is_one_of, leads_to, tensors_of
+
+# A node of a graph and the place of one of its outputs: which tensor it is.
+Edge = tuple[Any, int]
+# The n-th evaluation of a solve, of what it is given.
+Evaluate = Callable[..., Any]
+
+
+class Used(NamedTuple):
+    """The ``tensors`` that func uses; of them those that an evaluation has ``kept`` for the next ones.
+
+    ``differentiates``: whether it takes derivatives inside, for which it needs a graph.
+    """
+
+    tensors: list[Tensor]
+    kept: list[Tensor]
+    differentiates: bool
+
+
+def tensors_used(evaluate: Evaluate, given: Sequence[Tensor]) -> Used:
+    """The leaves, and the tensors computed before, that ``evaluate(0, *given)`` depends on other than by ``given``.
+
+    ``evaluate(1, *given)``: another one, that uses what the first one may have kept.
+    """
+    first = _look(evaluate, 0, given)
+    if not first.left_something:
+        return Used(first.used, [], first.differentiates)
+    looks = [_look(evaluate, n, given) for n in (0, 1)]
+    used = list({id(x): x for look in looks for x in look.used}.values())
+    kept = [x for x in used if x.grad_fn is not None and sequence_number(x.grad_fn) >= first.began]
+    return Used(used, kept, first.differentiates)
+
+
+def parameters_used(
+    used: Used, given: Sequence[Tensor], own: Iterable[Tensor], named: Sequence[Tensor] | None
+) -> list[Tensor]:
+    """What to differentiate with respect to besides what a solve is given: all that func uses, and ``own``.
+
+    ``own``: the parameters of a module, used or not yet; not those that only tensors are computed from that are used.
+    ``named``: of all these, those alone that are named, or computed from what is named or given.
+    """
+    found = used.tensors
+    if named is not None:
+        found, own = [x for x in found if is_among(x, named, given)], named
+    before = [x for x in found if x.grad_fn is not None]
+    more = [x for x in own if x.requires_grad and (is_one_of(x, found) or not any(leads_to(y, [x]) for y in before))]
+    return list({id(x): x for x in (*more, *found)}.values())
+
+
+def differentiating(evaluate: Callable[[], Any]) -> Any:
+    """An evaluation that takes derivatives inside, with the graph that it needs where none is asked for."""
+    if torch.is_grad_enabled():
+        return evaluate()
+    with torch.enable_grad():
+        out = evaluate()
+    return out.detach() if isinstance(out, Tensor) else tuple(x.detach() for x in out)
+
+
+def is_among(x: Tensor, named: Sequence[Tensor], given: Sequence[Tensor]) -> bool:
+    """Whether a tensor is named, or what was computed from it is."""
+    return is_one_of(x, named) or leads_to(x, [*named, *given])
+
+
+def check_kept(kept: Sequence[Tensor], evaluate: Evaluate, given: Sequence[Tensor], call: Call) -> None:
+    """Raise if, after the solve, an evaluation no longer uses what the first one kept: then it has no history."""
+    if not kept:
+        return
+    with torch.no_grad(), _Operations() as operations:
+        used = [*tensors_of(evaluate(0, *(x.clone() for x in given))), *operations.entered]
+    gone = next((x for x in kept if not is_one_of(x, used)), None)
+    if gone is not None:
+        raise GradientError(
+            f"{call}: {call.func} computed a tensor of shape {tuple(gone.shape)} in its first evaluation, used it in "
+            "the next one, and then computed it anew. The solve builds no graph, so the gradient of what it was "
+            "computed from would be lost. Compute it in each evaluation, or once and for all; or detach() it, if it "
+            "needs no gradient."
+        )
+
+
+class _Seen(NamedTuple):
+    """What one evaluation used, and whether it ``left_something`` that it computed.
+
+    ``began``: its place in the order in which nodes of graphs are made.
+    """
+
+    used: list[Tensor]
+    left_something: bool
+    differentiates: bool
+    began: int
+
+
+def _look(evaluate: Evaluate, n: int, given: Sequence[Tensor]) -> _Seen:
+    with torch.enable_grad():
+        # Copies, by which what it is given is told from the same tensors reached otherwise, as in a closure.
+        apart = [x.clone() for x in given]
+        began = sequence_number(torch.ones((), requires_grad=True).clone().grad_fn)
+        with _Operations() as operations:
+            outputs = list(tensors_of(evaluate(n, *apart)))
+    made: list[weakref.ref[Tensor]] = []
+    outside: dict[Edge, Tensor] = {}
+    for x in (*operations.entered, *outputs):
+        if x.grad_fn is None:
+            continue
+        # Other threads count their nodes for themselves.
+        if sequence_number(x.grad_fn) < began or not (id(x) in operations.made or x._is_view()):
+            outside[x.grad_fn, x.output_nr] = x
+        else:
+            made.append(weakref.ref(x))
+    ends = [x for x in _ends(outputs, outside) if not is_one_of(x, apart)]
+    used, leaves = [x for x in ends if not x.is_leaf], [weakref.ref(x) for x in ends if x.is_leaf]
+    # What the evaluation made for itself goes with its graph, leaves as well.
+    del outputs, outside, apart, ends, x
+    operations.entered.clear()
+    used += [x for x in (leaf() for leaf in leaves) if x is not None]
+    left = any(x is not None and x.grad_fn is not None for x in (ref() for ref in made))
+    return _Seen(used, left, operations.differentiated, began)
+
+
+def _ends(outputs: Sequence[Tensor], outside: dict[Edge, Tensor]) -> list[Tensor]:
+    """Where the graph of ``outputs`` ends: at leaves, and at tensors from ``outside``."""
+    ends = [x for x in outputs if x.is_leaf and x.requires_grad]
+    front: deque[Edge] = deque((x.grad_fn, x.output_nr) for x in outputs)
+    seen = set()
+    while front:
+        edge = front.popleft()
+        if edge[0] is None or edge in seen:
+            continue
+        seen.add(edge)
+        if edge in outside:
+            ends.append(outside[edge])
+            continue
+        leaf = getattr(edge[0], "variable", None)
+        if leaf is not None:
+            ends.append(leaf)
+        front.extend(edge[0].next_functions)
+    return ends
+
+
+class _Operations(OperationMode):
+    """Notes the tensors that ``entered`` operations and require a gradient, and those ``made`` by one, by identity.
+
+    ``differentiated``: whether any operation was one of a backward pass.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.entered: list[Tensor] = []
+        self.made: set[int] = set()
+        self.differentiated = False
+        self._around = running_node()
+
+    def operate(self, run: Callable[[], Any], args: Sequence[Any]) -> Any:
+        """Run an operation."""
+        for x in args:
+            if isinstance(x, Tensor):
+                if x.requires_grad:
+                    self.entered.append(x)
+            elif isinstance(x, (tuple, list, dict)):
+                self.entered += [part for part in tensors_of(x) if part.requires_grad]
+        self.differentiated = self.differentiated or running_node() is not self._around
+        out = run()
+        self.made.update((id(out),) if isinstance(out, Tensor) else map(id, tensors_of(out)))
+        return out

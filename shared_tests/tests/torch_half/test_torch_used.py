@@ -1,0 +1,289 @@
+"""Where a call names no parameters, it is differentiated in every tensor that func uses, as by back-propagation."""
+
+import functools
+import threading
+
+import pytest
+import torch
+import torch.nn.utils.parametrize as parametrize
+import torchdiffeq
+
+from steptape.shared_tests.oracles.distance import distance
+from steptape.torch import install, odeint_adjoint
+
+T = torch.tensor([0.0, 0.3, 1.0], dtype=torch.float64)
+Y0 = torch.linspace(-1, 1, 6, dtype=torch.float64).view(2, 3)
+# How the host solves, and then how steptape differentiates.
+SOLVES = {
+    "dopri5": ({"method": "dopri5", "options": {"first_step": 0.1}}, {}),
+    "bosh3, checkpoints": ({"method": "bosh3", "options": {"first_step": 0.1}}, {"checkpoints": 2}),
+    "stages": ({"method": "dopri5", "options": {"first_step": 0.1}}, {"graph": "stage"}),
+    "rk4": ({"method": "rk4", "options": {"step_size": 0.25}}, {}),
+    "implicit_adams": ({"method": "implicit_adams", "options": {"step_size": 0.1}}, {}),
+}
+
+
+def weights(*shape):
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(len(shape)))
+
+
+class Model:
+    """What a func may refer to: leaves, some of them in a module, and tensors computed from leaves."""
+
+    def __init__(self):
+        self.scale = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
+        self.W = weights(3, 3).requires_grad_()
+        self.net = torch.nn.Linear(3, 3, dtype=torch.float64)
+        with torch.no_grad():
+            self.net.weight.copy_(weights(3, 3).T)
+            self.net.bias.copy_(weights(3))
+        self.leaves = (self.scale, self.W, *self.net.parameters())
+
+
+def closure(model):
+    return lambda t, y: model.scale * model.net(y).tanh() + t * y @ model.W
+
+
+def bound_method(model):
+    class Holder:
+        def field(self, t, y):
+            return model.scale * model.net(y).tanh() @ model.W
+
+    return Holder().field
+
+
+def partial(model):
+    def field(net, W, t, y):
+        return net(y).tanh() @ W * model.scale
+
+    return functools.partial(field, model.net, model.W)
+
+
+def module_with_a_context(model):
+    class Conditioned(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = model.net
+            self.context = (model.W * model.scale).sin()
+
+        def forward(self, t, y):
+            return self.net(y).tanh() @ self.context
+
+    return Conditioned()
+
+
+def context_of_a_parameter_used_too(model):
+    context = (model.W @ model.net.weight).tanh() * model.scale
+    return lambda t, y: model.net(y).tanh() @ context
+
+
+def two_contexts_one_of_the_other(model):
+    first = model.net(model.W)
+    second = first.sin() * model.scale
+    return lambda t, y: (y @ first).tanh() @ second
+
+
+def hypernetwork(model):
+    W, b = model.net(model.W).tanh(), model.net(weights(3)) * model.scale
+    return lambda t, y: torch.nn.functional.linear(y, W, b).tanh()
+
+
+def kept_weight(model):
+    kept = []
+
+    def field(t, y):
+        if not kept:
+            kept.append((model.W - model.W.T).tanh() * model.scale)
+        return model.net(y) @ kept[0]
+
+    return field
+
+
+def parametrized(model):
+    class Scaled(torch.nn.Module):
+        def forward(self, x):
+            return model.scale * (x @ model.W).tanh()
+
+    net = torch.nn.Linear(3, 3, dtype=torch.float64)
+    net.weight, net.bias = model.net.weight, model.net.bias
+    parametrize.register_parametrization(net, "weight", Scaled())
+    return lambda t, y: net(y).tanh()
+
+
+def scripted(model):
+    net = torch.jit.script(model.net)
+    return lambda t, y: net(y).tanh() @ model.W * model.scale
+
+
+def gradient_of_a_potential(model):
+    def field(t, y):
+        if not y.requires_grad:
+            y = y.detach().requires_grad_()
+        energy = (model.scale * model.net(y @ model.W).tanh()).sum()
+        return -torch.autograd.grad(energy, y, create_graph=True)[0]
+
+    return field
+
+
+FUNCS = (
+    closure,
+    bound_method,
+    partial,
+    module_with_a_context,
+    context_of_a_parameter_used_too,
+    two_contexts_one_of_the_other,
+    hypernetwork,
+    kept_weight,
+    parametrized,
+    scripted,
+    gradient_of_a_potential,
+)
+
+
+def gradients(make, odeint, second=False, t=T, **call):
+    """In y0 and all leaves; of the sum of squares, or of the gradient's own sum of squares."""
+    model, y0 = Model(), Y0.clone().requires_grad_()
+    with parametrize.cached():
+        ys = odeint(make(model), y0, t, **call)
+        wrt = (y0, *model.leaves)
+        found = torch.autograd.grad(ys[1:].square().sum(), wrt, allow_unused=True, create_graph=second)
+        if second:
+            total = sum(x.square().sum() for x in found if x is not None)
+            found = torch.autograd.grad(total, wrt, allow_unused=True)
+    return found
+
+
+def assert_same(found, expected, tolerance=1e-12):
+    assert [x is None for x in found] == [x is None for x in expected]
+    used = [(x, y) for x, y in zip(found, expected, strict=True) if x is not None]
+    assert distance(*zip(*used, strict=True)) <= tolerance
+
+
+@pytest.mark.parametrize("solve", SOLVES)
+@pytest.mark.parametrize("make", FUNCS)
+def test_equal_to_back_propagation(make, solve):
+    call, adjoint_options = SOLVES[solve]
+    found = gradients(make, odeint_adjoint, **call, adjoint_method="aca", adjoint_options=adjoint_options)
+    assert_same(found, gradients(make, torchdiffeq.odeint, **call))
+
+
+@pytest.mark.parametrize("make", FUNCS)
+def test_second_derivatives(make):
+    call, _ = SOLVES["dopri5"]
+    found = gradients(make, odeint_adjoint, second=True, **call, adjoint_method="aca")
+    assert_same(found, gradients(make, torchdiffeq.odeint, second=True, **call), 1e-11)
+
+
+@pytest.mark.parametrize("make", FUNCS)
+def test_of_the_quadrature_to_its_tolerance(make):
+    call = {"method": "dopri5", "rtol": 1e-9, "atol": 1e-9, "options": {"first_step": 0.05}}
+    found = gradients(make, odeint_adjoint, **call, adjoint_method="quadrature")
+    assert_same(found, gradients(make, torchdiffeq.odeint, **call), 1e-6)
+
+
+def test_of_a_method_under_install():
+    with install():
+        found = gradients(closure, torchdiffeq.odeint, method="aca", options={"first_step": 0.1})
+    assert_same(found, gradients(closure, torchdiffeq.odeint, options={"first_step": 0.1}))
+
+
+@pytest.mark.parametrize("make", [closure, context_of_a_parameter_used_too, kept_weight])
+def test_in_threads(make):
+    """Each with tensors of its own, and all with tensors computed by another thread."""
+    call, _ = SOLVES["rk4"]
+    expected, found = gradients(make, torchdiffeq.odeint, **call), {}
+    model, y0 = Model(), Y0.clone().requires_grad_()
+    func = context_of_a_parameter_used_too(model)
+
+    def work(i):
+        shared = odeint_adjoint(func, y0, T, **call, adjoint_method="aca")[1:].square().sum()
+        found[i] = shared.detach(), gradients(make, odeint_adjoint, **call, adjoint_method="aca")
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 4
+    for value, own in found.values():
+        assert torch.equal(value, found[0][0])
+        assert_same(own, expected)
+
+
+def test_a_tensor_of_another_thread():
+    call, _ = SOLVES["rk4"]
+
+    def solved(odeint, **adjoint):
+        model, results = Model(), []
+        context = (model.W * model.scale).sin()
+        for _ in range(100):
+            context = context + 0.01 * context.sin()
+
+        def work():
+            ys = odeint(lambda t, y: model.net(y).tanh() @ context, Y0, T, **call, **adjoint)
+            results.append(torch.autograd.grad(ys[1:].square().sum(), model.leaves))
+
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join()
+        return results[0]
+
+    assert_same(solved(odeint_adjoint, adjoint_method="aca"), solved(torchdiffeq.odeint))
+
+
+def test_solves_in_a_closed_loop():
+    """The control of each comes from the result of the one before."""
+
+    def solved(odeint, **adjoint):
+        model, x = Model(), Y0
+        for _ in range(3):
+            u = model.scale * (x @ model.W).tanh()
+            func = lambda t, x, u=u: model.net(x + u).tanh()  # noqa: E731
+            x = odeint(func, x, T, method="dopri5", options={"first_step": 0.1}, **adjoint)[-1]
+        return torch.autograd.grad(x.square().sum(), model.leaves)
+
+    assert_same(solved(odeint_adjoint, adjoint_method="aca"), solved(torchdiffeq.odeint))
+
+
+def test_the_initial_state_used_by_func():
+    def solved(odeint, **adjoint):
+        model, z = Model(), Y0.clone().requires_grad_()
+        y0 = z.sin()
+        ys = odeint(lambda t, y: model.net(y - y0).tanh(), y0, T, method="rk4", **adjoint)
+        return torch.autograd.grad(ys[1:].square().sum(), (z, *model.net.parameters()))
+
+    assert_same(solved(odeint_adjoint, adjoint_method="aca"), solved(torchdiffeq.odeint))
+
+
+def test_what_is_unused_has_no_gradient():
+    func = torch.nn.Sequential(torch.nn.Linear(3, 3, dtype=torch.float64), torch.nn.Tanh())
+    func.unused = torch.nn.Linear(3, 3, dtype=torch.float64)
+    odeint_adjoint(lambda t, y: func[:2](y), Y0, T, method="rk4", adjoint_method="aca")[-1].sum().backward()
+    assert func[0].weight.grad is not None
+    assert func.unused.weight.grad is None
+
+
+def test_finding_evaluates_func_once():
+    calls = []
+
+    def func(t, y):
+        calls.append(t)
+        return -y
+
+    torchdiffeq.odeint(func, Y0, T, method="rk4")
+    host = len(calls)
+    odeint_adjoint(func, Y0.clone().requires_grad_(), T, method="rk4", adjoint_method="aca")
+    assert len(calls) - host == host + 1
+
+
+def test_random_numbers_are_those_of_the_host():
+    net = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.Dropout(0.5), torch.nn.BatchNorm1d(3)).double()
+
+    def solved(odeint, **adjoint):
+        torch.manual_seed(0)
+        net[2].reset_running_stats()
+        ys = odeint(lambda t, y: net(y).tanh(), Y0, T, method="rk4", options={"step_size": 0.25}, **adjoint)
+        return ys, torch.rand(2), net[2].running_mean.clone()
+
+    for x, y in zip(solved(odeint_adjoint, adjoint_method="aca"), solved(torchdiffeq.odeint), strict=True):
+        assert torch.equal(x, y)
