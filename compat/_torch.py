@@ -37,6 +37,12 @@ except (ImportError, AttributeError) as error:
     raise unsupported("torch", error, "torch") from error
 
 
+def gathers_parameters(module: torch.nn.Module) -> bool:
+    """Whether a module has its parameters for the time of an evaluation alone, as those that FSDP wraps do."""
+    # By name, since the import of torch.distributed takes longer than that of all else.
+    return any(kind.__name__ in ("FullyShardedDataParallel", "FSDPModule") for kind in type(module).__mro__)
+
+
 def is_batch_of_cotangents(x: torch.Tensor) -> bool:
     """Whether ``torch.autograd.grad(..., is_grads_batched=True)`` made this batch."""
     return is_legacy_batchedtensor(x)

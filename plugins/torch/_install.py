@@ -56,8 +56,8 @@ def install() -> Installation:
     - ``torchdiffeq.odeint_adjoint(..., adjoint_method="aca")`` is ``steptape.torch.odeint_adjoint``; every other
       ``adjoint_method`` remains the host's.
     - ``torchdiffeq.odeint(..., method="aca", options={"method": "dopri5", ...})`` solves with the named solver
-      ("dopri5" if none is) and replays its steps. ``options`` also takes ``"adjoint_options"`` and, where func is no
-      ``nn.Module``, ``"adjoint_params"``, both as in ``odeint_adjoint``; all others are the named solver's.
+      ("dopri5" if none is) and replays its steps. ``options`` also takes ``"adjoint_options"`` and
+      ``"adjoint_params"``, both as in ``odeint_adjoint``; all others are the named solver's.
     - ``torchsde.sdeint_adjoint(...)`` is ``steptape.torch.sdeint_adjoint``, where torchsde is installed.
 
     Reached are call sites that look the function up in torchdiffeq when they call it (such as torchcde's), and modules
@@ -81,9 +81,9 @@ def install() -> Installation:
         >>> import torch, torchdiffeq
         >>> from steptape.torch import install
         >>> rate = torch.nn.Parameter(torch.tensor(1.0))
-        >>> call = dict(adjoint_method="aca", adjoint_params=(rate,))
+        >>> func, y0, t = lambda t, y: -rate * y, torch.ones(1), torch.tensor([0.0, 1.0])
         >>> with install():
-        ...     ys = torchdiffeq.odeint_adjoint(lambda t, y: -rate * y, torch.ones(1), torch.tensor([0.0, 1.0]), **call)
+        ...     ys = torchdiffeq.odeint_adjoint(func, y0, t, adjoint_method="aca")
         >>> print(f"{torch.autograd.grad(ys[-1].sum(), rate)[0]:.3f}")  # -exp(-1)
         -0.368
     """

@@ -52,17 +52,18 @@ def odeint_adjoint(
     Every other ``adjoint_method`` is torchdiffeq's own ``odeint_adjoint``, called with the arguments as given.
 
     Args:
-        func: maps a scalar ``t`` and the state ``y`` to dy/dt, in the shape and dtype of ``y``. A ``nn.Module``, or any
-            callable if ``adjoint_params`` is given. The host's ``callback_*`` methods on it work as ever; with
-            ``"quadrature"`` the ``callback_*_adjoint`` ones are called with (t, a, dt), where a is the cotangent of the
-            state in its shape; with ``"aca"``, which takes no backward steps, they are not, and a ``SteptapeWarning``
-            says so once. func is called again in the backward pass, so it must return the same for the same arguments.
+        func: maps a scalar ``t`` and the state ``y`` to dy/dt, in shape and dtype of ``y``: any callable. The host's
+            ``callback_*`` methods on it work as ever; with ``"quadrature"`` the ``callback_*_adjoint`` ones are called
+            with (t, a, dt), where a is the cotangent of the state in its shape; with ``"aca"``, which takes no backward
+            steps, they are not, and a ``SteptapeWarning`` says so once. func is called once before the solve, with a
+            graph, which shows the tensors it uses, and again in the backward pass, so it must return the same for the
+            same arguments.
         y0: the state at ``t[0]``: a floating-point tensor of any shape, or a tuple of them.
         t: the output times, 1-D, floating point, strictly increasing or decreasing.
         rtol, atol, method, options: the forward solve's, as in ``torchdiffeq.odeint``.
-        event_fn: as in ``torchdiffeq.odeint``: the solve ends where it is zero, at a time without a gradient;
-            ``torchdiffeq.odeint_event(..., odeint_interface=odeint_adjoint)`` adds that one. It may depend on the time
-            and the state, but on nothing else that requires a gradient.
+        event_fn: as in ``torchdiffeq.odeint``: the solve ends where it is zero. That time has its gradient, in all that
+            the solution and event_fn depend on, by the implicit function theorem; the solution there is one at a fixed
+            time, and with ``torchdiffeq.odeint_event(..., odeint_interface=odeint_adjoint)`` one that moves with it.
         adjoint_rtol, adjoint_atol: the backward solve's, by default those of the forward solve; ``adjoint_atol`` is for
             a cotangent scaled to a largest entry of 1. With ``"aca"``, which solves nothing backward, they have no
             effect, nor have options of the host's solvers in ``adjoint_options``; a ``SteptapeWarning`` says so once.
@@ -76,8 +77,10 @@ def odeint_adjoint(
             and ``"nodes"`` (int: integrate for the parameters by so many Gauss–Legendre nodes in each backward step;
             None, the default: by the scheme of the backward solver, at the stages it evaluates anyway). Its ``"norm"``
             is of a cotangent in the shape of the state; ``"seminorm"`` and ``seminorm(y0)`` are understood.
-        adjoint_params: the tensors besides ``y0`` and ``t`` to differentiate with respect to; by default
-            ``func.parameters()``. Tensors that do not require a gradient are left out.
+        adjoint_params: the tensors besides ``y0`` and ``t`` to differentiate with respect to, and no others: ``()`` for
+            none. By default every tensor that func's first evaluation uses and that requires a gradient, be it a leaf
+            or computed before the solve or by that evaluation, and the parameters of a func that is a ``nn.Module``.
+            A ``SteptapeWarning`` names, once, what a list leaves out. What is not used has no gradient (None).
 
     Returns:
         The solution at the times ``t``, shape (len(t), *y0.shape), or a tuple of such. With ``event_fn``, the time of
@@ -87,7 +90,7 @@ def odeint_adjoint(
         With ``"aca"`` the gradient is that of the discrete solution that is returned, to the rounding of its dtype: the
         size of each accepted step is held, at the very times of the solve. Where ``options["first_step"]`` is not
         given, the host's own back-propagation also differentiates its guess of that step. What func or a callback keeps
-        of the solve itself has no gradient.
+        of the solve itself has no gradient. Times of events have first derivatives alone.
 
     Approximate:
         With ``"quadrature"`` it is that of the ODE, to the tolerance of the backward solve. Steps are as long as the
@@ -117,11 +120,11 @@ def odeint_adjoint(
 
     Raises:
         OptionError: an argument is wrong, such as times that are not monotone or an unknown option.
-        UnsupportedError: a solver or a use whose steps cannot be replayed exactly, or whose dense output not be read,
-            such as an event_fn that depends on parameters.
-        GradientError: where a gradient would be wrong: at once, if one of the first two evaluations of func keeps what
-            it computes from parameters for another one to use; in the backward pass, if func uses a tensor that
-            requires a gradient and is no parameter.
+        UnsupportedError: a solver or a use whose steps cannot be replayed exactly, or whose dense output not be read.
+        GradientError: where a gradient would be wrong: after the solve, if what the first evaluation of func computed,
+            and the next one used, was then computed anew; in the backward pass, if func uses a tensor that its first
+            evaluation did not, and that is neither named nor a parameter of a func that is a module; or if func
+            returns other values than before.
 
     Source:
         Zhuang et al., arXiv 2006.02493 (the tape and its replay); Hu, arXiv 2402.15141 (the step's adjoint, and the
@@ -132,9 +135,7 @@ def odeint_adjoint(
         >>> from steptape.torch import odeint_adjoint
         >>> rate = torch.tensor(1.0, requires_grad=True)
         >>> t = torch.tensor([0.0, 1.0])
-        >>> ys = odeint_adjoint(
-        ...     lambda t, y: -rate * y, torch.ones(1), t, adjoint_method="aca", adjoint_params=(rate,)
-        ... )
+        >>> ys = odeint_adjoint(lambda t, y: -rate * y, torch.ones(1), t, adjoint_method="aca")
         >>> ys[-1].sum().backward()
         >>> print(f"{rate.grad:.3f}")  # -exp(-1)
         -0.368

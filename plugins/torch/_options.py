@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from steptape._errors import OptionError, SteptapeWarning
-from steptape.compat._torch import transforms_active
+from steptape._errors import GradientError, OptionError, SteptapeWarning
+from steptape.compat._torch import gathers_parameters, transforms_active
 from steptape.torch._autograd.graph import is_one_of
 from steptape.torch._autograd.modules import modules_of
 from steptape.torch._autograd.surroundings import Surroundings
-from steptape.torch._autograd.used import differentiating, parameters_used, tensors_used
+from steptape.torch._autograd.used import differentiating, parameters_used, place_in_order, tensors_used
 from steptape.torch._hosts.base import Solve
 from steptape.torch._tape.checkpoints import Keep
 
@@ -64,18 +64,21 @@ def with_parameters(
     own: Callable[[Any], Iterable[Tensor]],
     adjoint_params: Iterable[Tensor] | None,
     spelling: str = "adjoint_params=(...)",
+    since: int | None = None,
 ) -> tuple[Any, list[Tensor]]:
     """A ``Solve``, and what it is differentiated in besides what it is given: ``adjoint_params``, or all func uses.
 
     Each once, and only those that require a gradient. ``own``: the parameters of a module, which func may use later on.
-    ``spelling``, of the argument they are passed in, words a refusal.
+    ``spelling``, of the argument they are passed in, words a refusal. ``since``: the place in the order of nodes where
+    the call began, if the host has evaluated anything before.
     """
     named = None if adjoint_params is None else _named(solve, adjoint_params, spelling)
     if not torch.is_grad_enabled() or transforms_active():
         return solve, []
     func = solve.user_func
+    _check_sharding(solve)
     with Surroundings(given[0].device, func).looked_at():
-        used = tensors_used(solve.evaluated, given)
+        used = tensors_used(solve.evaluated, given, place_in_order() if since is None else since)
     params = parameters_used(used, given, own(func) if isinstance(func, torch.nn.Module) else (), named)
     if named:
         _tell_missed(solve, [x for x in used.tensors if not is_one_of(x, params)], spelling)
@@ -83,6 +86,16 @@ def with_parameters(
         solve = solve.around(differentiating)
     kept = [x for x in used.kept if is_one_of(x, params)]
     return dataclasses.replace(solve, kept_tensors=kept, call=solve.call._replace(named=named is not None)), params
+
+
+def _check_sharding(solve: Solve) -> None:
+    modules = (part for module in modules_of(solve.user_func) for part in module.modules())
+    if any(map(gathers_parameters, modules)):
+        raise GradientError(
+            f"{solve.call}: {solve.call.func} is sharded by FSDP, or a part of it is, which gathers its parameters for "
+            "each evaluation and reduces their gradients after it, as often as it is evaluated. Wrap the model that "
+            f"contains the solve, not {solve.call.func}."
+        )
 
 
 def _named(solve: Solve, adjoint_params: Iterable[Tensor], spelling: str) -> list[Tensor]:

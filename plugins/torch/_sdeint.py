@@ -11,6 +11,7 @@ from torch import Tensor
 from steptape._errors import OptionError, UnsupportedError
 from steptape.compat import _torchsde as host
 from steptape.compat._torch import transforms_active
+from steptape.torch._autograd.used import place_in_order
 from steptape.torch._hosts.torchsde import SdeSolve
 from steptape.torch._options import changed, keep_of, tell, with_parameters
 from steptape.torch._seminorm import with_seminorm
@@ -54,8 +55,8 @@ def sdeint_adjoint(
 
     Args:
         sde: with methods ``f(t, y)`` and ``g(t, y)``, or others the host takes, and attributes ``noise_type`` and
-            ``sde_type``. A ``nn.Module``, or any object if ``adjoint_params`` is given. It is called again in the
-            backward pass, so it must return the same for the same arguments.
+            ``sde_type``. A step is taken once before the solve, with a graph, which shows the tensors it uses, and all
+            are taken again in the backward pass, so it must return the same for the same arguments.
         y0: the state at ``ts[0]``: a floating-point tensor (batch, channels).
         ts: the output times: a 1-D tensor or a sequence of floats, strictly increasing; without gradients.
         bm: the Brownian object; a new ``torchsde.BrownianInterval`` by default.
@@ -67,8 +68,10 @@ def sdeint_adjoint(
         adjoint_options: with ``"aca"``, any of ``"checkpoints"`` (int: keep at most so many states, take the steps
             between them again, and ask ``bm`` for their increments again; None, the default, keeps all, and the
             increments) and ``"checkpoint_device"`` (keep them on another device, such as ``"cpu"``).
-        adjoint_params: the tensors besides ``y0`` and ``extra_solver_state`` to differentiate with respect to; by
-            default ``sde.parameters()``. Tensors that do not require a gradient are left out.
+        adjoint_params: the tensors besides ``y0`` and ``extra_solver_state`` to differentiate with respect to, and no
+            others: ``()`` for none. By default every tensor that the first step uses and that requires a gradient, be
+            it a leaf or computed before the solve or by that step, and the parameters of an sde that is a
+            ``nn.Module``. A ``SteptapeWarning`` names, once, what a list leaves out. What is not used has no gradient.
 
     Returns:
         The solution at ``ts``, shape (len(ts), batch, channels), in the dtype of ``y0``. With ``logqp``, also the
@@ -96,10 +99,10 @@ def sdeint_adjoint(
         OptionError: an argument is wrong, such as an unknown option or adjoint method.
         UnsupportedError: a use whose steps cannot be replayed exactly: increments that require a gradient, increments
             or states that sde changes in place, and the transforms of ``torch.func``.
-        GradientError: where a gradient would be wrong: at once, if one of the first two steps keeps what sde computes
-            from its parameters for another one to use; in the backward pass, if sde uses a tensor that requires one and
-            is no parameter (looked for in the first and the last step), or was computed from parameters before the
-            solve; sde returns other values than before (looked for in the last step), or, with ``checkpoints``, bm.
+        GradientError: where a gradient would be wrong: after the solve, if what the first step computed, and the next
+            one used, was then computed anew; in the backward pass, if sde uses a tensor that the first step did not,
+            and that is neither named nor a parameter of an sde that is a module; or if sde returns other values than
+            before, or, with ``checkpoints``, bm.
 
     Source:
         Zhuang et al., arXiv 2006.02493 (the tape and its replay); Li et al., arXiv 2001.01328 (the host's adjoint);
@@ -159,14 +162,14 @@ def sdeint_adjoint(
     backward = {"adjoint_adaptive": adjoint_adaptive, "adjoint_rtol": adjoint_rtol, "adjoint_atol": adjoint_atol}
     tell("sdeint_adjoint", changed({name: (value, _DEFAULTS[name]) for name, value in backward.items()}))
     keep = _keep_of(adjoint_options)
-    user_sde = sde
+    user_sde, since = sde, place_in_order()
     sde, y0, ts, bm, method, options = host.check_contract(sde, y0, ts, bm, method, adaptive, options, names, logqp)
     host.assert_no_grad(["ts", "dt", "rtol", "atol", "dt_min"], [ts, dt, rtol, atol, dt_min])
     settings = {"dt": dt, "adaptive": adaptive, "rtol": rtol, "atol": atol, "dt_min": dt_min, "options": options}
     extras = None if extra_solver_state is None else len(extra_solver_state)
     solve = SdeSolve(sde, user_sde, bm, ts, method, settings, keep, extras)
     given = (y0, *(extra_solver_state or ()))
-    solve, params = with_parameters(solve, given, torch.nn.Module.parameters, adjoint_params)
+    solve, params = with_parameters(solve, given, torch.nn.Module.parameters, adjoint_params, since=since)
     ys, *after = recorded(solve, *given, *params)
     return host.parse_return(y0, ys, tuple(after), extra, logqp)
 

@@ -98,9 +98,8 @@ def shared_graphs_refused(call: Call) -> Iterator[None]:
         if isinstance(error, GradientError) or "a second time" not in str(error):
             raise
         raise GradientError(
-            f"{call}: {call.func} uses a tensor that was computed from its parameters before this evaluation: before "
-            "the solve, or in an evaluation that kept it. Evaluations cannot share its graph. Compute it in each of "
-            "them, or pass it in adjoint_params instead of what it was computed from."
+            f"{call}: {call.func} uses a tensor that an earlier evaluation computed and kept. "
+            "Evaluations cannot share its graph. Compute it in each of them, or before the solve."
         ) from error
 
 

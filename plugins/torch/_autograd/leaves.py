@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from torch import Tensor
 
@@ -30,24 +30,19 @@ class LeafCheck:
         self,
         outputs: Iterable[Tensor],
         known: Sequence[Tensor],
-        again: Callable[[], Iterable[Tensor]] | None = None,
-        reader: str | None = None,
+        again: Callable[[], Iterable[Tensor]],
     ) -> None:
-        """``again``: makes the outputs again, since leaves that a host or func makes as it is called are others then.
-
-        ``reader``: what depends on them, if it is not the vector field.
-        """
+        """``again``: makes the outputs again: leaves that a host or func makes as it is called are others then."""
         parameters = self._parameters
         unknown = self._unknown(outputs, known)
         # As many as were made for themselves before.
         if parameters.call.named or len(unknown) <= self._passing:
             return
-        if again is not None:
-            kept = {id(x) for x in self._unknown(again(), known)}
-            self._passing = len(unknown)
-            unknown = [x for x in unknown if id(x) in kept]
+        kept = {id(x) for x in self._unknown(again(), known)}
+        self._passing = len(unknown)
+        unknown = [x for x in unknown if id(x) in kept]
         if unknown:
-            raise GradientError(_lost(unknown, parameters, reader))
+            _refuse_unknown(unknown, parameters)
 
     def _unknown(self, outputs: Iterable[Tensor], known: Sequence[Tensor]) -> list[Tensor]:
         known = (*known, *self._parameters.params)
@@ -56,7 +51,7 @@ class LeafCheck:
         unknown = {}
         for node in _nodes(outputs, known):
             if node in replaced:
-                raise GradientError(_not_replaced(self._parameters))
+                _refuse_replaced(self._parameters)
             leaf = getattr(node, "variable", None)
             if leaf is not None and id(leaf) not in leaves:
                 unknown[id(leaf)] = leaf
@@ -76,21 +71,19 @@ def _nodes(outputs: Iterable[Tensor], known: Sequence[Tensor]) -> Iterator[Any]:
         front.extend(parent for parent, _ in node.next_functions)
 
 
-def _lost(unknown: Sequence[Tensor], parameters: Parameters, reader: str | None) -> str:
-    call = parameters.call
-    shapes = ", ".join(str(tuple(x.shape)) for x in unknown)
-    return (
-        f"{call}: {reader or call.func} depends on tensors that require a gradient and that its first evaluation did "
+def _refuse_unknown(unknown: Sequence[Tensor], parameters: Parameters) -> NoReturn:
+    call, shapes = parameters.call, ", ".join(str(tuple(x.shape)) for x in unknown)
+    raise GradientError(
+        f"{call}: {call.func} depends on tensors that require a gradient and that its first evaluation did "
         f"not use (shapes: {shapes}), so their gradient would be lost. Name all of them: "
-        f"adjoint_params=(*{call.func}.parameters(), x, ...). Where parameters are sharded (FSDP), wrap the model that "
-        f"contains the solve, not {call.func}, with use_orig_params=True."
+        f"adjoint_params=(*{call.func}.parameters(), x, ...)."
     )
 
 
-def _not_replaced(parameters: Parameters) -> str:
+def _refuse_replaced(parameters: Parameters) -> NoReturn:
     call, shapes = parameters.call, ", ".join(str(tuple(x.shape)) for x in parameters.replaced)
-    return (
-        f"{call}: {call.func} uses a tensor (shape: {shapes}) that was computed before the solve from another one that "
-        f"{call.func} uses too, in a scripted or compiled module, where its share cannot be told apart. Compute it in "
-        f"{call.func}, or make it a channel of the state with derivative 0."
+    raise GradientError(
+        f"{call}: a scripted function in {call.func} uses a tensor (shape: {shapes}) that was computed before the "
+        f"solve from another one that {call.func} uses too, and where both are used their shares cannot be told apart. "
+        f"Compute it in {call.func}, or do not script that function."
     )

@@ -37,18 +37,24 @@ class Used(NamedTuple):
     differentiates: bool
 
 
-def tensors_used(evaluate: Evaluate, given: Sequence[Tensor]) -> Used:
+def tensors_used(evaluate: Evaluate, given: Sequence[Tensor], since: int) -> Used:
     """The leaves, and the tensors computed before, that ``evaluate(0, *given)`` depends on other than by ``given``.
 
-    ``evaluate(1, *given)``: another one, that uses what the first one may have kept.
+    ``evaluate(1, *given)``: another one, that uses what the first one may have kept; ``since``: the place in the order
+    of nodes after which the host may have evaluated for itself.
     """
-    first = _look(evaluate, 0, given)
-    if not first.left_something:
-        return Used(first.used, [], first.differentiates)
-    looks = [_look(evaluate, n, given) for n in (0, 1)]
+    looks = [_look(evaluate, 0, given)]
+    if looks[0].left_something:
+        looks += [_look(evaluate, n, given) for n in (0, 1)]
     used = list({id(x): x for look in looks for x in look.used}.values())
-    kept = [x for x in used if x.grad_fn is not None and sequence_number(x.grad_fn) >= first.began]
-    return Used(used, kept, first.differentiates)
+    kept = [x for x in used if x.grad_fn is not None and sequence_number(x.grad_fn) >= since]
+    return Used(used, kept, looks[0].differentiates)
+
+
+def place_in_order() -> int:
+    """The place of the next node of a graph in the order in which this thread makes them."""
+    with torch.enable_grad():
+        return sequence_number(torch.ones((), requires_grad=True).clone().grad_fn)
 
 
 def parameters_used(
@@ -56,13 +62,14 @@ def parameters_used(
 ) -> list[Tensor]:
     """What to differentiate with respect to besides what a solve is given: all that func uses, and ``own``.
 
-    ``own``: the parameters of a module, used or not yet; not those that only tensors are computed from that are used.
+    ``own``: the parameters of a module, used or not yet; not those that only tensors are computed from that are used
+    in the place of the module's own.
     ``named``: of all these, those alone that are named, or computed from what is named or given.
     """
     found = used.tensors
     if named is not None:
         found, own = [x for x in found if is_among(x, named, given)], named
-    before = [x for x in found if x.grad_fn is not None]
+    before = [x for x in found if x.grad_fn is not None and not is_one_of(x, used.kept)]
     more = [x for x in own if x.requires_grad and (is_one_of(x, found) or not any(leads_to(y, [x]) for y in before))]
     return list({id(x): x for x in (*more, *found)}.values())
 
@@ -82,38 +89,33 @@ def is_among(x: Tensor, named: Sequence[Tensor], given: Sequence[Tensor]) -> boo
 
 
 def check_kept(kept: Sequence[Tensor], evaluate: Evaluate, given: Sequence[Tensor], call: Call) -> None:
-    """Raise if, after the solve, an evaluation no longer uses what the first one kept: then it has no history."""
-    if not kept:
-        return
-    with torch.no_grad(), _Operations() as operations:
-        used = [*tensors_of(evaluate(0, *(x.clone() for x in given))), *operations.entered]
-    gone = next((x for x in kept if not is_one_of(x, used)), None)
-    if gone is not None:
-        raise GradientError(
-            f"{call}: {call.func} computed a tensor of shape {tuple(gone.shape)} in its first evaluation, used it in "
-            "the next one, and then computed it anew. The solve builds no graph, so the gradient of what it was "
-            "computed from would be lost. Compute it in each evaluation, or once and for all; or detach() it, if it "
-            "needs no gradient."
-        )
+    """Raise if, after the solve, evaluations at its ends do not use what the first one kept: others have no history."""
+    for n in (0, -1):
+        with torch.no_grad(), _Operations() as operations:
+            used = [*tensors_of(evaluate(n, *(x.clone() for x in given))), *operations.entered]
+        unused = next((x for x in kept if not is_one_of(x, used)), None)
+        if unused is not None:
+            raise GradientError(
+                f"{call}: {call.func} computed a tensor of shape {tuple(unused.shape)} in its first evaluation, which "
+                "the next one used again, and later ones do not. They build no graph, so the gradient of what they "
+                "compute and keep in its place would be lost. Compute it in each evaluation, or once and for all; or "
+                "detach() it, if it needs no gradient."
+            )
 
 
 class _Seen(NamedTuple):
-    """What one evaluation used, and whether it ``left_something`` that it computed.
-
-    ``began``: its place in the order in which nodes of graphs are made.
-    """
+    """What one evaluation used, whether it ``left_something`` that it computed, and whether it differentiates."""
 
     used: list[Tensor]
     left_something: bool
     differentiates: bool
-    began: int
 
 
 def _look(evaluate: Evaluate, n: int, given: Sequence[Tensor]) -> _Seen:
     with torch.enable_grad():
         # Copies, by which what it is given is told from the same tensors reached otherwise, as in a closure.
         apart = [x.clone() for x in given]
-        began = sequence_number(torch.ones((), requires_grad=True).clone().grad_fn)
+        began = place_in_order()
         with _Operations() as operations:
             outputs = list(tensors_of(evaluate(n, *apart)))
     made: list[weakref.ref[Tensor]] = []
@@ -133,7 +135,7 @@ def _look(evaluate: Evaluate, n: int, given: Sequence[Tensor]) -> _Seen:
     operations.entered.clear()
     used += [x for x in (leaf() for leaf in leaves) if x is not None]
     left = any(x is not None and x.grad_fn is not None for x in (ref() for ref in made))
-    return _Seen(used, left, operations.differentiated, began)
+    return _Seen(used, left, operations.differentiated)
 
 
 def _ends(outputs: Sequence[Tensor], outside: dict[Edge, Tensor]) -> list[Tensor]:

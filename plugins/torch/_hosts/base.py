@@ -88,7 +88,10 @@ class Solve(abc.ABC):
 
     @abc.abstractmethod
     def evaluated(self, n: int, *given: Tensor) -> Any:
-        """What the solve evaluates first (n = 0), or next (n = 1), for a given state, as part of the caller's graph."""
+        """What the solve evaluates first (n = 0), next (1), or at the end (-1), for the given state.
+
+        As part of the caller's graph.
+        """
 
     @abc.abstractmethod
     def around(self, enclose: Callable[[Callable[[], Any]], Any]) -> Solve:

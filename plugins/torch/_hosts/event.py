@@ -38,7 +38,8 @@ def differentiable_time(solve: OdeSolve, end: Tensor, state: Tensor, params: Seq
         in_t = torch.zeros_like(t) if in_t is None else in_t
         in_y = torch.zeros_like(y) if in_y is None else in_y
         with torch.no_grad():
-            speed = in_t + _dot(in_y, solve.func(*fixed))
+            # The host's odeint_event adds as much, lest it be zero.
+            speed = in_t + _dot(in_y, solve.func(*fixed)) + 1e-12
         if solve.call.named:
             shares = [(x, g) for x, g in zip((state, *params), (in_y, *in_params), strict=True) if g is not None]
             value = sum((_dot(g, x - x.detach()) for x, g in shares), torch.zeros_like(value))

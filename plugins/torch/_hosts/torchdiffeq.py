@@ -95,6 +95,10 @@ class OdeSolve(Solve):
         return self.scheme.vector_field(self.func)
 
     @property
+    def _has_grid(self) -> bool:
+        return self.options.get("grid_constructor") is not None
+
+    @property
     def has_callbacks(self) -> bool:  # type: ignore[override]
         return any(hasattr(self.user_func, name) for name in host.CALLBACKS)
 
@@ -105,9 +109,10 @@ class OdeSolve(Solve):
         """A new solver of the host for this call."""
         return host.SOLVERS[self.method](func=self.func, y0=y0, rtol=self.rtol, atol=self.atol, **self.options)
 
-    def evaluated(self, n: int, *given: Tensor) -> Tensor:
+    def evaluated(self, n: int, *given: Tensor) -> Any:
         y0, t, *_ = given
-        return self.func(t[0], y0)
+        slope = self.func(t[min(n, 0)], y0)
+        return (slope, self.solver(y0).grid_constructor(self.func, y0, t)) if self._has_grid else slope
 
     def integrate(self, *given: Tensor) -> tuple[Tensor, Tensor]:
         y0, t, _ = given

@@ -148,8 +148,8 @@ class SdeSolve(Solve):
     def evaluated(self, n: int, *given: Tensor) -> Any:
         y0, *extra = given
         solver = self.solver(self.sde, StillBrownian(self.bm))
-        t0 = self.ts[0]
-        for _ in range(n):
+        t0 = self.ts[min(n, 0)]
+        if n == 1:
             t0 = t0 + self.settings["dt"]
         if self.extras is None:
             extra = solver.init_extra_solver_state(t0, y0)

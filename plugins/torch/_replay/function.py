@@ -11,7 +11,6 @@ from torch import Tensor
 from steptape.compat._torch import transforms_active
 from steptape.torch._autograd.field import Field
 from steptape.torch._autograd.graph import Gate, Parameters
-from steptape.torch._autograd.leaves import LeafCheck
 from steptape.torch._autograd.surroundings import Surroundings
 from steptape.torch._autograd.used import check_kept
 from steptape.torch._hosts.base import Solve, Timeline
@@ -102,7 +101,6 @@ class ReplayBack:
         with torch.enable_grad(), self._parameters.in_place():
             leaves = [x.detach().requires_grad_(need) for x, need in zip(self._given, self._needed, strict=False)]
             start, timeline = self._solve.start(self._tape, leaves, self._surroundings)
-        LeafCheck(self._parameters)(timeline, leaves, reader="the grid_constructor")
         sweep = self._sweep(timeline)
         sweep.checks_all = self._solve.has_callbacks
         at_start = sweep.run(solution[1:], [torch.zeros_like(solution[0]), *at_end])

@@ -1,4 +1,4 @@
-"""A tensor that the first evaluation caches has no history in a solve: it is refused before anything is returned."""
+"""What the first evaluation computes and keeps has its gradient, or is refused where others come in its place."""
 
 import functools
 
@@ -8,11 +8,12 @@ import torch.nn.utils.parametrize as parametrize
 import torchdiffeq
 
 from steptape import GradientError
-from steptape.torch import install, odeint_adjoint
+from steptape.shared_tests.oracles.distance import distance
+from steptape.torch import odeint_adjoint
 
 T = torch.tensor([0.0, 0.5, 1.0], dtype=torch.float64)
 Y0 = torch.linspace(-1, 1, 6, dtype=torch.float64).view(2, 3)
-SAID = r"^odeint_adjoint.*computed a tensor of shape \(3, 3\) in its first evaluation and used it again in the next"
+SAID = r"^odeint_adjoint.*computed a tensor of shape \(3, 3\) in its first evaluation, which the next one used again"
 
 
 class Field(torch.nn.Module):
@@ -100,18 +101,25 @@ def solve(func, y0=None, t=T, **call):
 
 @pytest.mark.parametrize("call", SOLVES.values(), ids=SOLVES)
 @pytest.mark.parametrize("cache", CACHES)
-def test_refused(cache, call):
+def test_has_its_gradient(cache, call):
     t = T[::2] if call.get("method") == "euler" else T
-    with pytest.raises(GradientError, match=SAID):
-        solve(cache(), t=t, **call)
+    tight = {"rtol": 1e-9, "atol": 1e-9} if call.get("adjoint_method") == "quadrature" else {}
+    first = {"options": {"first_step": 0.1}} if call.get("method", "dopri5") == "dopri5" else {}
+
+    def gradient(odeint, **call):
+        torch.manual_seed(0)
+        func, y0 = cache(), Y0.clone().requires_grad_()
+        with parametrize.cached():
+            ys = odeint(func, y0, t, **tight, **first, **call)
+        found = torch.autograd.grad(ys.sum(), (y0, *func.parameters()), allow_unused=True)
+        return [x for x in found if x is not None]
+
+    found = gradient(odeint_adjoint, **{"adjoint_method": "aca", **call})
+    expected = gradient(torchdiffeq.odeint, method=call.get("method"))
+    assert distance(found, expected) < (1e-6 if tight else 1e-12)
 
 
-def test_refused_under_install():
-    with install(), pytest.raises(GradientError, match=SAID):
-        torchdiffeq.odeint(Attribute(), Y0, T, method="aca")
-
-
-def test_refused_for_a_closure():
+def test_has_its_gradient_with_the_tensors_that_are_named():
     W, memory = torch.ones(3, 3, dtype=torch.float64, requires_grad=True), []
 
     def func(t, y):
@@ -119,8 +127,12 @@ def test_refused_for_a_closure():
             memory.append(W.sin())
         return y @ memory[0]
 
-    with pytest.raises(GradientError, match=SAID):
-        solve(func, adjoint_params=(W,))
+    def gradient(odeint, **call):
+        memory.clear()
+        return torch.autograd.grad(odeint(func, Y0, T, method="rk4", **call).sum(), W)
+
+    found = gradient(odeint_adjoint, adjoint_method="aca", adjoint_params=(W,))
+    assert distance(found, gradient(torchdiffeq.odeint)) < 1e-12
 
 
 def test_not_where_no_gradient_is_asked_for():

@@ -344,11 +344,6 @@ def test_an_option_that_the_registered_solver_does_not_take(options, error, reas
         torchdiffeq.odeint(Rotation(), start(), T, method="aca", options=options)
 
 
-def test_the_registered_solver_must_know_the_parameters():
-    with install(), pytest.raises(OptionError, match=r"func is no torch.nn.Module.*options=\{'adjoint_params': "):
-        torchdiffeq.odeint(lambda t, y: y, start(), T, method="aca")
-
-
 def test_the_user_s_callbacks_are_called_without_a_warning(recwarn):
     func, seen = Rotation(), []
     func.callback_accept_step = lambda t, y, h: seen.append(float(t))

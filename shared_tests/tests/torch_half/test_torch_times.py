@@ -58,8 +58,9 @@ def test_times_are_those_of_the_solve(method, dtype, t_dtype):
                 if name in call["options"]:
                     call["options"][name] = start + call["options"][name]
             gradient(odeint_adjoint, func, t, dtype, **call)
-            assert func.times[True]
-            assert set(func.times[True]) <= set(func.times[False])
+            # The first one finds what func uses.
+            assert func.times[True][1:]
+            assert set(func.times[True][1:]) <= set(func.times[False])
 
 
 @pytest.mark.parametrize(("start", "omega"), [(300.0, 6.2832), (1000.0, 300.0), (-10.0, 20.0)])
