@@ -1,5 +1,6 @@
 """What a replay costs: evaluations and states, counted exactly."""
 
+import contextlib
 import gc
 import weakref
 
@@ -57,14 +58,27 @@ def test_backward_evaluates_each_accepted_stage_once_and_no_rejected_try(method)
     assert func.evaluations - forward == STAGES[method] * steps + (method in ADAPTIVE)
 
 
+@contextlib.contextmanager
+def saved():
+    """What graphs that are alive hold of what was saved in the block."""
+    noted = []
+
+    def pack(x):
+        x = x.view_as(x)
+        noted.append(weakref.ref(x))
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+        yield lambda: [x for x in (ref() for ref in noted) if x is not None]
+
+
 @pytest.mark.parametrize("method", ["dopri5", "bosh3", "adaptive_heun", "rk4"])
 @pytest.mark.parametrize("checkpoints", [1, 4, 16])
 def test_a_budget_of_checkpoints_is_kept_and_recomputes_what_the_plan_says(method, checkpoints):
-    held = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda x: held.append(x) or x, lambda x: x):
+    with saved() as held:
         func, y0, ys = solve(method, adjoint_options={"checkpoints": checkpoints})
     steps = func.accepted or func.tries
-    states = [x for x in held if x.shape == y0.shape]
+    states = [x for x in held() if x.shape == y0.shape]
     assert len(states) <= 1 + checkpoints * (2 if method in CARRIES_A_SLOPE else 1)
     forward, keeper = func.evaluations, Keeper(checkpoints)
     for step in range(steps):
@@ -108,10 +122,9 @@ def test_stage_by_stage_one_graph_is_alive_at_a_time(method):
 
 @pytest.mark.parametrize("method", [*ADAPTIVE, "rk4"])
 def test_the_tape_holds_states_and_scalars_and_no_graph(method):
-    held = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda x: held.append(x) or x, lambda x: x):
+    with saved() as held:
         func, y0, ys = solve(method)
-    steps = func.accepted or func.tries
+    held, steps = held(), func.accepted or func.tries
     assert all(x.grad_fn is None for x in held)
     states = [x for x in held if x.shape == y0.shape]
     # y0 is both an input and the first state.
