@@ -1,8 +1,10 @@
 """PyTorch's private names, each with the reason steptape needs it."""
 
+import functools
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 
@@ -77,3 +79,26 @@ class OperationMode(TorchDispatchMode):
     def operate(self, name: str, run: Callable[[], Any], args: Any) -> Any:
         """Run an operation."""
         raise NotImplementedError
+
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+_NO_GRAPH = (
+    "a solve takes its steps by the values of the state, which no graph of torch.compile has, so it runs between two of "
+    "them. Leave out fullgraph=True for what contains the solve, as in torch.compile(model); or compile its parts with "
+    "it, as in func.compile(fullgraph=True)."
+)
+
+
+def between_graphs(function: Function) -> Function:
+    """A function that runs as it is when what contains it is compiled; with ``fullgraph=True`` torch says why not."""
+    # Not everywhere: inside ``disable`` no compiled func would run compiled. torch 2.4 takes no reason.
+    words = {"reason": _NO_GRAPH} if "reason" in inspect.signature(torch.compiler.disable).parameters else {}
+    uncompiled = torch.compiler.disable(function, **words)
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_compiling():
+            return uncompiled(*args, **kwargs)
+        return function(*args, **kwargs)
+
+    return cast("Function", call)
