@@ -30,10 +30,18 @@ try:
     # Whether there are any transforms.
     transforms_active = torch._C._are_functorch_transforms_active
 
+    # Whether a block of forward mode is entered, by its level.
+    _ = torch.autograd.forward_ad._current_level
+
     # torch.autograd.grad without its checks, which take as long as the backward pass of a small layer.
     _run_backward = torch.autograd.Variable._execution_engine.run_backward
 except (ImportError, AttributeError) as error:
     raise unsupported("torch", error, "torch") from error
+
+
+def forward_mode_active() -> bool:
+    """Whether this is a block of ``torch.autograd.forward_ad.dual_level``."""
+    return torch.autograd.forward_ad._current_level >= 0
 
 
 def is_batch_of_cotangents(x: torch.Tensor) -> bool:
@@ -83,9 +91,9 @@ class OperationMode(TorchDispatchMode):
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 _NO_GRAPH = (
-    "a solve takes its steps by the values of the state, which no graph of torch.compile has, so it runs between two of "
-    "them. Leave out fullgraph=True for what contains the solve, as in torch.compile(model); or compile its parts with "
-    "it, as in func.compile(fullgraph=True)."
+    "a solve takes its steps by the values of the state, which no graph of torch.compile has, so it runs between two. "
+    "Leave out fullgraph=True for what contains the solve, as in torch.compile(model), or compile func alone, by "
+    "func.compile()."
 )
 
 

@@ -29,7 +29,7 @@ class Default:
         """Check what argparse does not."""
         if checkpoints is not None and checkpoints < 1:
             raise OptionError(
-                f"steptape run --checkpoints {checkpoints}: must be a positive number of states. Leave it out to keep all."
+                f"steptape run --checkpoints {checkpoints}: must be a positive number of states, or left out."
             )
         return cls(adjoint, override, checkpoints)
 

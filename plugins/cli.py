@@ -62,8 +62,8 @@ def _add_run(commands: Any) -> None:
         allow_abbrev=False,
         help="run a Python script, unedited, with the gradients of steptape by default",
         description="Runs a script, or a module, as Python does, with install(default=...) in each of torchdiffeq, "
-        "torchsde and diffrax that it imports: solves that name no adjoint take ours. Processes that it starts anew, and "
-        "what is compiled elsewhere, do not.",
+        "torchsde and diffrax that it imports: solves that name no adjoint take ours, but not those of processes that "
+        "it starts anew.",
         epilog="Options of steptape come before the script; what follows it is the script's.",
     )
     run.add_argument(
@@ -75,7 +75,7 @@ def _add_run(commands: Any) -> None:
     run.add_argument(
         "--override",
         action="store_true",
-        help="also for solves that name an adjoint of the host's own, and instead of back-propagation through plain ones",
+        help="also for solves that name an adjoint of the host's own, and for plain odeint and sdeint",
     )
     run.add_argument(
         "--checkpoints", type=int, metavar="K", help="keep at most K states of a solve, recompute the others"

@@ -34,14 +34,14 @@ def install(
 
     With a ``default``, calls need not name the adjoint:
 
-    - ``odeint_adjoint`` and ``sdeint_adjoint`` without ``adjoint_method`` take it. Such a call is refused where it would
-      be if it named it: another adjoint in its place would be another gradient. Where no gradient is asked for (under
-      ``no_grad``), every solver runs.
+    - ``odeint_adjoint`` and ``sdeint_adjoint`` without ``adjoint_method`` take it, and are refused where a call that
+      names it is: another adjoint in its place would be another gradient. Under ``no_grad``, every solver runs.
     - With ``override=True``, so do those that name an adjoint of the host's own, and plain ``odeint``, ``sdeint`` and
-      ``odeint_event`` where gradients are on. The solution stays the host's. Plain calls that cannot be replayed are
-      back-propagated through, as without us, which is as exact: of solvers that cannot be, such as ``scipy_solver``; with
-      an option that requires a gradient; inside the transforms of ``torch.func``. What shows only while func is
-      evaluated, or in the backward pass, is refused: evaluating it anew could draw other random numbers.
+      ``odeint_event`` where gradients are on. The solution stays the host's. Plain calls that are known not to be
+      replayed stay the host's whole, since back-propagation through them is as exact: those with a solver that is none
+      of torchdiffeq's, or is ``scipy_solver``; with an option that requires a gradient; in forward mode, and inside the
+      transforms of ``torch.func``. What shows only while func is evaluated, or in the backward pass, is refused:
+      evaluated anew, func could draw other random numbers.
 
     Reached are call sites that look the function up in torchdiffeq when they call it (such as torchcde's), and modules
     that hold it under a global name of their own, whatever that is, imported before or after

@@ -9,7 +9,7 @@ import torch
 
 from steptape._errors import OptionError
 from steptape.compat import _torchdiffeq as host
-from steptape.compat._torch import between_graphs, transforms_active
+from steptape.compat._torch import between_graphs, forward_mode_active, transforms_active
 from steptape.torch import _odeint
 from steptape.torch._hosts.scheme import Adaptive, Scheme, scheme_of
 from steptape.torch._setting import INSTALLATIONS, Setting
@@ -69,7 +69,7 @@ def _forward_alone(*args: Any, **kwargs: Any) -> Any:
 
 def _is_ours(setting: Setting, method: Any = None, options: Any = None, **kwargs: Any) -> bool:
     """Whether a plain call is one that the default adjoint can replay; else it is back-propagated through."""
-    if not torch.is_grad_enabled() or transforms_active():
+    if not torch.is_grad_enabled() or transforms_active() or forward_mode_active():
         return False
     if any(isinstance(value, torch.Tensor) and value.requires_grad for value in (options or {}).values()):
         return False

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from steptape.compat import _torchsde as host
-from steptape.compat._torch import between_graphs, transforms_active
+from steptape.compat._torch import between_graphs, forward_mode_active, transforms_active
 from steptape.torch import _sdeint
 from steptape.torch._setting import INSTALLATIONS, Setting
 
@@ -37,7 +37,7 @@ sdeint_adjoint.__doc__ = _sdeint.sdeint_adjoint.__doc__
 def sdeint(*args: Any, **kwargs: Any) -> Any:
     setting = INSTALLATIONS.setting
     ours = setting is not None and setting.override and setting.default == "aca"
-    if not ours or not torch.is_grad_enabled() or transforms_active():
+    if not ours or not torch.is_grad_enabled() or transforms_active() or forward_mode_active():
         return host.sdeint(*args, **kwargs)
     known = inspect.signature(host.sdeint).parameters
     host.handle_unused_kwargs({name: kwargs.pop(name) for name in set(kwargs) - set(known)}, msg="`sdeint`")
