@@ -11,7 +11,7 @@ from steptape.compat import _diffrax as host
 
 # Not ForwardMode and ImplicitAdjoint, which are for another derivative.
 _OF_HOST = (diffrax.RecursiveCheckpointAdjoint, diffrax.DirectAdjoint, diffrax.BacksolveAdjoint)
-_INSTALLATIONS = Installations("diffrax.diffeqsolve with `adjoint=`")
+_installed = Installations("diffrax.diffeqsolve with `adjoint=`")
 
 
 def install(default: diffrax.AbstractAdjoint, *, override: bool = False) -> Installation:
@@ -61,13 +61,13 @@ def install(default: diffrax.AbstractAdjoint, *, override: bool = False) -> Inst
         raise OptionError(
             f"install(default={default!r}): must be an adjoint, such as steptape.jax.AdaptiveCheckpointAdjoint()."
         )
-    return Installation(_INSTALLATIONS, [_DOOR], (default, override))
+    return Installation(_installed, [_DOOR], (default, override))
 
 
 @functools.wraps(host.diffeqsolve, updated=())
 def _diffeqsolve(*args: Any, **kwargs: Any) -> diffrax.Solution:
-    if _INSTALLATIONS.setting is not None:
-        default, override = _INSTALLATIONS.setting
+    if _installed.setting is not None:
+        default, override = _installed.setting
         if "adjoint" not in kwargs or (override and type(kwargs["adjoint"]) in _OF_HOST):
             kwargs["adjoint"] = default
     return host.diffeqsolve(*args, **kwargs)

@@ -73,13 +73,17 @@ def install(
     Example:
         >>> import torch, torchdiffeq
         >>> from steptape.torch import install
-        >>> func = torch.nn.Linear(1, 1, bias=False)
-        >>> func.weight = torch.nn.Parameter(-torch.ones(1, 1))
+        >>> class Decay(torch.nn.Module):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.rate = torch.nn.Parameter(torch.tensor(1.0))
+        ...     def forward(self, t, y):
+        ...         return -self.rate * y
+        >>> func, y0, t = Decay(), torch.ones(1), torch.tensor([0.0, 1.0])
         >>> with install(default="aca", adjoint_options={"checkpoints": 16}):
-        ...     ys = torchdiffeq.odeint_adjoint(lambda t, y: func(y), torch.ones(1), torch.tensor([0.0, 1.0]),
-        ...                                     adjoint_params=tuple(func.parameters()))
-        >>> print(f"{torch.autograd.grad(ys[-1].sum(), func.weight)[0].item():.3f}")  # exp(-1)
-        0.368
+        ...     ys = torchdiffeq.odeint_adjoint(func, y0, t)
+        >>> print(f"{torch.autograd.grad(ys[-1].sum(), func.rate)[0]:.3f}")  # -exp(-1)
+        -0.368
     """
     setting = _setting(default, adjoint_options, override)
     return Installation(INSTALLATIONS, _places(override), setting)
