@@ -68,8 +68,8 @@ class Program:
     def run(self, default: Default) -> None:
         """Run it as ``__main__``; each host that it imports takes the default."""
         hosts = [
-            _OnImport(("torchdiffeq", "torchsde"), default.install_in_torch),
-            _OnImport(("diffrax",), default.install_in_jax),
+            _OnImport(("torchdiffeq", "torchsde"), "steptape.torch", default.install_in_torch),
+            _OnImport(("diffrax",), "steptape.jax", default.install_in_jax),
         ]
         sys.meta_path[:0] = hosts
         if self.as_module:
@@ -89,10 +89,10 @@ def _exists(module: str) -> bool:
 
 
 class _OnImport(MetaPathFinder):
-    """Calls ``install``, once, right after the first of the modules of these names was imported."""
+    """Calls ``install`` of a half, once, right after the first of these hosts was imported, or the half itself."""
 
-    def __init__(self, names: tuple[str, ...], install: Callable[[], None]):
-        self._names, self._install = names, install
+    def __init__(self, hosts: tuple[str, ...], half: str, install: Callable[[], None]):
+        self._names, self._half, self._install = (*hosts, half), half, install
 
     def find_spec(self, name: str, path: Any = None, target: ModuleType | None = None) -> ModuleSpec | None:
         if name not in self._names:
@@ -109,8 +109,9 @@ class _OnImport(MetaPathFinder):
         def exec_module(module: ModuleType) -> None:
             del loader.exec_module
             execute(module)
-            # Installing imports the other one.
-            if self in sys.meta_path:
+            half = sys.modules.get(self._half)
+            # Once, though installing imports more; and not in the midst of a half that imports its hosts.
+            if self in sys.meta_path and (half is None or hasattr(half, "install")):
                 sys.meta_path.remove(self)
                 self._install_or_exit()
 
