@@ -12,11 +12,15 @@ from steptape.compat._unsupported import unsupported
 
 try:
     import diffrax as _diffrax  # noqa: F401  (a missing diffrax and a changed one are told apart by the error)
+    from diffrax import diffeqsolve as diffeqsolve  # The host's own, whatever its name stands for later.
     from diffrax._integrate import State as State  # The loop's state: the tape keeps some of its fields.
     from diffrax._integrate import loop as loop  # The solve itself; a custom adjoint hands it an outer loop.
     from diffrax._term import WrapTerm as WrapTerm  # Tells an ODE's term from others, inside a custom adjoint.
 except ImportError as error:
     raise unsupported("diffrax", error, "jax") from error
+
+# The module that holds diffeqsolve under its name, and the one where diffrax looks it up itself.
+HOLDERS, KEEPERS = ("diffrax",), ("diffrax._integrate",)
 
 _STATE_FIELDS = {
     "y",

@@ -1,8 +1,10 @@
 """PyTorch's private names, each with the reason steptape needs it."""
 
+import functools
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 
@@ -31,6 +33,9 @@ try:
     # The node of a graph whose backward pass is running: an evaluation in which there is one takes derivatives inside.
     running_node = torch._C._current_autograd_node
 
+    # Whether a block of forward mode is entered, by its level.
+    _ = torch.autograd.forward_ad._current_level
+
     # torch.autograd.grad without its checks, which take as long as the backward pass of a small layer.
     _run_backward = torch.autograd.Variable._execution_engine.run_backward
 except (ImportError, AttributeError) as error:
@@ -41,6 +46,11 @@ def gathers_parameters(module: torch.nn.Module) -> bool:
     """Whether a module has its parameters for the time of an evaluation alone, as those that FSDP wraps do."""
     # By name, since the import of torch.distributed takes longer than that of all else.
     return any(kind.__name__ in ("FullyShardedDataParallel", "FSDPModule") for kind in type(module).__mro__)
+
+
+def forward_mode_active() -> bool:
+    """Whether this is a block of ``torch.autograd.forward_ad.dual_level``."""
+    return torch.autograd.forward_ad._current_level >= 0
 
 
 def is_batch_of_cotangents(x: torch.Tensor) -> bool:
@@ -92,3 +102,26 @@ class OperationMode(TorchDispatchMode):
     def operate(self, run: Callable[[], Any], args: Sequence[Any]) -> Any:
         """Run an operation."""
         raise NotImplementedError
+
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+_NO_GRAPH = (
+    "a solve takes its steps by the values of the state, which no graph of torch.compile has, so it runs between two. "
+    "Leave out fullgraph=True for what contains the solve, as in torch.compile(model), or compile func alone, by "
+    "func.compile()."
+)
+
+
+def between_graphs(function: Function) -> Function:
+    """A function that runs as it is when what contains it is compiled; with ``fullgraph=True`` torch says why not."""
+    # Not everywhere: inside ``disable`` no compiled func would run compiled. torch 2.4 takes no reason.
+    words = {"reason": _NO_GRAPH} if "reason" in inspect.signature(torch.compiler.disable).parameters else {}
+    uncompiled = torch.compiler.disable(function, **words)
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_compiling():
+            return uncompiled(*args, **kwargs)
+        return function(*args, **kwargs)
+
+    return cast("Function", call)

@@ -16,12 +16,13 @@ try:
     # The parameters odeint_adjoint differentiates, also inside a DataParallel replica.
     from torchdiffeq._impl.adjoint import find_parameters as find_parameters
 
-    # The host's own function, whatever its name stands for later.
+    # The host's own functions, whatever their names stand for later.
     from torchdiffeq._impl.adjoint import odeint_adjoint as odeint_adjoint
 
     # Solver classes by name.
     from torchdiffeq._impl.odeint import SOLVERS as SOLVERS
-    from torchdiffeq._impl.odeint import odeint_event
+    from torchdiffeq._impl.odeint import odeint as odeint
+    from torchdiffeq._impl.odeint import odeint_event as odeint_event
 
     # The host's normal form of a call and of its result: flat state, increasing t, wrapped func, defaults filled in.
     _check_inputs = misc._check_inputs
@@ -58,8 +59,12 @@ _called = CALLBACKS & set(_OWN["_adaptive_step"].__code__.co_names)
 if _called != CALLBACKS & VALID_CALLBACKS or _called not in (CALLBACKS, set()):
     raise unsupported("torchdiffeq", f"{', '.join(sorted(CALLBACKS))}, called from its adaptive steps", "torch")
 
-# The modules that hold odeint_adjoint under its name.
-HOLDERS = ("torchdiffeq", "torchdiffeq._impl", "torchdiffeq._impl.adjoint")
+# The modules that hold a function under its name.
+HOLDERS = {
+    "odeint_adjoint": ("torchdiffeq", "torchdiffeq._impl", "torchdiffeq._impl.adjoint"),
+    "odeint": ("torchdiffeq", "torchdiffeq._impl", "torchdiffeq._impl.odeint", "torchdiffeq._impl.adjoint"),
+    "odeint_event": ("torchdiffeq", "torchdiffeq._impl", "torchdiffeq._impl.odeint"),
+}
 
 FIXED_GRID_NAMES = {
     getattr(fixed_grid, name): name.lower()

@@ -5,6 +5,7 @@ from typing import Any
 from steptape.compat._unsupported import unsupported
 
 try:
+    from torchsde import sdeint as sdeint
     from torchsde import sdeint_adjoint as sdeint_adjoint
     from torchsde._core.base_sde import ForwardSDE as ForwardSDE  # What the solvers call, made from an SDE.
     from torchsde._core.interp import linear_interp as linear_interp  # The outputs between the ends of a step.
@@ -26,8 +27,11 @@ try:
 except (ImportError, AttributeError) as error:
     raise unsupported("torchsde", error, "sde") from error
 
-# The modules that hold sdeint_adjoint under its name.
-HOLDERS = ("torchsde", "torchsde._core.adjoint")
+# The modules that hold a function under its name.
+HOLDERS = {
+    "sdeint_adjoint": ("torchsde", "torchsde._core.adjoint"),
+    "sdeint": ("torchsde", "torchsde._core.sdeint"),
+}
 
 
 def sde_under(sde: Any) -> Any:

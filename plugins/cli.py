@@ -5,8 +5,9 @@ import importlib.util
 import shlex
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from steptape._errors import OptionError, SteptapeError, UnsupportedHostVersion
 
@@ -18,10 +19,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return 0, or 1 where a promise is broken, or 2 where the call is wrong."""
     options = _parser().parse_args(arguments)
     try:
-        return options.run(options)
+        then = options.run(options)
     except SteptapeError as error:
         print(f"steptape: {error}", file=sys.stderr)
         return 2
+    # The errors of a user's program are its own.
+    return then() if callable(then) else then
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -49,7 +52,53 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="folder of a report, or of such folders")
     report.add_argument("--out", type=Path, default=Path("version-report"), metavar="DIR", help="folder to write to")
     report.set_defaults(run=_report)
+    _add_run(commands)
     return parser
+
+
+def _add_run(commands: Any) -> None:
+    run = commands.add_parser(
+        "run",
+        allow_abbrev=False,
+        help="run a Python script, unedited, with the gradients of steptape by default",
+        description="Runs a script, or a module, as Python does, with install(default=...) in each of torchdiffeq, "
+        "torchsde and diffrax that it imports: solves that name no adjoint take ours, but not those of processes that "
+        "it starts anew.",
+        epilog="Options of steptape come before the script; what follows it is the script's.",
+    )
+    run.add_argument(
+        "--default",
+        choices=("aca", "quadrature"),
+        default="aca",
+        help="the adjoint (default: aca, the exact gradient of the solution that is computed)",
+    )
+    run.add_argument(
+        "--override",
+        action="store_true",
+        help="also for solves that name an adjoint of the host's own, and for plain odeint and sdeint",
+    )
+    run.add_argument(
+        "--checkpoints", type=int, metavar="K", help="keep at most K states of a solve, recompute the others"
+    )
+    run.add_argument("-m", dest="as_module", action="store_true", help="run a module of this name, as python -m does")
+    run.add_argument("target", metavar="script.py", help="the script, or with -m the module")
+    run.add_argument("arguments", nargs=argparse.REMAINDER, metavar="...", help="its arguments")
+    run.set_defaults(run=_run)
+
+
+def _run(options: argparse.Namespace) -> Callable[[], int]:
+    """Read the call; what is returned runs the program."""
+    from steptape._run import Default, Program
+
+    default = Default.of(options.default, options.override, options.checkpoints)
+    program = Program(options.target, options.arguments, options.as_module)
+    program.prepare()
+
+    def run() -> int:
+        program.run(default)
+        return 0
+
+    return run
 
 
 def _parity(options: argparse.Namespace) -> int:

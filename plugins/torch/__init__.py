@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from steptape.torch._install import Installation as Installation
+from steptape._doors import Installation as Installation
 from steptape.torch._install import install as install
 from steptape.torch._odeint import odeint_adjoint as odeint_adjoint
 from steptape.torch._seminorm import Seminorm as Seminorm

@@ -2,53 +2,25 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import importlib.util
-import sys
-import threading
-from collections.abc import Callable
-from types import ModuleType, TracebackType
-from typing import Any
+from typing import Any, Literal
 
-from steptape._errors import HostChangedError, OptionError
+from steptape._doors import Door, Entry, Installation, Place
+from steptape._errors import OptionError
 from steptape.compat import _torchdiffeq as host
+from steptape.torch import _ode_calls
 from steptape.torch._method import AcaSolver
-from steptape.torch._odeint import odeint_adjoint
-
-_LOCK = threading.RLock()
-_active: list[Installation] = []
+from steptape.torch._options import keep_of
+from steptape.torch._setting import INSTALLATIONS, Setting
 
 
-class Installation:
-    """One ``install()``: undone by ``uninstall()``, or at the end of a ``with`` block."""
-
-    def uninstall(self) -> None:
-        """Undo this ``install()``; the last one still standing gives the hosts back as they were found.
-
-        Raises ``HostChangedError``, and changes nothing, where someone else has replaced ours in the meantime. Calling
-        it again does nothing.
-        """
-        with _LOCK:
-            if self not in _active:
-                return
-            if len(_active) == 1:
-                _check_hosts(installed=True, way_out="Undo that first, then call uninstall() again.")
-                for door in _doors():
-                    _replace(door.ours, door.original)
-                del host.SOLVERS["aca"]
-            _active.remove(self)
-
-    def __enter__(self) -> Installation:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.uninstall()
-
-
-def install() -> Installation:
+def install(
+    default: Literal["aca", "quadrature"] | None = None,
+    *,
+    adjoint_options: dict[str, Any] | None = None,
+    override: bool = False,
+) -> Installation:
     """Make torchdiffeq's own functions, and torchsde's, understand the adaptive checkpoint adjoint.
 
     For call sites one cannot edit, in other libraries or in code that goes on importing torchdiffeq:
@@ -60,21 +32,42 @@ def install() -> Installation:
       ``"adjoint_params"``, both as in ``odeint_adjoint``; all others are the named solver's.
     - ``torchsde.sdeint_adjoint(...)`` is ``steptape.torch.sdeint_adjoint``, where torchsde is installed.
 
+    With a ``default``, calls need not name the adjoint:
+
+    - ``odeint_adjoint`` and ``sdeint_adjoint`` without ``adjoint_method`` take it, and are refused where a call that
+      names it is: another adjoint in its place would be another gradient. Under ``no_grad``, every solver runs.
+    - With ``override=True``, so do those that name an adjoint of the host's own, and plain ``odeint``, ``sdeint`` and
+      ``odeint_event`` where gradients are on. The solution stays the host's. Plain calls that are known not to be
+      replayed stay the host's whole, since back-propagation through them is as exact: those with a solver that is none
+      of torchdiffeq's, or is ``scipy_solver``; with an option that requires a gradient; in forward mode, and inside the
+      transforms of ``torch.func``. What shows only while func is evaluated, or in the backward pass, is refused:
+      evaluated anew, func could draw other random numbers.
+
     Reached are call sites that look the function up in torchdiffeq when they call it (such as torchcde's), and modules
     that hold it under a global name of their own, whatever that is, imported before or after
     (``from torchdiffeq import odeint_adjoint as odeint``). Not reached is what was stored elsewhere before: in a class,
     a closure, a default argument, a container, ``functools.partial``. There, ``adjoint_method="aca"`` is refused in the
-    backward pass.
+    backward pass, and what names no adjoint is the host's own, as without us: install before such code is imported.
+
+    Args:
+        default: the adjoint for calls that name none. torchsde's take ``"aca"`` alone: under ``"quadrature"``, which
+            SDEs have not, they stay torchsde's.
+        adjoint_options: options of the ``default``, for the calls that take it; an option that a call gives itself
+            counts instead. ``"graph"`` applies to solvers whose steps are replayed by stages.
+        override: whether the ``default`` also takes the place of the hosts' own adjoints, where they are named, and of
+            back-propagation through plain calls.
 
     Returns:
-        A handle with ``uninstall()``, which is a context manager as well. Installations nest, and the last one to be
-        undone restores the hosts. All threads see the same ones.
+        A handle with ``uninstall()``, which is a context manager as well. Installations nest: of those that name a
+        default the latest one still active counts, with its options, and the last one to be undone restores the hosts.
+        All threads see the same ones.
 
     Supports:
-        What ``odeint_adjoint`` does, in either form; ``torchdiffeq.odeint_event`` with either; any number of threads.
-        Not ``torchdiffeq.odeint_dense``, which is for dopri5 alone.
+        What ``odeint_adjoint`` does, in each form; ``torchdiffeq.odeint_event``; any number of threads. Not
+        ``torchdiffeq.odeint_dense``, which is for dopri5 alone and is always back-propagated through.
 
     Raises:
+        OptionError: ``default`` is no adjoint of ours, or the others are given without it or do not fit it.
         HostChangedError: someone else has replaced what is to be replaced here; nothing was changed.
 
     Example:
@@ -82,99 +75,48 @@ def install() -> Installation:
         >>> from steptape.torch import install
         >>> rate = torch.nn.Parameter(torch.tensor(1.0))
         >>> func, y0, t = lambda t, y: -rate * y, torch.ones(1), torch.tensor([0.0, 1.0])
-        >>> with install():
-        ...     ys = torchdiffeq.odeint_adjoint(func, y0, t, adjoint_method="aca")
+        >>> with install(default="aca", adjoint_options={"checkpoints": 16}):
+        ...     ys = torchdiffeq.odeint_adjoint(func, y0, t)
         >>> print(f"{torch.autograd.grad(ys[-1].sum(), rate)[0]:.3f}")  # -exp(-1)
         -0.368
     """
-    with _LOCK:
-        if _active:
-            _check_hosts(installed=True, way_out="Undo that, or call steptape.torch.odeint_adjoint.")
-        else:
-            way_out = "Call install() before that happens, or call steptape.torch.odeint_adjoint."
-            _check_hosts(installed=False, way_out=way_out)
-            host.SOLVERS["aca"] = AcaSolver
-            for door in _doors():
-                _replace(door.original, door.ours)
-        installation = Installation()
-        _active.append(installation)
-        return installation
+    setting = _setting(default, adjoint_options, override)
+    return Installation(INSTALLATIONS, _places(override), setting)
 
 
-@functools.wraps(host.odeint_adjoint)
-def _understands_aca(*args: Any, **kwargs: Any) -> Any:
-    if kwargs.get("method") == "aca":
-        raise OptionError(
-            "torchdiffeq.odeint_adjoint(..., method='aca'): 'aca' is a method of torchdiffeq.odeint. Here, name the "
-            "solver and ask for the adjoint: odeint_adjoint(..., method='dopri5', adjoint_method='aca')."
-        )
-    return odeint_adjoint(*args, **kwargs)
-
-
-_understands_aca.__doc__ = odeint_adjoint.__doc__
-
-
-@dataclasses.dataclass(frozen=True)
-class _Door:
-    """A function of a host's, the names in the host's modules that stand for it, and ours in its place.
-
-    ``keeper``: the module of ours that goes on holding the original.
-    """
-
-    names: tuple[str, ...]
-    original: Callable[..., Any]
-    ours: Callable[..., Any]
-    keeper: ModuleType
+def _setting(default: Any, adjoint_options: Any, override: bool) -> Setting | None:
+    if default not in (None, "aca", "quadrature"):
+        raise OptionError(f"install(default={default!r}): no adjoint of steptape. Use 'aca' or 'quadrature'.")
+    if default is None:
+        for name, value in {"adjoint_options": adjoint_options, "override": override or None}.items():
+            if value is not None:
+                raise OptionError(
+                    f"install({name}={value!r}): is for a default adjoint, and none is named. Pass default='aca' too."
+                )
+        return None
+    options = dict(adjoint_options or {})
+    if default == "aca":
+        keep_of(options, "install")
+    return Setting(default, options, override)
 
 
 @functools.cache
-def _doors() -> tuple[_Door, ...]:
-    """torchdiffeq's, and torchsde's if it is installed."""
-    names = tuple(f"{module}.odeint_adjoint" for module in host.HOLDERS)
-    doors = [_Door(names, host.odeint_adjoint, _understands_aca, host)]
+def _places(override: bool) -> tuple[Place, ...]:
+    """What is replaced: torchdiffeq's, and torchsde's if it is installed."""
+    places: list[Place] = list(_places(False)) if override else [_SOLVER]
+    functions = ("odeint", "odeint_event") if override else ("odeint_adjoint",)
+    places += [_door(host, _ode_calls, function) for function in functions]
     if importlib.util.find_spec("torchsde"):
-        from steptape.compat import _torchsde as sde_host
-        from steptape.torch._sdeint import sdeint_adjoint
+        from steptape.compat import _torchsde
+        from steptape.torch import _sde_calls
 
-        @functools.wraps(sde_host.sdeint_adjoint)
-        def sde_understands_aca(*args: Any, **kwargs: Any) -> Any:
-            return sdeint_adjoint(*args, **kwargs)
-
-        names = tuple(f"{module}.sdeint_adjoint" for module in sde_host.HOLDERS)
-        doors.append(_Door(names, sde_host.sdeint_adjoint, sde_understands_aca, sde_host))
-    return tuple(doors)
+        places.append(_door(_torchsde, _sde_calls, "sdeint" if override else "sdeint_adjoint"))
+    return tuple(places)
 
 
-def _check_hosts(installed: bool, way_out: str) -> None:
-    """Raise unless the hosts hold what they should, be it ours or their own."""
-    places: list[tuple[str, Any, Any]] = [
-        ("torchdiffeq's solver 'aca'", host.SOLVERS.get("aca"), AcaSolver if installed else None)
-    ]
-    for door in _doors():
-        for name in door.names:
-            module, _, function = name.rpartition(".")
-            found = getattr(sys.modules.get(module), function, None)
-            places.append((name, found, door.ours if installed else door.original))
-    for place, found, expected in places:
-        if found is not expected:
-            raise HostChangedError(
-                f"{place} is {_described(found)}, not {_described(expected)}: someone else has replaced it. {way_out}"
-            )
+_SOLVER = Entry("torchdiffeq's solver 'aca'", host.SOLVERS, "aca", AcaSolver)
 
 
-def _described(found: Any) -> str:
-    code = getattr(found, "__code__", None)
-    return f"{found!r} of {code.co_filename}:{code.co_firstlineno}" if code else repr(found)
-
-
-def _replace(old: Any, new: Any) -> None:
-    """Put ``new`` wherever a module's global name stands for ``old``, but for those of ours that must keep it."""
-    keepers = [*(door.keeper for door in _doors()), sys.modules[__name__]]
-    for module in list(sys.modules.values()):
-        # By type and straight to the dictionary: asking a lazy module for anything would load it.
-        if not issubclass(type(module), ModuleType) or any(module is keeper for keeper in keepers):
-            continue
-        names = object.__getattribute__(module, "__dict__")
-        for name, value in dict(names).items():
-            if value is old:
-                names[name] = new
+def _door(of_host: Any, calls: Any, function: str) -> Door:
+    names = [f"{module}.{function}" for module in of_host.HOLDERS[function]]
+    return Door(names, getattr(of_host, function), getattr(calls, function))

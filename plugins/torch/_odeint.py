@@ -12,6 +12,7 @@ from torch import Tensor
 
 from steptape._errors import OptionError
 from steptape.compat import _torchdiffeq as host
+from steptape.compat._torch import between_graphs
 from steptape.torch._autograd.graph import Call
 from steptape.torch._continuous.backward import QuadratureBack, check_supported
 from steptape.torch._continuous.solver import BackwardSolver
@@ -156,8 +157,7 @@ def odeint_adjoint(
         _check_name(adjoint_method)
         return host.odeint_adjoint(func, y0, t, **rest)
     if torch.compiler.is_compiling():
-        # The host's loop goes by values, which a compiler does not know: it runs as it is, inside the compiled model.
-        return torch.compiler.disable(odeint_adjoint)(func, y0, t, **rest)
+        return _between_graphs(func, y0, t, **rest)
     _check_times(t)
     user_func, solver = func, None
     if adjoint_method == "aca":
@@ -190,6 +190,9 @@ def odeint_adjoint(
         return solution
     end = end.to(t)
     return -end if reverse else end, solution
+
+
+_between_graphs = between_graphs(odeint_adjoint)
 
 
 def _check_name(adjoint_method: Any) -> None:

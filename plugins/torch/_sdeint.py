@@ -10,7 +10,7 @@ from torch import Tensor
 
 from steptape._errors import OptionError, UnsupportedError
 from steptape.compat import _torchsde as host
-from steptape.compat._torch import transforms_active
+from steptape.compat._torch import between_graphs, transforms_active
 from steptape.torch._autograd.used import place_in_order
 from steptape.torch._hosts.torchsde import SdeSolve
 from steptape.torch._options import changed, keep_of, tell, with_parameters
@@ -19,6 +19,7 @@ from steptape.torch._stats import recorded
 from steptape.torch._tape.checkpoints import Keep
 
 
+@between_graphs
 def sdeint_adjoint(
     sde: Any,
     y0: Tensor,

@@ -12,6 +12,11 @@ ADJOINTS = [
 ]
 
 
+def test_install_s_example_runs():
+    assert_example_runs(steptape.jax.install)
+    assert_headings_in_order(steptape.jax.install, "Args", "Returns", "Supports", "Raises", "Example")
+
+
 @pytest.mark.parametrize("adjoint", ADJOINTS)
 def test_an_adjoint_s_example_runs(adjoint):
     assert_example_runs(adjoint)

@@ -72,6 +72,17 @@ def grad(adjoint, **how):
     return jax.grad(lambda p: _end(p, adjoint, **how))(P)
 
 
+def by_default(default):
+    """The same, of a call that names no adjoint."""
+    with steptape.jax.install(default=default):
+        return jax.grad(_unnamed)(P)
+
+
+def _unnamed(p):
+    term = diffrax.ODETerm(_decay)
+    return diffrax.diffeqsolve(term, diffrax.Heun(), 0.0, 1.0, 0.02, 1.0, jnp.asarray(p), max_steps=64).ys[-1]
+
+
 @once
 def push(adjoint, **how):
     """The same in forward mode."""
@@ -215,6 +226,13 @@ LIMITED = {"stepsize_controller": diffrax.PIDController(rtol=3e-4, atol=3e-4, dt
 RMS = {"stepsize_controller": diffrax.PIDController(rtol=3e-4, atol=3e-4, norm=diffrax.adjoint_rms_seminorm)}
 
 CASES = {
+    "_install": [
+        option(
+            "must be an adjoint, such as",
+            lambda: by_default("aca"),
+            {"steptape.jax.AdaptiveCheckpointAdjoint()": lambda: by_default(steptape.jax.AdaptiveCheckpointAdjoint())},
+        ),
+    ],
     "_aca": [
         option(
             "must be a positive number of states, or",

@@ -12,12 +12,13 @@ import torchdiffeq
 
 from steptape import HostChangedError, OptionError, UnsupportedError
 from steptape.compat import _torchdiffeq as host
-from steptape.compat._torchdiffeq import HOLDERS, SOLVERS
+from steptape.compat._torchdiffeq import SOLVERS
 from steptape.shared_tests.oracles.distance import distance
 from steptape.shared_tests.problems.problems import PROBLEMS
 from steptape.torch import install, odeint_adjoint, record_solves
 from steptape_helpers.torch_solves import differentiate
 
+HOLDERS = host.HOLDERS["odeint_adjoint"]
 PROBLEM = PROBLEMS["pendulum"]
 INNER = {"method": "dopri5", "first_step": 0.05}
 T = torch.tensor([0.0, 0.4, 1.0], dtype=torch.float64)

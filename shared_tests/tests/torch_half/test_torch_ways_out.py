@@ -493,6 +493,41 @@ def replaced(undone=False):
 
 refusal(HostChangedError, "someone else has replaced it", lambda: replaced(undone=True), lambda: right())(replaced)
 
+
+def by_default(method="dopri5", adjoint_method=None, **settings):
+    """A call that names no adjoint; or one of the host's, to its tolerance."""
+    with install(**settings):
+        call = {"adjoint_method": adjoint_method, "adjoint_options": adjoint_method and {}}
+        right(odeint=lambda *args: torchdiffeq.odeint_adjoint(*args, method=method, **call))
+
+
+refusal(
+    OptionError,
+    "no adjoint of steptape. Use 'aca' or 'quadrature'",
+    lambda: by_default(default="aca"),
+    lambda: by_default(default="quadrature"),
+)(lambda: by_default(default="ACA"))
+refusal(OptionError, "is for a default adjoint", lambda: by_default(default="aca", override=True))(
+    lambda: by_default(override=True)
+)
+
+
+def unreplayed(**call):
+    by_default(default="aca", method="scipy_solver", **call)
+
+
+def outside():
+    right(odeint=torchdiffeq.odeint_adjoint, method="scipy_solver")
+
+
+refusal(
+    UnsupportedError,
+    r"does not ask for this adjoint itself.*name one of the host's.*or call it outside of this",
+    lambda: unreplayed(adjoint_method="dopri5"),
+    outside,
+    lambda: by_default(default="aca"),
+)(unreplayed)
+
 # seminorm()
 
 refusal(
