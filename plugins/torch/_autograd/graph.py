@@ -27,28 +27,48 @@ class Call(NamedTuple):
 class Parameters:
     """The parameters of a solve, whose ``cotangents`` add up.
 
-    ``rough``: whether func computes with them in less precision than the state's, as under autocast.
+    ``rough``: whether func computes with them in less precision than the state's, as under autocast. ``batch``: the
+    leading dimensions of cotangents, none where they come one at a time.
     """
+
+    batch: tuple[int, ...] = ()
 
     def __init__(self, params: Sequence[Tensor], call: Call, rough: bool = False):
         self.params, self.call, self.rough = tuple(params), call, rough
-        self.cotangents = [torch.zeros_like(p) for p in params]
+        self.cotangents = [self.zeros(p) for p in params]
+
+    def zeros(self, x: Tensor) -> Tensor:
+        """The cotangent of what nothing depends on."""
+        return torch.zeros_like(x)
+
+    def taken(
+        self, ends: Sequence[Tensor], cotangents: Sequence[Tensor], inputs: Sequence[Tensor]
+    ) -> Sequence[Tensor | None]:
+        """The cotangents of ``inputs``, none added up; frees the graph."""
+        return pull(ends, cotangents, inputs)
+
+    def taken_with_graph(
+        self, ends: Sequence[Tensor], cotangents: Sequence[Tensor], inputs: Sequence[Tensor]
+    ) -> Sequence[Tensor]:
+        """The same as functions of all that they depend on."""
+        settings = {"create_graph": True, "allow_unused": True, "materialize_grads": True}
+        return torch.autograd.grad(ends, inputs, cotangents, **settings)
 
     def pull(self, outputs: Iterable[tuple[Tensor, Tensor]], inputs: Sequence[Tensor]) -> list[Tensor]:
         """The cotangents of ``inputs`` from pairs of an output and its own, in any shape; those of parameters add up.
 
         Frees the graph.
         """
-        pairs = [(x, cotangent.view_as(x)) for x, cotangent in outputs if x.requires_grad]
+        pairs = [(x, cotangent.view(*self.batch, *x.shape)) for x, cotangent in outputs if x.requires_grad]
         if not pairs:
-            return [torch.zeros_like(x) for x in inputs]
+            return [self.zeros(x) for x in inputs]
         ends, cotangents = zip(*pairs, strict=True)
         with shared_graphs_refused(self.call):
-            grads = pull(ends, cotangents, (*inputs, *self.params))
+            grads = self.taken(ends, cotangents, (*inputs, *self.params))
         for total, grad in zip(self.cotangents, grads[len(inputs) :], strict=True):
             if grad is not None:
                 total.add_(grad)
-        return [torch.zeros_like(x) if grad is None else grad for x, grad in zip(inputs, grads, strict=False)]
+        return [self.zeros(x) if grad is None else grad for x, grad in zip(inputs, grads, strict=False)]
 
 
 @contextmanager

@@ -8,13 +8,14 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from steptape.compat._torch import transforms_active
+from steptape.compat._torch import Batches, transforms_active
+from steptape.torch._autograd.batch import BatchParameters, Unbatchable
 from steptape.torch._autograd.caches import CacheWatch
 from steptape.torch._autograd.field import Field
 from steptape.torch._autograd.graph import Gate, Parameters
 from steptape.torch._autograd.surroundings import Surroundings
 from steptape.torch._hosts.base import Solve, Timeline
-from steptape.torch._replay.checks import LeafCheck, check_end, refuse_batches, refuse_forward_mode
+from steptape.torch._replay.checks import LeafCheck, check_end, refuse_forward_mode
 from steptape.torch._replay.host_step import HostStepSweep
 from steptape.torch._replay.runge_kutta import RungeKuttaSweep
 from steptape.torch._replay.sweep import Sweep
@@ -59,18 +60,37 @@ class Replay(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
-        solve, params = ctx.solve, ctx.params
-        refuse_batches(cotangents[0], solve.call.function)
-        saved = ctx.saved_tensors
-        tape = ctx.tape.refilled(saved[solve.given + len(params) :])
-        needed = ctx.needs_input_grad[1:]
-        parameters = Parameters(params, solve.call, rough=ctx.surroundings.autocast)
-        back = (solve.back or ReplayBack)(solve, ctx.surroundings, tape, saved[: solve.given], parameters, needed)
-        pull = back.differentiable if torch.is_grad_enabled() else back.plain
-        cotangents = cotangents[: len(cotangents) - solve.constants]
-        with ctx.surroundings.replayed(changed=bool(tape.notes), params=params):
-            grads = ctx.surroundings.with_lent_tensors(lambda: pull(cotangents))
-        return (None, *(grad if need else None for grad, need in zip(grads, needed, strict=True)))
+        cotangents = cotangents[: len(cotangents) - ctx.solve.constants]
+        batches = Batches(cotangents)
+        if not batches:
+            return (None, *_pulled(ctx, cotangents))
+        with batches.outside():
+            grads = _pulled_together(ctx, batches.plain, batches.size)
+        return (None, *(None if grad is None else batches.around(grad) for grad in grads))
+
+
+def _pulled(ctx: Any, cotangents: Sequence[Tensor], size: int | None = None) -> list[Tensor | None]:
+    """The cotangents of the inputs as far as they are needed, of a batch of ``size`` if there is one."""
+    solve, params, needed, saved = ctx.solve, ctx.params, ctx.needs_input_grad[1:], ctx.saved_tensors
+    tape = ctx.tape.refilled(saved[solve.given + len(params) :])
+    if size is None:
+        parameters = Parameters(params, solve.call, ctx.surroundings.autocast)
+    else:
+        parameters = BatchParameters(params, solve.call, ctx.surroundings.autocast, size, needed[solve.given :])
+    back = (solve.back or ReplayBack)(solve, ctx.surroundings, tape, saved[: solve.given], parameters, needed)
+    pull = back.differentiable if torch.is_grad_enabled() else back.plain
+    with ctx.surroundings.replayed(changed=bool(tape.notes), params=params):
+        grads = ctx.surroundings.with_lent_tensors(lambda: pull(cotangents))
+    return [grad if need else None for grad, need in zip(grads, needed, strict=True)]
+
+
+def _pulled_together(ctx: Any, cotangents: Sequence[Tensor], size: int) -> list[Tensor | None]:
+    """The same of a batch, each step taken once for all of it unless an operation of func takes no batch."""
+    try:
+        return _pulled(ctx, cotangents, size)
+    except Unbatchable:
+        each = [_pulled(ctx, one) for one in zip(*cotangents, strict=True)]
+        return [None if grads[0] is None else torch.stack(grads) for grads in zip(*each, strict=True)]
 
 
 class ReplayBack:
@@ -93,19 +113,22 @@ class ReplayBack:
 
     def plain(self, cotangents: Sequence[Tensor]) -> list[Tensor]:
         """By replaying the tape, last step to first."""
+        parameters = self._parameters
         solution, *at_end = cotangents
+        solution = solution.movedim(len(parameters.batch), 0)
         with torch.enable_grad():
             leaves = [x.detach().requires_grad_(need) for x, need in zip(self._given, self._needed, strict=False)]
             start, timeline = self._solve.start(self._tape, leaves, self._surroundings)
-        known = (*leaves, *self._parameters.params)
-        LeafCheck(self._parameters.call)(timeline, known, reader="the grid_constructor")
+        known = (*leaves, *parameters.params)
+        LeafCheck(parameters.call)(timeline, known, reader="the grid_constructor")
         sweep = self._sweep(timeline)
         sweep.checks_all = self._solve.has_callbacks
         at_start = sweep.run(solution[1:], [torch.zeros_like(solution[0]), *at_end])
         at_start[0] = at_start[0] + solution[0]
         # What the solve starts from is given, or made of what is.
         places = {id(x): i for i, x in enumerate(leaves)}
-        grads, made = [torch.zeros_like(x) for x in leaves], [*zip(timeline, sweep.cotangents, strict=True)]
+        grads = [parameters.zeros(x) for x in leaves]
+        made = [(x, g.movedim(-1, 0) if parameters.batch else g) for x, g in zip(timeline, sweep.cotangents, strict=True)]
         for x, g in zip(start, at_start, strict=True):
             if id(x) in places:
                 grads[places[id(x)]] = grads[places[id(x)]] + g
@@ -114,28 +137,26 @@ class ReplayBack:
         made = [(x, g) for x, g in made if x.requires_grad]
         if made:
             moving = [i for i, x in enumerate(leaves) if x.requires_grad]
-            for i, g in zip(moving, self._parameters.pull(made, [leaves[i] for i in moving]), strict=True):
+            for i, g in zip(moving, parameters.pull(made, [leaves[i] for i in moving]), strict=True):
                 grads[i] = grads[i] + g
-        return [*grads, *self._parameters.cotangents]
+        return [*grads, *parameters.cotangents]
 
     def differentiable(self, cotangents: Sequence[Tensor]) -> list[Tensor]:
         """The same as functions of the inputs and of the cotangents, for second derivatives."""
         gate = Gate()
         given = [gate.through(x) for x in self._given]
         inputs = (*given, *self._parameters.params)
-        results = unrolled(
-            self._solve, self._tape, given, self._parameters, self._surroundings, count=len(cotangents[0])
-        )
+        count = cotangents[0].shape[len(self._parameters.batch)]
+        results = unrolled(self._solve, self._tape, given, self._parameters, self._surroundings, count)
         if self._tape.length:
             check_end(results[0][-1], self._tape.fingerprints[1], given[0], self._parameters)
         pairs = [(x, c) for x, c in zip(results, cotangents, strict=False) if x.requires_grad]
         if not pairs:
-            return [torch.zeros_like(x) for x in inputs]
+            return [self._parameters.zeros(x) for x in inputs]
         ends, pulled = zip(*pairs, strict=True)
         wanted = [x for x, need in zip(inputs, self._needed, strict=True) if need]
-        settings = {"create_graph": True, "allow_unused": True, "materialize_grads": True}
         with gate.closed():
-            found = iter(torch.autograd.grad(ends, wanted, pulled, **settings))
+            found = iter(self._parameters.taken_with_graph(ends, pulled, wanted))
         return [next(found) if need else x for x, need in zip(inputs, self._needed, strict=True)]
 
     def _sweep(self, timeline: Timeline) -> Sweep:
