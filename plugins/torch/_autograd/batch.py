@@ -27,7 +27,7 @@ class BatchParameters(Parameters):
         super().__init__(params, call, rough)
 
     def zeros(self, x: Tensor) -> Tensor:
-        return x.new_zeros((0,) if id(x) in self._left_out else (*self.batch, *x.shape))
+        return x.new_zeros((*self.batch, *((0,) if id(x) in self._left_out else x.shape)))
 
     def taken(
         self, ends: Sequence[Tensor], cotangents: Sequence[Tensor], inputs: Sequence[Tensor]
