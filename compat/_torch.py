@@ -12,10 +12,10 @@ from steptape.compat._unsupported import unsupported
 try:
     # A batch of vmap's: what it is, and how to take it off and put it on again.
     from torch._C._functorch import _add_batch_dim, get_unwrapped, is_legacy_batchedtensor, maybe_get_bdim
-    from torch._C._functorch import maybe_get_level as level_of
 
     # Unlike debug_unwrap, which is public, it tells a batch from a level of differentiation.
     from torch._C._functorch import is_batchedtensor as is_batched
+    from torch._C._functorch import maybe_get_level as level_of
 
     # The transforms around a call, taken off this thread's stack and put back: the host's solvers hold an
     # autograd.Function that cannot run inside them.

@@ -59,7 +59,7 @@ class Parameters:
 
         Frees the graph.
         """
-        pairs = [(x, cotangent.view(*self.batch, *x.shape)) for x, cotangent in outputs if x.requires_grad]
+        pairs = [(x, cotangent.view((*self.batch, *x.shape))) for x, cotangent in outputs if x.requires_grad]
         if not pairs:
             return [self.zeros(x) for x in inputs]
         ends, cotangents = zip(*pairs, strict=True)

@@ -83,7 +83,7 @@ class QuadratureBack:
             a = a + grad_solution[i]
             if self._needed[1] and self._solve.event_fn is None:
                 in_t[i] = self._dot(grad_solution[i], self._slope(times[i]))
-            scale = a.reshape(*batch, -1).abs().amax(-1)
+            scale = a.reshape((*batch, -1)).abs().amax(-1)
             lost = lost | ~scale.isfinite()
             moving = (scale > 0) & ~lost
             if moving.any():
@@ -98,7 +98,7 @@ class QuadratureBack:
         return [x.masked_fill(of_each(lost, x), math.nan) for x in grads] if lost.any() else grads
 
     def _dot(self, a: Tensor, b: Tensor) -> Tensor:
-        return (a.conj() * b).reshape(*self._field.parameters.batch, -1).sum(-1).real
+        return (a.conj() * b).reshape((*self._field.parameters.batch, -1)).sum(-1).real
 
     def _slope(self, t: Tensor) -> Tensor:
         return self._field.value(t.to(self._given[0].real.dtype), self._dense(t.item()))

@@ -140,7 +140,7 @@ def _add(totals: Sequence[Tensor], shares: Sequence[Tensor | None], weight: floa
 
 def of_each(members: Tensor, x: Tensor) -> Tensor:
     """A number for each member of a batch, to multiply ``x`` with."""
-    return members.view(*members.shape, *[1] * (x.ndim - members.ndim))
+    return members.view((*members.shape, *[1] * (x.ndim - members.ndim)))
 
 
 def gauss_legendre(count: int) -> list[tuple[float, float]]:

@@ -128,9 +128,8 @@ class ReplayBack:
         # What the solve starts from is given, or made of what is.
         places = {id(x): i for i, x in enumerate(leaves)}
         grads = [parameters.zeros(x) for x in leaves]
-        made = [
-            (x, g.movedim(-1, 0) if parameters.batch else g) for x, g in zip(timeline, sweep.cotangents, strict=True)
-        ]
+        in_times = [g.movedim(-1, 0) if parameters.batch else g for g in sweep.cotangents]
+        made = [*zip(timeline, in_times, strict=True)]
         for x, g in zip(start, at_start, strict=True):
             if id(x) in places:
                 grads[places[id(x)]] = grads[places[id(x)]] + g
