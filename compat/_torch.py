@@ -90,8 +90,7 @@ class Batches:
         self._layers: list[_Layer] = []
         while (layer := _outermost(cotangents)) is not None:
             self._layers.append(layer)
-            with outside_transforms():
-                cotangents = [_without(layer, x) for x in cotangents]
+            cotangents = [_without(layer, x) for x in cotangents]
         self._sizes = [layer.size for layer in reversed(self._layers)]
         self.size = prod(self._sizes)
         depth = len(self._sizes)
@@ -122,7 +121,7 @@ def _outermost(xs: Sequence[torch.Tensor]) -> _Layer | None:
         return _Layer(False, level_of(x), get_unwrapped(x).shape[maybe_get_bdim(x)])
     for x in filter(is_legacy_batchedtensor, xs):
         # Nothing else tells the level: without a batch there, its dimension is of the size asked for.
-        for level in range(1, 64):
+        for level in range(63, 0, -1):
             if size := _remove_legacy_batch_dim(x, level, 0, 0).shape[0]:
                 return _Layer(True, level, size)
     return None
