@@ -36,8 +36,8 @@ try:
     # ``is_grads_batched=True`` makes batches of another kind, inside of a mode in which no random numbers are drawn.
     _add_legacy_batch_dim, _remove_legacy_batch_dim = torch._add_batch_dim, torch._remove_batch_dim
     _without_keys = torch._C._ExcludeDispatchKeyGuard
-    _LEGACY_MODE = torch._C.DispatchKeySet(torch._C._parse_dispatch_key("VmapMode"))
-except (ImportError, AttributeError) as error:
+    _LEGACY_MODE = torch._C.DispatchKeySet(torch._C._parse_dispatch_key("VmapMode"))  # type: ignore[arg-type]
+except (ImportError, AttributeError, TypeError) as error:
     raise unsupported("torch", error, "torch") from error
 
 
