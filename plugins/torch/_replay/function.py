@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, NoReturn
 
 import torch
@@ -86,11 +87,10 @@ def _pulled(ctx: Any, cotangents: Sequence[Tensor], size: int | None = None) -> 
 
 def _pulled_together(ctx: Any, cotangents: Sequence[Tensor], size: int) -> list[Tensor | None]:
     """The same of a batch, each step taken once for all of it unless an operation of func takes no batch."""
-    try:
+    with suppress(Unbatchable):
         return _pulled(ctx, cotangents, size)
-    except Unbatchable:
-        each = [_pulled(ctx, one) for one in zip(*cotangents, strict=True)]
-        return [None if grads[0] is None else torch.stack(grads) for grads in zip(*each, strict=True)]
+    each = [_pulled(ctx, one) for one in zip(*cotangents, strict=True)]
+    return [None if grads[0] is None else torch.stack(grads) for grads in zip(*each, strict=True)]
 
 
 class ReplayBack:
