@@ -4,18 +4,20 @@ import functools
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any, TypeVar, cast
+from math import prod
+from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
 
 from steptape.compat._unsupported import unsupported
 
 try:
+    # A batch of vmap's: what it is, and how to take it off and put it on again.
+    from torch._C._functorch import _add_batch_dim, get_unwrapped, is_legacy_batchedtensor, maybe_get_bdim
+
     # Unlike debug_unwrap, which is public, it tells a batch from a level of differentiation.
     from torch._C._functorch import is_batchedtensor as is_batched
-
-    # The batches of cotangents are of another kind.
-    from torch._C._functorch import is_legacy_batchedtensor
+    from torch._C._functorch import maybe_get_level as level_of
 
     # The transforms around a call, taken off this thread's stack and put back: the host's solvers hold an
     # autograd.Function that cannot run inside them.
@@ -38,7 +40,12 @@ try:
 
     # torch.autograd.grad without its checks, which take as long as the backward pass of a small layer.
     _run_backward = torch.autograd.Variable._execution_engine.run_backward
-except (ImportError, AttributeError) as error:
+
+    # ``is_grads_batched=True`` makes batches of another kind, inside of a mode in which no random numbers are drawn.
+    _add_legacy_batch_dim, _remove_legacy_batch_dim = torch._add_batch_dim, torch._remove_batch_dim
+    _without_keys = torch._C._ExcludeDispatchKeyGuard
+    _LEGACY_MODE = torch._C.DispatchKeySet(torch._C._parse_dispatch_key("VmapMode"))  # type: ignore[arg-type]
+except (ImportError, AttributeError, TypeError) as error:
     raise unsupported("torch", error, "torch") from error
 
 
@@ -53,11 +60,6 @@ def forward_mode_active() -> bool:
     return torch.autograd.forward_ad._current_level >= 0
 
 
-def is_batch_of_cotangents(x: torch.Tensor) -> bool:
-    """Whether ``torch.autograd.grad(..., is_grads_batched=True)`` made this batch."""
-    return is_legacy_batchedtensor(x)
-
-
 def pull(
     outputs: Sequence[torch.Tensor], cotangents: Sequence[torch.Tensor], inputs: Sequence[torch.Tensor]
 ) -> Sequence[torch.Tensor | None]:
@@ -66,6 +68,91 @@ def pull(
     return _run_backward(
         tuple(outputs), tuple(cotangents), keep_graph, create_graph, tuple(inputs), True, accumulate_grad=accumulate
     )
+
+
+def pull_batch(
+    outputs: Sequence[torch.Tensor],
+    cotangents: Sequence[torch.Tensor],
+    inputs: Sequence[torch.Tensor],
+    create_graph: bool = False,
+) -> list[torch.Tensor | None]:
+    """The same for a batch of cotangents, their first dimension; raises what an operation raises that takes none."""
+    used: list[bool] = []
+
+    def pull_one(*parts: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        grads = _run_backward(outputs, parts, create_graph, create_graph, tuple(inputs), True, accumulate_grad=False)
+        used[:] = [grad is not None for grad in grads]
+        # What vmap maps must return something.
+        return (parts[0], *(grad for grad in grads if grad is not None))
+
+    _, *found = torch.vmap(pull_one)(*cotangents)
+    grads = iter(found)
+    return [next(grads) if is_used else None for is_used in used]
+
+
+class _Layer(NamedTuple):
+    """A batch of one vmap around tensors: of which kind, at which level, and how many."""
+
+    legacy: bool
+    level: int
+    size: int
+
+
+class Batches:
+    """The batches in which the cotangents of a backward pass come; false if they come one at a time.
+
+    Of ``torch.autograd.grad(..., is_grads_batched=True)``, and of ``torch.vmap`` around a backward pass; in each other
+    too. ``plain``: the cotangents themselves, (size, *shape), where ``size`` counts the members of all batches.
+    """
+
+    def __init__(self, cotangents: Sequence[torch.Tensor]):
+        self._layers: list[_Layer] = []
+        while (layer := _outermost(cotangents)) is not None:
+            self._layers.append(layer)
+            cotangents = [_without(layer, x) for x in cotangents]
+        self._sizes = [layer.size for layer in reversed(self._layers)]
+        self.size = prod(self._sizes)
+        depth = len(self._sizes)
+        self.plain = [x.reshape(self.size, *x.shape[depth:]) for x in cotangents] if depth else list(cotangents)
+
+    def __bool__(self) -> bool:
+        return bool(self._layers)
+
+    @contextmanager
+    def outside(self) -> Iterator[None]:
+        """A block outside of what made the batches."""
+        with outside_transforms(), _without_keys(_LEGACY_MODE):
+            yield
+
+    def around(self, x: torch.Tensor) -> torch.Tensor:
+        """What is (size, *shape), in these batches."""
+        x = x.reshape(*self._sizes, *x.shape[1:])
+        for layer in reversed(self._layers):
+            x = (_add_legacy_batch_dim if layer.legacy else _add_batch_dim)(x, 0, layer.level)
+        return x
+
+
+def _outermost(xs: Sequence[torch.Tensor]) -> _Layer | None:
+    """The batch around all others."""
+    batches = [x for x in xs if is_batched(x)]
+    if batches:
+        x = max(batches, key=level_of)
+        return _Layer(False, level_of(x), get_unwrapped(x).shape[maybe_get_bdim(x)])
+    for x in filter(is_legacy_batchedtensor, xs):
+        # Nothing else tells the level: without a batch there, its dimension is of the size asked for.
+        for level in range(63, 0, -1):
+            if size := _remove_legacy_batch_dim(x, level, 0, 0).shape[0]:
+                return _Layer(True, level, size)
+    return None
+
+
+def _without(layer: _Layer, x: torch.Tensor) -> torch.Tensor:
+    """A tensor with a batch as its first dimension."""
+    if layer.legacy:
+        return _remove_legacy_batch_dim(x, layer.level, layer.size, 0)
+    if is_batched(x) and level_of(x) == layer.level:
+        return get_unwrapped(x).movedim(maybe_get_bdim(x), 0)
+    return x.expand(layer.size, *x.shape)
 
 
 @contextmanager

@@ -103,9 +103,15 @@ def odeint_adjoint(
         stage of each step, besides the solution itself. Where steps start from slopes they cannot recompute, these are
         held too: one per state for ``fehlberg2``, ``adaptive_heun`` and ``tsit5``, one per step or up to eleven per
         checkpoint for the Adams solvers. The backward pass adds the graph of one step or stage. ``"quadrature"`` holds
-        the dense output, five states per accepted step, or ``checkpoints`` states.
+        the dense output, five states per accepted step, or ``checkpoints`` states. Of n cotangents at once, the
+        backward pass holds n states for each stage, and n times each gradient that is asked for.
 
     Supports:
+        Several cotangents at once (``is_grads_batched=True``, ``jacobian`` and ``hessian`` with ``vectorize=True``,
+        ``gradcheck(check_batched_grad=True)``, ``torch.vmap`` around ``torch.autograd.grad``), at the evaluations of
+        func of one backward pass, or with ``"quadrature"`` of one whose steps suit them all. Where an operation of func
+        takes no batch in its backward pass, there are as many passes as cotangents.
+
         With ``"quadrature"``: the adaptive Runge–Kutta solvers; gradients in ``y0``, parameters and ``t``; events;
         autocast; ``jump_t`` that needs no gradient itself; hooks on parameters. Not second derivatives,
         ``torch.func``, nor random numbers in func, but for those it draws once, in its first evaluation, and keeps.

@@ -93,8 +93,9 @@ def sdeint_adjoint(
         Every method of the host, with each kind of noise it takes, on fixed and adaptive steps; every Brownian object;
         gradients in ``y0``, parameters and ``extra_solver_state``; hooks on parameters; autocast; parameters lent by
         ``torch.func.functional_call``; second derivatives (``create_graph=True``), for which the whole chain of steps
-        is rebuilt with its graph; random numbers drawn in sde from the default generators (dropout). Not gradients in
-        times or in the Brownian object, nor the transforms of ``torch.func``.
+        is rebuilt with its graph; random numbers drawn in sde from the default generators (dropout); several cotangents
+        at once (``is_grads_batched=True``, ``vectorize=True``, ``check_batched_grad=True``), at the evaluations of one
+        backward pass. Not gradients in times or in the Brownian object, nor the transforms of ``torch.func``.
 
     Raises:
         OptionError: an argument is wrong, such as an unknown option or adjoint method.

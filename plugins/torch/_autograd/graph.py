@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -30,50 +31,86 @@ class Call(NamedTuple):
         return f"{self.function}({self.func}, ..., adjoint_method={self.method!r})"
 
 
+def _leaf(x: Tensor) -> Tensor:
+    return x.detach().requires_grad_()
+
+
 class Parameters:
     """The parameters of a solve, whose ``cotangents`` add up.
 
     Where one was computed from others, ``params`` has a stand-in for it, which func is given in its place: its
-    cotangent ends there. ``actual`` has them as they are, and ``replaced`` those that have a stand-in. ``stand_in``:
-    makes one; by default a leaf.
-    ``rough``: whether func computes with them in less precision than the state's, as under autocast.
+    cotangent ends there. ``replaced``: those that have one. ``needed``: which are to have a gradient, all by default;
+    the others get none. ``rough``: whether func computes with them in less precision than the state's, as under
+    autocast. ``batch``: the leading dimensions of cotangents, none where they come one at a time.
     """
 
-    def __init__(
-        self,
-        params: Sequence[Tensor],
-        call: Call,
-        rough: bool = False,
-        stand_in: Callable[[Tensor], Tensor] = lambda x: x.detach().requires_grad_(),
-    ):
-        self.actual, self.call, self.rough = tuple(params), call, rough
+    batch: tuple[int, ...] = ()
+
+    def __init__(self, params: Sequence[Tensor], call: Call, rough: bool = False, needed: Sequence[bool] | None = None):
+        self.call, self.rough = call, rough
+        self._actual, self._needed = tuple(params), needed or [True] * len(params)
         self.replaced = [p for p in params if leads_to(p, params)]
-        self._stand_ins = {id(p): stand_in(p) for p in self.replaced}
-        self.params = tuple(self._stand_ins.get(id(p), p) for p in params)
-        self.cotangents = [torch.zeros_like(p) for p in params]
-        self._used = [False] * len(self.params)
+        self._exchange(_leaf)
+        self.cotangents = [self.zeros(p) for p in self.params]
+        self._used = [False] * len(params)
         self._pulled = False
+
+    def _exchange(self, stand_in: Callable[[Tensor], Tensor]) -> None:
+        self._stand_ins = {id(p): stand_in(p) for p in self.replaced}
+        self.params = tuple(self._stand_ins.get(id(p), p) for p in self._actual)
+        self._left_out = {id(p) for p, need in zip(self.params, self._needed, strict=True) if not need}
+
+    def with_stand_ins(self, stand_in: Callable[[Tensor], Tensor]) -> Parameters:
+        """The same with other stand-ins than leaves."""
+        others = copy.copy(self)
+        others._exchange(stand_in)
+        return others
 
     def in_place(self) -> AbstractContextManager[Any]:
         """A context for func to be evaluated in."""
         return _Exchanged(self._stand_ins) if self._stand_ins else nullcontext()
+
+    def zeros(self, x: Tensor) -> Tensor:
+        """The cotangent of what nothing depends on; of what needs none, an empty one."""
+        return x.new_zeros((*self.batch, *((0,) if id(x) in self._left_out else x.shape)))
+
+    def taken(
+        self, ends: Sequence[Tensor], cotangents: Sequence[Tensor], inputs: Sequence[Tensor]
+    ) -> Sequence[Tensor | None]:
+        """The cotangents of ``inputs`` that need one, none added up; frees the graph."""
+        if not self._left_out:
+            return self._taken(ends, cotangents, inputs)
+        wanted = [x for x in inputs if id(x) not in self._left_out]
+        grads = iter(self._taken(ends, cotangents, wanted) if wanted else ())
+        return [None if id(x) in self._left_out else next(grads) for x in inputs]
+
+    def _taken(
+        self, ends: Sequence[Tensor], cotangents: Sequence[Tensor], inputs: Sequence[Tensor]
+    ) -> Sequence[Tensor | None]:
+        return pull(ends, cotangents, inputs)
+
+    def taken_with_graph(
+        self, ends: Sequence[Tensor], cotangents: Sequence[Tensor], inputs: Sequence[Tensor]
+    ) -> Sequence[Tensor | None]:
+        """The same as functions of all that they depend on."""
+        return torch.autograd.grad(ends, inputs, cotangents, create_graph=True, allow_unused=True)
 
     def pull(self, outputs: Iterable[tuple[Tensor, Tensor]], inputs: Sequence[Tensor]) -> list[Tensor]:
         """The cotangents of ``inputs`` from pairs of an output and its own, in any shape; those of parameters add up.
 
         Frees the graph.
         """
-        pairs = [(x, cotangent.view_as(x)) for x, cotangent in outputs if x.requires_grad]
+        pairs = [(x, cotangent.view((*self.batch, *x.shape))) for x, cotangent in outputs if x.requires_grad]
         if not pairs:
-            return [torch.zeros_like(x) for x in inputs]
+            return [self.zeros(x) for x in inputs]
         ends, cotangents = zip(*pairs, strict=True)
         with shared_graphs_refused(self.call):
-            grads = pull(ends, cotangents, (*inputs, *self.params))
+            grads = self.taken(ends, cotangents, (*inputs, *self.params))
         self.use(grads[len(inputs) :])
         for total, grad in zip(self.cotangents, grads[len(inputs) :], strict=True):
             if grad is not None:
                 total.add_(grad)
-        return [torch.zeros_like(x) if grad is None else grad for x, grad in zip(inputs, grads, strict=False)]
+        return [self.zeros(x) if grad is None else grad for x, grad in zip(inputs, grads, strict=False)]
 
     def use(self, grads: Sequence[Tensor | None]) -> None:
         """Note which of the parameters an evaluation depends on, by their shares in its gradient."""

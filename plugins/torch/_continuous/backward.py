@@ -15,7 +15,7 @@ from steptape.torch._autograd.field import Field
 from steptape.torch._autograd.graph import Parameters
 from steptape.torch._autograd.surroundings import Surroundings
 from steptape.torch._continuous.dense import DenseOutput
-from steptape.torch._continuous.quadrature import AdjointField
+from steptape.torch._continuous.quadrature import AdjointField, of_each
 from steptape.torch._continuous.solver import BackwardSolver
 from steptape.torch._hosts.torchdiffeq import OdeSolve
 from steptape.torch._replay.runge_kutta import RungeKuttaSweep
@@ -72,25 +72,35 @@ class QuadratureBack:
                 "buffers, so the vector field of the backward solve would be another one. Use adjoint_method='aca', "
                 "which takes the very evaluations of the solve again."
             )
-        (grad_solution,), (y0, t, points) = cotangents, self._given
+        (y0, t, points), parameters, batch = self._given, self._field.parameters, self._field.parameters.batch
+        grad_solution = cotangents[0].movedim(len(batch), 0)
         times = torch.cat([t[:1].to(self._tape.outputs), self._tape.outputs])
-        in_t = torch.zeros_like(t)
+        in_t = t.new_zeros(*t.shape, *batch)
         adjoint = AdjointField(self._field, self._dense, self._solver, self._callbacks)
-        a, first_step = torch.zeros_like(y0), self._tape.sizes[-1:].sum().item()
+        a, first_step = parameters.zeros(y0), self._tape.sizes[-1:].sum().item()
+        lost = torch.zeros(batch, dtype=torch.bool, device=y0.device)
         for i in range(len(times) - 1, 0, -1):
             a = a + grad_solution[i]
             if self._needed[1] and self._solve.event_fn is None:
-                in_t[i] = _dot(grad_solution[i], self._slope(times[i]))
-            scale = a.abs().max().item()
-            if not math.isfinite(scale):
-                return [torch.full_like(x, math.nan) for x in (*self._given, *self._field.parameters.params)]
-            if scale > 0:
-                adjoint.scale = scale
-                a = scale * self._solver.run(adjoint, a / scale, -times[i], -times[i - 1], first_step)
+                in_t[i] = self._dot(grad_solution[i], self._slope(times[i]))
+            scale = a.reshape((*batch, -1)).abs().amax(-1)
+            lost = lost | ~scale.isfinite()
+            moving = (scale > 0) & ~lost
+            if moving.any():
+                adjoint.scale = scale.where(moving, 1)
+                scaled = torch.where(of_each(moving, a), a / of_each(adjoint.scale, a), 0)
+                a = self._solver.run(adjoint, scaled, -times[i], -times[i - 1], first_step)
+                a = of_each(adjoint.scale, a) * a
                 first_step = adjoint.proposed
         if len(times) > 1:
-            in_t[0] = -_dot(a, self._first_slope(times[0]))
-        return [a + grad_solution[0], in_t, torch.zeros_like(points), *self._field.parameters.found]
+            in_t[0] = -self._dot(a, self._first_slope(times[0]))
+        grads = [a + grad_solution[0], in_t.movedim(-1, 0), parameters.zeros(points), *parameters.found]
+        if not lost.any():
+            return grads
+        return [None if x is None else x.masked_fill(of_each(lost, x), math.nan) for x in grads]
+
+    def _dot(self, a: Tensor, b: Tensor) -> Tensor:
+        return (a.conj() * b).reshape((*self._field.parameters.batch, -1)).sum(-1).real
 
     def _slope(self, t: Tensor) -> Tensor:
         return self._field.value(t.to(self._given[0].real.dtype), self._dense(t.item()))
@@ -119,7 +129,3 @@ class QuadratureBack:
         sweep = RungeKuttaSweep(tableau, tape, timeline, self._field, y0, whole_steps=False)
         for n, state in sweep.steps_backward():
             yield sweep.interpolant(n, state)
-
-
-def _dot(a: Tensor, b: Tensor) -> Tensor:
-    return (a.conj() * b).sum().real

@@ -22,7 +22,6 @@ import torch
 from numpy.polynomial.legendre import leggauss
 from torch import Tensor
 
-from steptape.compat._torch import pull
 from steptape.torch._autograd.field import Field
 from steptape.torch._autograd.graph import shared_graphs_refused
 from steptape.torch._continuous.dense import DenseOutput
@@ -34,7 +33,8 @@ class AdjointField:
 
     A stage's share is taken where the stage is evaluated, and kept if the step is accepted. The first stage of a step
     is the last evaluation before its first try, so its share waits. Gauss–Legendre comes after the step. ``callbacks``:
-    the user's, by name, who are told a at its own scale. ``step``: the start and the size of the last accepted step.
+    the user's, by name, who are told a at its own ``scale``, each of a batch in its turn. ``step``: the start and the
+    size of the last accepted step.
     """
 
     def __init__(
@@ -45,16 +45,18 @@ class AdjointField:
         callbacks: dict[str, Callable[[Tensor, Tensor, Tensor], Any]],
     ):
         self._field, self._dense, self._callbacks = field, dense, callbacks
+        self._parameters = field.parameters
         self._params = field.parameters.params
         b = solver.tableau.rows[-1]
         self._weights = (b if solver.nodes is None else 0 * b).tolist()
+        self.is_batch = bool(self._parameters.batch)
         self._nodes = [] if solver.nodes is None else gauss_legendre(solver.nodes)
         self._first: Sequence[Tensor | None] = ()
         self._latest: Sequence[Tensor | None] = ()
-        self._try = [torch.zeros_like(p) for p in self._params]
+        self._try = [self._parameters.zeros(p) for p in self._params]
         self._stage = 0
         self.step = 0.0, 0.0
-        self.scale = 1.0
+        self.scale = torch.ones(())
         self.proposed = 0.0
 
     def __call__(self, s: Tensor, a: Tensor) -> Tensor:
@@ -76,11 +78,11 @@ class AdjointField:
         inputs = ((stage.y,) if with_y else ()) + (tuple(self._params) if with_params else ())
         grads: list[Tensor | None] = [None] * len(inputs)
         if stage.slope.requires_grad:
-            with shared_graphs_refused(self._field.parameters.call):
-                grads = list(pull((stage.slope,), (a,), inputs))
+            with shared_graphs_refused(self._parameters.call):
+                grads = list(self._parameters.taken((stage.slope,), (a,), inputs))
         in_y = grads.pop(0) if with_y else None
         if with_params:
-            self._field.parameters.use(grads)
+            self._parameters.use(grads)
         return torch.zeros_like(a) if in_y is None else in_y, grads
 
     def reach(self, s: float) -> float:
@@ -89,7 +91,9 @@ class AdjointField:
 
     def _tell(self, name: str, s: Tensor, a: Tensor, h: Tensor) -> None:
         if name in self._callbacks:
-            self._callbacks[name](s, self.scale * a, h)
+            a = of_each(self.scale, a) * a
+            for member in a.unbind() if self.is_batch else (a,):
+                self._callbacks[name](s, member, h)
 
     def callback_step(self, s: Tensor, a: Tensor, h: Tensor) -> None:
         self._tell("callback_step", s, a, h)
@@ -103,7 +107,7 @@ class AdjointField:
         self._tell("callback_accept_step", s, a, h)
         self.step = s.item(), h.item()
         _add(self._try, self._first, self._weights[0])
-        _add(self._field.parameters.cotangents, self._try, h.item() * self.scale)
+        self._add_scaled(self._try, h.item())
         self._begin_try()
         self._stage = 0
 
@@ -122,7 +126,11 @@ class AdjointField:
             a = torch.stack([c * x**power for power, c in enumerate(coefficients)]).sum(0)
             s = a.real.new_tensor(start + x * size)
             _, in_params = self._pull(s, a, with_params=True, with_y=False)
-            _add(self._field.parameters.cotangents, in_params, weight * size * self.scale)
+            self._add_scaled(in_params, weight * size)
+
+    def _add_scaled(self, shares: Sequence[Tensor | None], weight: float) -> None:
+        scaled = [None if x is None else of_each(self.scale, x) * x for x in shares]
+        _add(self._parameters.cotangents, scaled, weight)
 
 
 def _add(totals: Sequence[Tensor], shares: Sequence[Tensor | None], weight: float) -> None:
@@ -130,6 +138,11 @@ def _add(totals: Sequence[Tensor], shares: Sequence[Tensor | None], weight: floa
         for total, share in zip(totals, shares, strict=False):
             if share is not None:
                 total.add_(share, alpha=weight)
+
+
+def of_each(members: Tensor, x: Tensor) -> Tensor:
+    """A number for each member of a batch, to multiply ``x`` with."""
+    return members.view((*members.shape, *[1] * (x.ndim - members.ndim)))
 
 
 def gauss_legendre(count: int) -> list[tuple[float, float]]:

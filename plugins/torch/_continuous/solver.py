@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import torch
@@ -78,7 +79,10 @@ class BackwardSolver:
         return cls(method, tableau, rtol, atol, options, nodes), kept.for_dense_output()
 
     def run(self, field: Any, a: Tensor, start: Tensor, end: Tensor, first_step: float) -> Tensor:
-        """a at ``end``, from that at ``start`` before it, with steps that end at the points between and there."""
+        """a at ``end``, from that at ``start`` before it, with steps that end at the points between and there.
+
+        Of a batch each member keeps to the tolerances, in steps that all of them take together.
+        """
         given = [torch.as_tensor(self.options[name]).to(end) for name in POINTS if self.options.get(name) is not None]
         between = [x for points in given for x in points.unbind() if start < x < end]
         # One solve from point to point: of several, the host loses sight where a step happens to end at one.
@@ -88,6 +92,8 @@ class BackwardSolver:
 
     def _steps_to(self, end: Tensor, field: Any, a: Tensor, start: Tensor, first_step: float) -> Tensor:
         options = {name: value for name, value in self.options.items() if name not in POINTS}
+        if field.is_batch:
+            options["norm"] = functools.partial(_largest, options["norm"])
         func = host.with_sides(field)
         for name in host.CALLBACKS:
             setattr(func, name, getattr(field, name))
@@ -106,6 +112,10 @@ class BackwardSolver:
         solver.integrate(torch.stack([start, end]))
         # Not the solution's last entry: an interpolant's value at the step's end is many roundings off.
         return host.last_state(solver)
+
+
+def _largest(norm: Any, members: Tensor) -> Tensor:
+    return torch.stack([torch.as_tensor(norm(member)) for member in members]).max()
 
 
 _CALL = "odeint_adjoint(..., adjoint_method='quadrature'"

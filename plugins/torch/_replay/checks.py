@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from steptape._errors import GradientError, UnsupportedError
-from steptape.compat._torch import is_batch_of_cotangents
 from steptape.torch._autograd.graph import Parameters
 from steptape.torch._tape.tape import sample
 
@@ -41,12 +40,3 @@ def refuse_forward_mode(function: str) -> NoReturn:
         f"torch.autograd.forward_ad over {function}(..., adjoint_method=...): there is a tape to go back on, none to "
         "go forward with. Use torch.func.jvp with odeint_adjoint and 'aca', or the host's own function on a fixed grid."
     )
-
-
-def refuse_batches(cotangent: Tensor, function: str) -> None:
-    """Raise if the cotangent is a batch of them."""
-    if is_batch_of_cotangents(cotangent):
-        raise UnsupportedError(
-            f"{function}(..., adjoint_method=...): several cotangents at once (is_grads_batched=True, vectorize=True). "
-            "Take them one after another: vectorize=False, or a loop over torch.autograd.grad(..., retain_graph=True)."
-        )

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 
-from steptape.compat._torch import transforms_active
+from steptape.compat._torch import Batches, transforms_active
+from steptape.torch._autograd.batch import BatchParameters, Unbatchable
 from steptape.torch._autograd.field import Field
 from steptape.torch._autograd.graph import Gate, Parameters
 from steptape.torch._autograd.surroundings import Surroundings
 from steptape.torch._autograd.used import check_kept
 from steptape.torch._hosts.base import Solve, Timeline
-from steptape.torch._replay.checks import check_end, refuse_batches, refuse_forward_mode
+from steptape.torch._replay.checks import check_end, refuse_forward_mode
 from steptape.torch._replay.host_step import HostStepSweep
 from steptape.torch._replay.runge_kutta import RungeKuttaSweep
 from steptape.torch._replay.sweep import Sweep
@@ -54,6 +56,9 @@ class Replay(torch.autograd.Function):
         ctx.tape, tensors = tape.emptied()
         ctx.save_for_backward(*inputs, *tensors)
         ctx.mark_non_differentiable(*results[len(results) - solve.constants :])
+        # A pass that ends before it gets here must not take the steps again: a closed gate sends None on.
+        ctx.set_materialize_grads(False)
+        ctx.shapes = [(x.shape, x.dtype, x.device) for x in results[: len(results) - solve.constants]]
         return results
 
     @staticmethod
@@ -62,19 +67,40 @@ class Replay(torch.autograd.Function):
         refuse_forward_mode(ctx.solve.call.function)
 
     @staticmethod
-    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
-        solve, params = ctx.solve, ctx.params
-        refuse_batches(cotangents[0], solve.call.function)
-        saved = ctx.saved_tensors
-        tape = ctx.tape.refilled(saved[solve.given + len(params) :])
-        needed = ctx.needs_input_grad[1:]
-        parameters = Parameters(params, solve.call, rough=ctx.surroundings.autocast)
-        back = (solve.back or ReplayBack)(solve, ctx.surroundings, tape, saved[: solve.given], parameters, needed)
-        pull = back.differentiable if torch.is_grad_enabled() else back.plain
-        cotangents = cotangents[: len(cotangents) - solve.constants]
-        with ctx.surroundings.replayed(changed=bool(tape.notes), params=params):
-            grads = ctx.surroundings.with_lent_tensors(lambda: pull(cotangents))
-        return (None, *(grad if need else None for grad, need in zip(grads, needed, strict=True)))
+    def backward(ctx: Any, *found: Tensor | None) -> tuple[Tensor | None, ...]:
+        if all(x is None for x in found):
+            return (None,) * len(ctx.needs_input_grad)
+        cotangents = [
+            torch.zeros(shape, dtype=dtype, device=device) if x is None else x
+            for x, (shape, dtype, device) in zip(found, ctx.shapes, strict=False)
+        ]
+        batches = Batches(cotangents)
+        if not batches:
+            return (None, *_pulled(ctx, cotangents))
+        with batches.outside():
+            grads = _pulled_together(ctx, batches.plain, batches.size)
+        return (None, *(None if grad is None else batches.around(grad) for grad in grads))
+
+
+def _pulled(ctx: Any, cotangents: Sequence[Tensor], size: int | None = None) -> list[Tensor | None]:
+    """The cotangents of the inputs as far as they are needed, of a batch of ``size`` if there is one."""
+    solve, params, needed, saved = ctx.solve, ctx.params, ctx.needs_input_grad[1:], ctx.saved_tensors
+    tape = ctx.tape.refilled(saved[solve.given + len(params) :])
+    about = (params, solve.call, ctx.surroundings.autocast, needed[solve.given :])
+    parameters = Parameters(*about) if size is None else BatchParameters(*about, size)
+    back = (solve.back or ReplayBack)(solve, ctx.surroundings, tape, saved[: solve.given], parameters, needed)
+    pull = back.differentiable if torch.is_grad_enabled() else back.plain
+    with ctx.surroundings.replayed(changed=bool(tape.notes), params=params):
+        grads = ctx.surroundings.with_lent_tensors(lambda: pull(cotangents))
+    return [grad if need else None for grad, need in zip(grads, needed, strict=True)]
+
+
+def _pulled_together(ctx: Any, cotangents: Sequence[Tensor], size: int) -> list[Tensor | None]:
+    """The same of a batch, each step taken once for all of it unless an operation of func takes no batch."""
+    with suppress(Unbatchable):
+        return _pulled(ctx, cotangents, size)
+    each = [_pulled(ctx, one) for one in zip(*cotangents, strict=True)]
+    return [None if grads[0] is None else torch.stack(grads) for grads in zip(*each, strict=True)]
 
 
 class ReplayBack:
@@ -97,8 +123,10 @@ class ReplayBack:
 
     def plain(self, cotangents: Sequence[Tensor]) -> list[Tensor | None]:
         """By replaying the tape, last step to first."""
+        parameters = self._parameters
         solution, *at_end = cotangents
-        with torch.enable_grad(), self._parameters.in_place():
+        solution = solution.movedim(len(parameters.batch), 0)
+        with torch.enable_grad(), parameters.in_place():
             leaves = [x.detach().requires_grad_(need) for x, need in zip(self._given, self._needed, strict=False)]
             start, timeline = self._solve.start(self._tape, leaves, self._surroundings)
         sweep = self._sweep(timeline)
@@ -107,7 +135,9 @@ class ReplayBack:
         at_start[0] = at_start[0] + solution[0]
         # What the solve starts from is given, or made of what is.
         places = {id(x): i for i, x in enumerate(leaves)}
-        grads, made = [torch.zeros_like(x) for x in leaves], [*zip(timeline, sweep.cotangents, strict=True)]
+        grads = [parameters.zeros(x) for x in leaves]
+        in_times = [g.movedim(-1, 0) if parameters.batch else g for g in sweep.cotangents]
+        made = [*zip(timeline, in_times, strict=True)]
         for x, g in zip(start, at_start, strict=True):
             if id(x) in places:
                 grads[places[id(x)]] = grads[places[id(x)]] + g
@@ -116,28 +146,27 @@ class ReplayBack:
         made = [(x, g) for x, g in made if x.requires_grad]
         if made:
             moving = [i for i, x in enumerate(leaves) if x.requires_grad]
-            for i, g in zip(moving, self._parameters.pull(made, [leaves[i] for i in moving]), strict=True):
+            for i, g in zip(moving, parameters.pull(made, [leaves[i] for i in moving]), strict=True):
                 grads[i] = grads[i] + g
-        return [*grads, *self._parameters.found]
+        return [*grads, *parameters.found]
 
     def differentiable(self, cotangents: Sequence[Tensor]) -> list[Tensor | None]:
         """The same as functions of the inputs and of the cotangents, for second derivatives."""
         gate = Gate()
         given = [gate.through(x) for x in self._given]
-        actual, call, rough = self._parameters.actual, self._parameters.call, self._parameters.rough
-        parameters = Parameters(actual, call, rough, stand_in=gate.through)
+        parameters = self._parameters.with_stand_ins(gate.through)
         inputs = (*given, *parameters.params)
-        results = unrolled(self._solve, self._tape, given, parameters, self._surroundings, count=len(cotangents[0]))
+        count = cotangents[0].shape[len(parameters.batch)]
+        results = unrolled(self._solve, self._tape, given, parameters, self._surroundings, count)
         if self._tape.length:
             check_end(results[0][-1], self._tape.fingerprints[1], given[0], parameters)
         pairs = [(x, c) for x, c in zip(results, cotangents, strict=False) if x.requires_grad]
         if not pairs:
-            return [torch.zeros_like(x) for x in inputs]
+            return [self._parameters.zeros(x) for x in inputs]
         ends, pulled = zip(*pairs, strict=True)
         wanted = [x for x, need in zip(inputs, self._needed, strict=True) if need]
-        settings = {"create_graph": True, "allow_unused": True}
         with gate.closed():
-            found = iter(torch.autograd.grad(ends, wanted, pulled, **settings))
+            found = iter(parameters.taken_with_graph(ends, pulled, wanted))
         return [next(found) if need else None for need in self._needed]
 
     def _sweep(self, timeline: Timeline) -> Sweep:

@@ -24,7 +24,7 @@ class HostStepSweep(Sweep):
     """The sweep over steps of a host."""
 
     def __init__(self, steps: HostSteps, tape: Tape, timeline: Timeline, parameters: Parameters, device: torch.device):
-        super().__init__(tape, timeline, device)
+        super().__init__(tape, timeline, device, parameters.batch)
         self.steps, self.parameters = steps, parameters
         self._check_leaves = LeafCheck(parameters)
 

@@ -51,7 +51,7 @@ class RungeKuttaSweep(Sweep):
     def __init__(
         self, tableau: Tableau, tape: OdeTape, timeline: Timeline, field: Field, y0: Tensor, whole_steps: bool
     ):
-        super().__init__(tape, timeline, y0.device)
+        super().__init__(tape, timeline, y0.device, field.parameters.batch)
         self.tableau, self.field, self.whole_steps = tableau, field, whole_steps
         self.times = timeline.stages.detach()
         self.last = tableau.stages - 1
@@ -62,17 +62,21 @@ class RungeKuttaSweep(Sweep):
         weights, slopes, of_start = tableau.weights(timeline.positions.detach(), timeline.spans.detach(), sizes)
         self.weights, self.weight_slopes, self.of_start = weights.to(y0), slopes.to(y0.real), of_start.to(y0)
 
-        # Of the step at hand: k_i, which g_i replaces once stage i has been pulled, and λ. The table by rows makes the
-        # places of the stages of the former, and by columns their cotangents of the latter.
-        self.kg = y0.new_zeros(tableau.stages + 1, y0.numel())
-        self.rows = self.kg.view(len(self.kg), *y0.shape).unbind()
+        # Of the step at hand: k_i, which g_i replaces once stage i has been pulled, and λ; for a batch of cotangents
+        # both. The table by rows makes the places of the stages of the former, and by columns their cotangents of the
+        # latter.
+        self.batch = field.parameters.batch
+        self.k = y0.new_zeros(tableau.stages + 1, y0.numel())
+        self.g = y0.new_zeros(len(self.k), *self.batch, y0.numel()).flatten(1) if self.batch else self.k
+        self.slopes = self.k.view(len(self.k), *y0.shape).unbind()
+        self.rows = self.g.view(len(self.g), *self.batch, *y0.shape).unbind()
         a = tableau.rows.to(y0)
-        self.by_row = [(self.kg[:i].T, a[i, :i]) for i in range(tableau.stages)]
-        self.by_column = [(self.kg[i + 1 :].T, a[i + 1 :, i].contiguous()) for i in range(tableau.stages)]
-        self.to_the_end = (self.kg[: self.to_end].T, a[-1, : self.to_end])
+        self.by_row = [(self.k[:i].T, a[i, :i]) for i in range(tableau.stages)]
+        self.by_column = [(self.g[i + 1 :].T, a[i + 1 :, i].contiguous()) for i in range(tableau.stages)]
+        self.to_the_end = (self.k[: self.to_end].T, a[-1, : self.to_end])
 
     def run(self, at_outputs: Tensor, at_end: list[Tensor]) -> list[Tensor]:
-        """The same, by flat states."""
+        """The same, by flat states and flat batches of them."""
         (y,) = at_end
         (flat,) = super().run(at_outputs.reshape(len(at_outputs), y.numel()), [y.reshape(-1)])
         return [flat.view_as(y)]
@@ -94,7 +98,7 @@ class RungeKuttaSweep(Sweep):
         if link and own == self.last:
             stages[own] = link.stage
         inside = self.weights[outputs].T @ mu if len(mu) else None
-        self.kg[-1] = end
+        self.g[-1] = end
         handed_on = not self.tape.evaluates_first_stage[n]
         for i in range(self.last, handed_on - 1, -1):
             if i == own and not link:
@@ -112,9 +116,9 @@ class RungeKuttaSweep(Sweep):
         left = _Link(self._cotangent(n, 0, inside), stages[0]) if handed_on else None
         if left:
             if self.moves:
-                self._pull_places(n, 0, outputs, mu, left.cotangent, self.kg[0])
+                self._pull_places(n, 0, outputs, mu, left.cotangent, self.k[0])
             self.rows[0].zero_()
-        start = self.kg.sum(0)
+        start = self.g.sum(0)
         return _After(start + self.of_start[outputs] @ mu if len(mu) else start, left)
 
     def _check(self, n: int, state: State) -> None:
@@ -126,21 +130,21 @@ class RungeKuttaSweep(Sweep):
             check_end(self._end(n, state), sample(self.following[0]), state[0], self.field.parameters)
         elif left == 0:
             start = self.of_start[-1] * state[0]
-            output = torch.addmv(start, self.kg[:-1].T, self.weights[-1], alpha=self.sizes[n])
+            output = torch.addmv(start, self.k[:-1].T, self.weights[-1], alpha=self.sizes[n])
             check_end(output, self.tape.fingerprints[1], state[0], self.field.parameters)
 
     def _cotangent(self, n: int, i: int, inside: Tensor | None) -> Tensor:
         """ℓ_i, flat."""
         h = self.sizes[n]
         if inside is None:
-            return torch.addmv(self.kg[-1], *self.by_column[i], alpha=h, beta=0)
+            return torch.addmv(self.g[-1], *self.by_column[i], alpha=h, beta=0)
         return torch.addmv(inside[i], *self.by_column[i], alpha=h, beta=h)
 
     def advance(self, n: int, state: State) -> State:
         """The state at the end of step n."""
         self._slopes(n, state, self.to_end, graphs=False)
         carries = not self.tableau.last_at_end and not self.tape.evaluates_first_stage[n + 1]
-        return (self._end(n, state), self.kg[self.last].clone()) if carries else (self._end(n, state),)
+        return (self._end(n, state), self.k[self.last].clone()) if carries else (self._end(n, state),)
 
     def _end(self, n: int, state: State) -> Tensor:
         """The end of the step whose slopes are at hand."""
@@ -149,20 +153,20 @@ class RungeKuttaSweep(Sweep):
     def interpolant(self, n: int, state: State) -> Tensor:
         """The dense output of step n: y by powers of the relative place in the step, (degree + 1, numel)."""
         self._slopes(n, state, self.tableau.stages, graphs=False)
-        return torch.cat([state[0][None], self.sizes[n] * self.tableau.dense.to(state[0]) @ self.kg[:-1]])
+        return torch.cat([state[0][None], self.sizes[n] * self.tableau.dense.to(state[0]) @ self.k[:-1]])
 
     def _slopes(self, n: int, state: State, count: int, graphs: bool) -> list[Stage | None]:
         """Take the first ``count`` stages of step n again: their slopes, and their graphs if asked for."""
-        stages: list[Stage | None] = [None] * len(self.rows)
+        stages: list[Stage | None] = [None] * len(self.k)
         for i in range(count):
             if i == 0 and len(state) > 1:
-                self.kg[0] = state[1]
+                self.k[0] = state[1]
             elif graphs:
                 stages[i] = stage = self._stage(n, i, state)
-                self.rows[i].copy_(stage.slope)
+                self.slopes[i].copy_(stage.slope)
             else:
                 self.field.side.before(n, i)
-                self.rows[i].copy_(self.field.value(self.times[n, i], self._place(n, i, state)))
+                self.slopes[i].copy_(self.field.value(self.times[n, i], self._place(n, i, state)))
         return stages
 
     def _stage(self, n: int, i: int, state: State) -> Stage:
@@ -176,5 +180,7 @@ class RungeKuttaSweep(Sweep):
         """What step n's size, and the places of the outputs inside it, gain by its stage i."""
         h = self.sizes[n]
         # A step is linear in h k: what it asks of its slopes, it asks of h in proportion.
-        self.cotangents.sizes[n] += (cotangent.conj() * k).sum().real / h
-        self.cotangents.positions[outputs] += (mu.conj() @ k).real * self.weight_slopes[outputs, i] * h
+        asked, mu = cotangent.view(*self.batch, -1), mu.view(len(mu), *self.batch, len(k))
+        self.cotangents.sizes[n] += (asked.conj() * k).sum(-1).real / h
+        slopes = self.weight_slopes[outputs, i].view(-1, *[1] * len(self.batch))
+        self.cotangents.positions[outputs] += (mu.conj() @ k).real * slopes * h

@@ -23,7 +23,7 @@ from steptape.torch._tape.tape import State, Tape
 
 
 class Sweep(abc.ABC):
-    """The backward pass over one tape; ``cotangents``: of its times, once it has run.
+    """The backward pass over one tape; ``cotangents``: of its times, once it has run, with the ``batch`` last.
 
     ``checks_all``: whether the end of each step is held against the next state, and not that of the first and the last
     two alone.
@@ -32,17 +32,17 @@ class Sweep(abc.ABC):
 
     checks_all = False
 
-    def __init__(self, tape: Tape, timeline: Timeline, device: torch.device):
+    def __init__(self, tape: Tape, timeline: Timeline, device: torch.device, batch: tuple[int, ...]):
         self.tape = tape
         self.following: State | None = None
         self.moves = timeline.moves
-        self.cotangents = Timeline(*map(torch.zeros_like, timeline))
+        self.cotangents = Timeline(*[x.new_zeros((*x.shape, *batch)) for x in timeline])
         self._device = device
 
     def run(self, at_outputs: Tensor, at_end: list[Tensor]) -> list[Tensor]:
         """Pull the cotangents of the outputs after the first, and of the state at the end, back to that at the start.
 
-        ``at_end``: of y, in its shape, and of what else has one.
+        ``at_end``: of y, (*batch, *shape), and of what else has one; ``at_outputs``: (outputs, *batch, *shape).
         """
         if not self.tape.length:
             # Outputs of a solve without steps are its initial state.

@@ -113,3 +113,28 @@ def test_a_parameter_given_twice_counts_once():
     ys = odeint_adjoint(lambda t, y: w * y, y0, t, adjoint_params=(w, w), **call)
     (found,) = torch.autograd.grad(ys[-1].sum(), w)
     assert torch.allclose(found, w.detach().exp(), rtol=1e-6)
+
+
+def test_solves_inside_of_a_func():
+    """Each step of the outer solve pulls through the inner ones before it once, not once for each step after it."""
+    counts = {}
+
+    def second(odeint, steps, **call):
+        w, calls = torch.tensor(0.7, dtype=torch.float64, requires_grad=True), []
+        t, span = torch.linspace(0, 1, steps + 1, dtype=torch.float64), torch.tensor([0.0, 0.1], dtype=torch.float64)
+
+        def inner(t, y):
+            calls.append(t)
+            return -w * y
+
+        def outer(t, y):
+            return -w * odeint(inner, y, span, method="euler", **call)[-1]
+
+        ys = odeint(outer, torch.ones(2, dtype=torch.float64), t, method="euler", **call)
+        (first,) = torch.autograd.grad(ys[-1].square().sum(), w, create_graph=True)
+        counts[steps] = len(calls)
+        return [first.detach(), torch.autograd.grad(first, w)[0]]
+
+    for steps in (3, 6):
+        assert distance(second(torchdiffeq.odeint, steps), second(odeint_adjoint, steps, adjoint_method="aca")) < 1e-12
+    assert counts[6] <= 3 * counts[3]

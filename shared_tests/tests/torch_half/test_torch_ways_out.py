@@ -363,24 +363,6 @@ def second(name="aca"):
     torch.autograd.grad(g.sum(), func.w)
 
 
-def jacobian(vectorize=True, loop=False):
-    func, wrt = Decay(), torch.ones(2, dtype=torch.float64)
-    if loop:
-        y0 = y0_of()
-        y1 = odeint_adjoint(func, y0, T, adjoint_method="aca")[-1]
-        rows = [torch.autograd.grad(y1, y0, row, retain_graph=True)[0] for row in torch.eye(2, dtype=torch.float64)]
-        found = torch.stack(rows)
-    else:
-        end = lambda y0: odeint_adjoint(func, y0, T, adjoint_method="aca")[-1]  # noqa: E731
-        found = torch.autograd.functional.jacobian(end, wrt, vectorize=vectorize)
-    torch.testing.assert_close(found.detach(), torch.exp(-func.w).diag().detach(), rtol=1e-5, atol=1e-6)
-
-
-refusal(UnsupportedError, "several cotangents at once", lambda: jacobian(vectorize=False), lambda: jacobian(loop=True))(
-    jacobian
-)
-
-
 def forward_mode(odeint=odeint_adjoint, transform=False, **call):
     func = Decay()
     end = lambda y0: odeint(func, y0, T, **call)[-1]  # noqa: E731
