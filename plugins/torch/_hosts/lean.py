@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import bisect
 import ctypes
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -74,7 +75,7 @@ class LeanLoop:
             return solution
         times, i = t.tolist(), 1
         while i < len(times):
-            self._advance(lambda end=times[i]: end > self._t)
+            self._advance(functools.partial(self._is_before, times[i]))
             inside = slice(i, max(bisect.bisect_right(times, self._t, lo=i), i + 1))
             solution[inside] = self._interpolated(t[inside])
             i = inside.stop
@@ -114,6 +115,9 @@ class LeanLoop:
         self._stages.begin(slope)
         self._magnitude, self._finite = y.abs(), bool(torch.isfinite(y).all())
         return True
+
+    def _is_before(self, t: float) -> bool:
+        return t > self._t
 
     def _advance(self, goes_on: Callable[[], bool]) -> None:
         tries = 0

@@ -48,7 +48,7 @@ def _plain(solver: Any) -> bool:
 
 
 def _tried(solver: Any) -> bool:
-    return same_as_host(type(solver), solver.y0.dtype, solver.dtype, solver.y0.device)
+    return same_as_host(solver.__class__, solver.y0.dtype, solver.dtype, solver.y0.device)
 
 
 @functools.lru_cache

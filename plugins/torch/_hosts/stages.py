@@ -54,9 +54,9 @@ class Stages:
     def taken(self, evaluate: Any, y0: Tensor, t0: Tensor, h: Tensor, t1: Tensor) -> tuple[Tensor, Tensor]:
         """The end of a step and its error."""
         t0, h, t1 = (x.to(self._alpha.dtype) for x in (t0, h, t1))
-        times = torch.where(self._at_end, t1, t0 + self._alpha * h)
+        at = torch.where(self._at_end, t1, t0 + self._alpha * h)
         # As the host has it: stages at the end look at it from before.
-        times = torch.nextafter(times, times - self._before_end).unbind()
+        times = torch.nextafter(at, at - self._before_end).unbind()
         torch.mul(self._weights, h, out=self._scaled)
         for i, t in enumerate(times):
             y = y0 + self._sum(i, self._rows[i])

@@ -26,7 +26,7 @@ def solve(func=torch.sin, t=T, **kwargs):
         ({"checkpoints": 2.5}, "must be a positive number of states, or None"),
         ({"checkpoint_device": "disk"}, "no torch device"),
         ({"graph": "solve"}, "must be 'step' or 'stage'"),
-        ({"lean": 1}, "'lean': 1.*must be True or False"),
+        ({"lean": 1}, "must be True or False"),
     ],
     ids=repr,
 )
