@@ -57,8 +57,11 @@ def same_as_host(solver_class: Any, of_state: torch.dtype, of_times: torch.dtype
     with torch.no_grad(), torch.autocast(device.type, enabled=False):
         y0 = torch.linspace(0.3, 2.0, 15, device=device).view(3, 5).to(of_state)
         t = torch.tensor([0.125, 0.3, 0.6, 1.9], device=device, dtype=y0.real.dtype)
-        results = [_try(solver_class, of_times, y0, t, lean) for lean in (False, True)]
-    return _equal(*results)
+        try:
+            return _equal(*(_try(solver_class, of_times, y0, t, lean) for lean in (False, True)))
+        except Exception:
+            # What one of them cannot do, the host is to say itself.
+            return False
 
 
 def _try(solver_class: Any, dtype: torch.dtype, y0: Tensor, t: Tensor, lean: bool) -> list[Tensor]:
@@ -68,10 +71,7 @@ def _try(solver_class: Any, dtype: torch.dtype, y0: Tensor, t: Tensor, lean: boo
     tolerance = max(1e-4, 4 * torch.finfo(y0.dtype).eps)
     solver = solver_class(func=func, y0=y0, rtol=tolerance, atol=tolerance, norm=host.rms_norm, **options)
     loop = LeanLoop(solver, func, _evaluate_of(func)) if lean else solver
-    try:
-        return [loop.integrate(t), *func.told]
-    except (AssertionError, RuntimeError):
-        return []
+    return [loop.integrate(t), *func.told]
 
 
 class _Told:
@@ -94,7 +94,7 @@ class _Told:
     callback_step = callback_accept_step = callback_reject_step = _step
 
 
-def _equal(ours: list[Tensor], hosts: list[Tensor]) -> bool:
-    return len(ours) == len(hosts) > 0 and all(
-        x.dtype == y.dtype and x.shape == y.shape and torch.equal(x, y) for x, y in zip(ours, hosts, strict=True)
+def _equal(hosts: list[Tensor], ours: list[Tensor]) -> bool:
+    return len(ours) == len(hosts) and all(
+        x.dtype == y.dtype and x.shape == y.shape and torch.equal(x, y) for x, y in zip(hosts, ours, strict=True)
     )

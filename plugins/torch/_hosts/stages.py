@@ -33,8 +33,6 @@ class Stages:
         self._before_end = self._at_end.to(self._alpha.dtype)
         count = len(self._alpha) + 1
         self._slopes, self._others = _Slopes(y, count), _Slopes(y, count)
-        room = y.new_empty(y.numel() * count)
-        self._products = [room[: y.numel() * (i + 1)].view(*y.shape, i + 1) for i in range(count)]
 
     @property
     def slopes(self) -> Tensor:
@@ -70,4 +68,4 @@ class Stages:
         return y, self._sum(-1, self._rows[len(times)])
 
     def _sum(self, i: int, weights: Tensor) -> Tensor:
-        return torch.sum(torch.mul(self._slopes.first[i], weights, out=self._products[i]), dim=-1)
+        return (self._slopes.first[i] * weights).sum(-1)
