@@ -89,5 +89,5 @@ def _parameters(func: Any, adjoint_params: Any) -> list[Tensor]:
     if not torch.is_grad_enabled():
         return []
     original = host.original_func(func)
-    call = f"torchdiffeq.odeint(func={original!r}, ..., method='aca')"
+    call = "torchdiffeq.odeint(func={!r}, ..., method='aca')"
     return parameters_of(original, host.find_parameters, adjoint_params, call, "options={'adjoint_params': (...)}")

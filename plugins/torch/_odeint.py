@@ -169,7 +169,7 @@ def odeint_adjoint(
         forward = {"rtol": rtol, "atol": atol, "method": method, "options": options}
         adjoint = {"rtol": adjoint_rtol, "atol": adjoint_atol, "options": adjoint_options}
         solver, keep = BackwardSolver.from_call(y0, t, forward, adjoint)
-    call = f"odeint_adjoint(func={func!r}, ...)"
+    call = "odeint_adjoint(func={!r}, ...)"
     params = parameters_of(func, host.find_parameters, adjoint_params, call, "adjoint_params=(...)")
     shapes, func, y0, t, rtol, atol, method, options, event_fn, reverse = host.check_inputs(
         func, y0, t, rtol, atol, method, options, event_fn, host.SOLVERS

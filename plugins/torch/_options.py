@@ -59,22 +59,23 @@ def parameters_of(
 ) -> list[Tensor]:
     """Those given, or else the ``own`` ones of a module; each once, and only those that require a gradient.
 
-    ``call``, which names ``func`` first, and ``spelling``, of the argument to pass them in, word the refusal.
+    ``call``, with a place for ``func``, which it names first, and ``spelling``, of the argument to pass them in, word
+    the refusal. Only that writes func out, which for a large module takes as long as many evaluations.
     """
     if adjoint_params is None and not isinstance(func, torch.nn.Module):
         name = call.partition("(")[2].partition("=")[0]
         raise OptionError(
-            f"{call}: {name} is no torch.nn.Module, so its parameters are unknown. Make it one, or pass {spelling}, "
-            "which is () if there are none."
+            f"{call.format(func)}: {name} is no torch.nn.Module, so its parameters are unknown. Make it one, or "
+            f"pass {spelling}, which is () if there are none."
         )
     params = list(own(func) if adjoint_params is None else adjoint_params)
     if not all(isinstance(p, Tensor) for p in params):
-        raise OptionError(f"{call} with {spelling}: must be tensors, such as tuple(func.parameters()).")
+        raise OptionError(f"{call.format(func)} with {spelling}: must be tensors, such as tuple(func.parameters()).")
     once = list({id(p): p for p in params if p.requires_grad}.values())
     if _depend_on_each_other(once):
         raise OptionError(
-            f"{call} with {spelling}: one of these tensors was computed from another, which would count its gradient "
-            "twice. Leave out the other one: autograd passes its gradient on. If both are used, compute one from the "
+            f"{call.format(func)} with {spelling}: one of these tensors was computed from another, which would count "
+            "its gradient twice. Leave out the other one: autograd passes its gradient on. If both are used, compute one from the "
             "other where they are used."
         )
     return once

@@ -200,5 +200,5 @@ def _keep_of(adjoint_options: dict[str, Any] | None) -> Keep:
 
 
 def _parameters_of(sde: Any, adjoint_params: Iterable[Tensor] | None) -> list[Tensor]:
-    call = f"sdeint_adjoint(sde={sde!r}, ...)"
+    call = "sdeint_adjoint(sde={!r}, ...)"
     return parameters_of(sde, torch.nn.Module.parameters, adjoint_params, call, "adjoint_params=(...)")

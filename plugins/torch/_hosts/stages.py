@@ -52,7 +52,7 @@ class Stages:
     def taken(self, evaluate: Any, y0: Tensor, t0: Tensor, h: Tensor, t1: Tensor) -> tuple[Tensor, Tensor]:
         """The end of a step and its error."""
         t0, h, t1 = (x.to(self._alpha.dtype) for x in (t0, h, t1))
-        at = torch.where(self._at_end, t1, t0 + self._alpha * h)
+        at = (t0 + self._alpha * h).masked_fill_(self._at_end, t1)
         # As the host has it: stages at the end look at it from before.
         times = torch.nextafter(at, at - self._before_end).unbind()
         torch.mul(self._weights, h, out=self._scaled)
