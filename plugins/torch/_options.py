@@ -75,8 +75,8 @@ def parameters_of(
     if _depend_on_each_other(once):
         raise OptionError(
             f"{call.format(func)} with {spelling}: one of these tensors was computed from another, which would count "
-            "its gradient twice. Leave out the other one: autograd passes its gradient on. If both are used, compute one from the "
-            "other where they are used."
+            "its gradient twice. Leave out the other one: autograd passes its gradient on. If both are used, compute "
+            "one from the other where they are used."
         )
     return once
 
