@@ -10,7 +10,7 @@ import torch
 from steptape.compat._unsupported import unsupported
 
 try:
-    from torchdiffeq._impl import fixed_adams, fixed_grid, misc, rk_common
+    from torchdiffeq._impl import event_handling, fixed_adams, fixed_grid, interp, misc, rk_common
     from torchdiffeq._impl.adjoint import OdeintAdjointMethod
 
     # The parameters odeint_adjoint differentiates, also inside a DataParallel replica.
@@ -36,6 +36,11 @@ try:
         name: getattr(AdaptiveRungeKutta, name)
         for name in ("integrate", "_advance", "_before_integrate", "_adaptive_step", "_interp_fit")
     }
+    # What a lean loop does in its own way, besides; what it takes as it is; and how it knows the default norm.
+    _LOOP = {
+        name: getattr(AdaptiveRungeKutta, name) for name in (*_OWN, "integrate_until_event", "_advance_until_event")
+    }
+    find_event, interp_evaluate, rms_norm = event_handling.find_event, interp._interp_evaluate, misc._rms_norm
     # What is read of a tableau, of the state between two adaptive steps, of wrapped funcs and multistep solvers; and
     # where a solver of a fixed grid takes its steps.
     _missing = {"alpha", "beta", "c_sol"} - set(rk_common._ButcherTableau._fields)
@@ -106,6 +111,21 @@ def steps_by_tableau(solver_class: type) -> bool:
     """Whether an adaptive solver of the host steps and interpolates by its tableau alone, with nothing overridden."""
     return issubclass(solver_class, AdaptiveRungeKutta) and all(
         getattr(solver_class, name) is own for name, own in _OWN.items()
+    )
+
+
+# What governs the steps of an adaptive solver, as far as a lean loop knows it.
+_KNOWN = {"func", "y0", "dtype", "norm", "rtol", "atol", "tableau", "mid", "first_step", "min_step", "max_step"}
+_KNOWN |= {"step_t", "jump_t", "safety", "ifactor", "dfactor", "max_num_steps"}
+
+
+def steps_as_known(solver: Any) -> bool:
+    """Whether an adaptive solver is the host's own, and nothing but what a lean loop knows governs its steps."""
+    solver_class = type(solver)
+    return (
+        solver_class.__module__.startswith("torchdiffeq.")
+        and all(getattr(solver_class, name, None) is own for name, own in _LOOP.items())
+        and vars(solver).keys() == _KNOWN
     )
 
 

@@ -71,13 +71,16 @@ def odeint_adjoint(
         adjoint_method: ``"aca"``, ``"quadrature"``, or one of the host's methods.
         adjoint_options: with ``"aca"``, any of ``"checkpoints"`` (int: keep at most so many states, recompute the
             others with their known step sizes; None, the default, keeps all), ``"checkpoint_device"`` (keep them on
-            another device, such as ``"cpu"``) and ``"graph"`` (``"step"``, the default: build the graphs of one step
-            at a time; ``"stage"``: of one evaluation of func at a time, which takes each one twice). With
-            ``"quadrature"``, ``"checkpoints"`` and ``"checkpoint_device"``; ``"method"``, the solver of the backward
-            solve, by default that of the forward one, and any option of its own, by default that of the forward solve;
-            and ``"nodes"`` (int: integrate for the parameters by so many Gauss–Legendre nodes in each backward step;
-            None, the default: by the scheme of the backward solver, at the stages it evaluates anyway). Its ``"norm"``
-            is of a cotangent in the shape of the state; ``"seminorm"`` and ``seminorm(y0)`` are understood.
+            another device, such as ``"cpu"``), ``"graph"`` (``"step"``, the default: build the graphs of one step
+            at a time; ``"stage"``: of one evaluation of func at a time, which takes each one twice) and ``"lean"``
+            (True, the default: adaptive solvers step in a loop of ours, equal to the host's to the bit, which leaves
+            out what no one looks at, such as interpolants without an output; False: in the host's own). With
+            ``"quadrature"``, ``"checkpoints"``, ``"checkpoint_device"`` and ``"lean"``; ``"method"``, the solver of the
+            backward solve, by default that of the forward one, and any option of its own, by default that of the
+            forward solve; and ``"nodes"`` (int: integrate for the parameters by so many Gauss–Legendre nodes in each
+            backward step; None, the default: by the scheme of the backward solver, at the stages it evaluates anyway).
+            Its ``"norm"`` is of a cotangent in the shape of the state; ``"seminorm"`` and ``seminorm(y0)`` are
+            understood.
         adjoint_params: the tensors besides ``y0`` and ``t`` to differentiate with respect to, and no others: ``()`` for
             none. By default every tensor that func's first evaluation uses and that requires a gradient, be it a leaf
             or computed before the solve or by that evaluation, and the parameters of a func that is a ``nn.Module``.

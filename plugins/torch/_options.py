@@ -38,12 +38,13 @@ def keep_of(
     checkpoints = options.pop("checkpoints", None)
     device = options.pop("checkpoint_device", None)
     graph = options.pop("graph", "step")
+    lean = options.pop("lean", True) if function == "odeint_adjoint" else True
     call = f"{function}(..., adjoint_method={adjoint_method!r}, adjoint_options={{"
     if options:
         name, value = next(iter(options.items()))
         raise OptionError(
             f"{call}{name!r}: {value!r}}}): unknown option. The adaptive checkpoint adjoint takes 'checkpoints', "
-            f"'checkpoint_device'{' and' if function == 'odeint_adjoint' else ', and for ODEs'} 'graph'."
+            f"'checkpoint_device'{',' if function == 'odeint_adjoint' else ', and for ODEs'} 'graph' and 'lean'."
         )
     if checkpoints is not None and (type(checkpoints) is not int or checkpoints < 1):
         raise OptionError(
@@ -51,11 +52,13 @@ def keep_of(
         )
     if graph not in ("step", "stage"):
         raise OptionError(f"{call}'graph': {graph!r}}}): must be 'step' or 'stage'.")
+    if not isinstance(lean, bool):
+        raise OptionError(f"{call}'lean': {lean!r}}}): must be True or False.")
     try:
         device = None if device is None else torch.device(device)
     except (RuntimeError, TypeError) as error:
         raise OptionError(f"{call}'checkpoint_device': {device!r}}}): no torch device ({error}).") from error
-    return Keep(checkpoints, device, graph)
+    return Keep(checkpoints, device, graph, lean=lean)
 
 
 def with_parameters(

@@ -44,7 +44,7 @@ class BackwardSolver:
         Both hold ``rtol``, ``atol`` and ``options``, and ``forward`` holds ``method``. Also gives what to tape.
         """
         given = dict(adjoint["options"] or {})
-        keep = {name: given.pop(name) for name in ("checkpoints", "checkpoint_device") if name in given}
+        keep = {name: given.pop(name) for name in ("checkpoints", "checkpoint_device", "lean") if name in given}
         nodes = given.pop("nodes", None)
         if nodes is not None and (not isinstance(nodes, int) or nodes < 1):
             raise OptionError(
@@ -60,7 +60,7 @@ class BackwardSolver:
             if name not in names:
                 raise OptionError(
                     f"{_CALL}, adjoint_options={{{name!r}: {value!r}}}): unknown option. The quadrature adjoint takes "
-                    f"'checkpoints', 'checkpoint_device', 'nodes' and 'method', and {method!r} takes "
+                    f"'checkpoints', 'checkpoint_device', 'lean', 'nodes' and 'method', and {method!r} takes "
                     f"{', '.join(map(repr, sorted(names)))}."
                 )
         given = _with_norm_of_state(given)

@@ -71,10 +71,13 @@ class Recorder:
         return self._after_first is None or same(self._after_first, self._side.note())
 
     def __call__(self, t: Tensor, y: Tensor, **kwargs: Any) -> Tensor:
+        self._note_evaluation()
+        return self._evaluate(t, y, **kwargs)
+
+    def _note_evaluation(self) -> None:
         self._evaluation = self._side.note()
         if self._after_first is None and self.clock.evaluated:
             self._after_first = self._evaluation
-        return self._evaluate(t, y, **kwargs)
 
     def callback_step(self, t: Tensor, y: Tensor, h: Tensor) -> None:
         self._func.callback_step(t, y, h)
@@ -122,6 +125,15 @@ class AdaptiveRecorder(Recorder):
     def __call__(self, t: Tensor, y: Tensor, **kwargs: Any) -> Tensor:
         slope = super().__call__(t, y, **kwargs)
         if self._carries_slopes:
+            self._latest = slope
+        return slope
+
+    def evaluate(self, t: Tensor, y: Tensor, last: bool) -> Tensor:
+        """func at a time that is on its side of a jump; ``last``: whether the next step may start from it."""
+        if last or self._after_first is None:
+            self._note_evaluation()
+        slope = self.clock(t, y)
+        if last and self._carries_slopes:
             self._latest = slope
         return slope
 

@@ -16,6 +16,7 @@ from steptape.torch._autograd.field import Field
 from steptape.torch._autograd.graph import Call, Parameters
 from steptape.torch._autograd.surroundings import Surroundings
 from steptape.torch._hosts.base import HostSteps, Solve, Timeline
+from steptape.torch._hosts.loops import loop_of
 from steptape.torch._hosts.recorder import Recorder
 from steptape.torch._hosts.scheme import Scheme, scheme_of
 from steptape.torch._hosts.tableau import Tableau
@@ -118,24 +119,23 @@ class OdeSolve(Solve):
         y0, t, _ = given
         solver = self.solver(y0)
         host.attach(solver, self.func, seeks_event=self.event_fn is not None)
-        return self._integrated(solver, t)
+        return self._integrated(loop_of(solver, lean=self.keep.lean), t)
 
     def record(self, given: Sequence[Tensor], surroundings: Surroundings) -> tuple[tuple[Tensor, Tensor], OdeTape]:
         y0, t, points = given
         solver = self.solver(y0)
         recorder = self.scheme.recorder(self.func, self.keep, surroundings.side, solver)
         host.attach(solver, recorder, seeks_event=self.event_fn is not None)
-        if self.keep.interpolants:
-            host.call_after_steps(solver, recorder.note_interpolant)
-        solution, end = self._integrated(solver, t)
+        note = recorder.note_interpolant if self.keep.interpolants else None
+        solution, end = self._integrated(loop_of(solver, lean=self.keep.lean, note_interpolant=note), t)
         self._check(recorder, y0, t)
         outputs = t[1:] if self.event_fn is None else end[None]
         return (solution, end.clone()), self._tape(recorder, outputs, points, solution[-1])
 
-    def _integrated(self, solver: Any, t: Tensor) -> tuple[Tensor, Tensor]:
+    def _integrated(self, loop: Any, t: Tensor) -> tuple[Tensor, Tensor]:
         if self.event_fn is None:
-            return solver.integrate(t), t[-1]
-        end, solution = solver.integrate_until_event(t[0], self.event_fn)
+            return loop.integrate(t), t[-1]
+        end, solution = loop.integrate_until_event(t[0], self.event_fn)
         return solution, end
 
     def _check(self, recorder: Recorder, y0: Tensor, t: Tensor) -> None:

@@ -19,13 +19,14 @@ from steptape.torch._tape.tape import State, Tape
 class Keep:
     """``checkpoints``: at most so many states (None: all); ``device``: where (None: where they are); ``graph``.
 
-    ``interpolants``: that of every step as well.
+    ``interpolants``: that of every step as well. ``lean``: the solve may leave out what no one looks at.
     """
 
     checkpoints: int | None = None
     device: torch.device | None = None
     graph: Literal["step", "stage"] = "step"
     interpolants: bool = False
+    lean: bool = True
 
     def for_dense_output(self) -> Keep:
         """The same where steps are not replayed but their interpolants read: all of them, unless states are few."""

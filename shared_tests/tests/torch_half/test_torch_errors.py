@@ -21,11 +21,12 @@ def solve(func=torch.sin, t=T, **kwargs):
 @pytest.mark.parametrize(
     ("option", "reason"),
     [
-        ({"checkpoint": 3}, "unknown option.*'checkpoints', 'checkpoint_device' and 'graph'"),
+        ({"checkpoint": 3}, "unknown option.*'checkpoints', 'checkpoint_device', 'graph' and 'lean'"),
         ({"checkpoints": 0}, "must be a positive number of states, or None"),
         ({"checkpoints": 2.5}, "must be a positive number of states, or None"),
         ({"checkpoint_device": "disk"}, "no torch device"),
         ({"graph": "solve"}, "must be 'step' or 'stage'"),
+        ({"lean": 1}, "must be True or False"),
     ],
     ids=repr,
 )

@@ -279,7 +279,7 @@ def test_solvers_without_dense_output(method):
 @pytest.mark.parametrize(
     ("option", "reason"),
     [
-        ({"graph": "stage"}, "unknown option.*'checkpoints', 'checkpoint_device', 'nodes' and 'method'"),
+        ({"graph": "stage"}, "unknown option.*'checkpoints', 'checkpoint_device', 'lean', 'nodes' and 'method'"),
         ({"first_step": 0.1}, "unknown option"),
         ({"nodes": 0}, "must be a positive number of Gauss–Legendre nodes"),
         ({"checkpoints": 0}, "must be a positive number of states"),

@@ -108,6 +108,7 @@ refusal(OptionError, "must be a positive number of states", odd("checkpoints", 1
     odd("checkpoints", 0)
 )
 refusal(OptionError, "must be 'step' or 'stage'", odd("graph", "step"), odd("graph", "stage"))(odd("graph", "none"))
+refusal(OptionError, "must be True or False", odd("lean", True), odd("lean", False))(odd("lean", "no"))
 refusal(OptionError, "no torch device", odd("checkpoint_device", "cpu"))(odd("checkpoint_device", "disk"))
 refusal(
     OptionError,
