@@ -2,6 +2,8 @@
 
 import functools
 import inspect
+import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from math import prod
@@ -171,6 +173,31 @@ def unwrapped(x: torch.Tensor) -> torch.Tensor | None:
         if inner is x:
             return x
         x = inner
+
+
+_LOCK = threading.Lock()
+_uncompiled: list[Any] = []
+
+
+@contextmanager
+def uncompiled() -> Iterator[None]:
+    """A block in which compiled functions run as they are: what looks at operations is not to be compiled with them.
+
+    They do so in all threads, and until the last of these blocks ends.
+    """
+    stance = getattr(torch.compiler, "set_stance", None)
+    if stance is None or "torch._dynamo" not in sys.modules:
+        yield
+        return
+    with _LOCK:
+        _uncompiled.append(stance("force_eager") if not _uncompiled else None)
+    try:
+        yield
+    finally:
+        with _LOCK:
+            if len(_uncompiled) == 1:
+                _uncompiled[0].__exit__(None, None, None)
+            _uncompiled.pop(-1)
 
 
 def sequence_number(node: Any) -> int:

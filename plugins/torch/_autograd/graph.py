@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from steptape._errors import GradientError
-from steptape.compat._torch import pull
+from steptape.compat._torch import pull, uncompiled
 
 
 class Call(NamedTuple):
@@ -68,7 +68,7 @@ class Parameters:
 
     def in_place(self) -> AbstractContextManager[Any]:
         """A context for func to be evaluated in."""
-        return _Exchanged(self._stand_ins) if self._stand_ins else nullcontext()
+        return _exchanged(self._stand_ins) if self._stand_ins else nullcontext()
 
     def zeros(self, x: Tensor) -> Tensor:
         """The cotangent of what nothing depends on; of what needs none, an empty one."""
@@ -174,6 +174,12 @@ def tensors_of(tree: Any) -> Iterator[Tensor]:
             yield from tensors_of(part)
     elif isinstance(tree, dict):
         yield from tensors_of(list(tree.values()))
+
+
+@contextmanager
+def _exchanged(stand_ins: dict[int, Tensor]) -> Iterator[None]:
+    with uncompiled(), _Exchanged(stand_ins):
+        yield
 
 
 class _Exchanged(TorchFunctionMode):

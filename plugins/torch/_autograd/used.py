@@ -15,15 +15,17 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from steptape._errors import GradientError
-from steptape.compat._torch import OperationMode, running_node, sequence_number
+from steptape.compat._torch import OperationMode, running_node, sequence_number, uncompiled
 from steptape.torch._autograd.graph import Call, is_one_of, leads_to, tensors_of
 
 # A node of a graph and the place of one of its outputs: which tensor it is.
 Edge = tuple[Any, int]
 # The n-th evaluation of a solve, of what it is given.
 Evaluate = Callable[..., Any]
+_DERIVATIVES = (torch.autograd.grad, torch.autograd.backward, Tensor.backward)
 
 
 class Used(NamedTuple):
@@ -91,7 +93,7 @@ def is_among(x: Tensor, named: Sequence[Tensor], given: Sequence[Tensor]) -> boo
 def check_kept(kept: Sequence[Tensor], evaluate: Evaluate, given: Sequence[Tensor], call: Call) -> None:
     """Raise if, after the solve, evaluations at its ends do not use what the first one kept: others have no history."""
     for n in (0, -1):
-        with torch.no_grad(), _Operations() as operations:
+        with torch.no_grad(), uncompiled(), _Operations() as operations:
             used = [*tensors_of(evaluate(n, *(x.clone() for x in given))), *operations.entered]
         unused = next((x for x in kept if not is_one_of(x, used)), None)
         if unused is not None:
@@ -112,34 +114,50 @@ class _Seen(NamedTuple):
 
 
 def _look(evaluate: Evaluate, n: int, given: Sequence[Tensor]) -> _Seen:
+    """By calls, which takes least time, and where they do not show all, as in scripted modules, by operations."""
+    seen = _seen(evaluate, n, given, _Calls()) or _seen(evaluate, n, given, _Operations())
+    assert seen is not None
+    return seen
+
+
+def _seen(evaluate: Evaluate, n: int, given: Sequence[Tensor], noted: _Calls | _Operations) -> _Seen | None:
+    """None if calls do not show where the graph ends."""
     with torch.enable_grad():
         # Copies, by which what it is given is told from the same tensors reached otherwise, as in a closure.
         apart = [x.clone() for x in given]
         began = place_in_order()
-        with _Operations() as operations:
+        with uncompiled(), noted:
             outputs = list(tensors_of(evaluate(n, *apart)))
     made: list[weakref.ref[Tensor]] = []
     outside: dict[Edge, Tensor] = {}
-    for x in (*operations.entered, *outputs):
+    for x in (*noted.entered, *outputs):
         if x.grad_fn is None:
             continue
-        # Other threads count their nodes for themselves.
-        if sequence_number(x.grad_fn) < began or not (id(x) in operations.made or x._is_view()):
+        if noted.is_made(x):
+            made.append(weakref.ref(x))
+        # Other threads count their nodes for themselves, so a later one may be older all the same.
+        elif sequence_number(x.grad_fn) < began or noted.sees_all:
             outside[x.grad_fn, x.output_nr] = x
         else:
-            made.append(weakref.ref(x))
-    ends = [x for x in _ends(outputs, outside) if not is_one_of(x, apart)]
+            return None
+    ends = _ends(outputs, outside, 0 if noted.sees_all else began)
+    if ends is None:
+        return None
+    ends = [x for x in ends if not is_one_of(x, apart)]
     used, leaves = [x for x in ends if not x.is_leaf], [weakref.ref(x) for x in ends if x.is_leaf]
     # What the evaluation made for itself goes with its graph, leaves as well.
     del outputs, outside, apart, ends, x
-    operations.entered.clear()
+    noted.entered.clear()
     used += [x for x in (leaf() for leaf in leaves) if x is not None]
     left = any(x is not None and x.grad_fn is not None for x in (ref() for ref in made))
-    return _Seen(used, left, operations.differentiated)
+    return _Seen(used, left, noted.differentiated)
 
 
-def _ends(outputs: Sequence[Tensor], outside: dict[Edge, Tensor]) -> list[Tensor]:
-    """Where the graph of ``outputs`` ends: at leaves, and at tensors from ``outside``."""
+def _ends(outputs: Sequence[Tensor], outside: dict[Edge, Tensor], began: int) -> list[Tensor] | None:
+    """Where the graph of ``outputs`` ends: at leaves, and at tensors from ``outside``.
+
+    None if it goes on to other nodes that were made before one ``began``.
+    """
     ends = [x for x in outputs if x.is_leaf and x.requires_grad]
     front: deque[Edge] = deque((x.grad_fn, x.output_nr) for x in outputs)
     seen = set()
@@ -154,32 +172,71 @@ def _ends(outputs: Sequence[Tensor], outside: dict[Edge, Tensor]) -> list[Tensor
         leaf = getattr(edge[0], "variable", None)
         if leaf is not None:
             ends.append(leaf)
+        elif sequence_number(edge[0]) < began:
+            return None
         front.extend(edge[0].next_functions)
     return ends
 
 
-class _Operations(OperationMode):
-    """Notes the tensors that ``entered`` operations and require a gradient, and those ``made`` by one, by identity.
+class _Calls(TorchFunctionMode):
+    """Notes the tensors that ``entered`` functions of torch and require a gradient, and which were made by one.
 
-    ``differentiated``: whether any operation was one of a backward pass.
+    ``differentiated``: whether any function took derivatives. Not seen is what happens inside of scripted functions.
     """
+
+    sees_all = False
 
     def __init__(self) -> None:
         super().__init__()
         self.entered: list[Tensor] = []
-        self.made: set[int] = set()
         self.differentiated = False
+        self._made: set[int] = set()
+
+    def is_made(self, x: Tensor) -> bool:
+        return id(x) in self._made
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in _DERIVATIVES:
+            self.differentiated = True
+        _note(self.entered, args)
+        if kwargs:
+            _note(self.entered, kwargs.values())
+            out = func(*args, **kwargs)
+        else:
+            out = func(*args)
+        self._made.update((id(out),) if isinstance(out, Tensor) else map(id, tensors_of(out)))
+        return out
+
+
+class _Operations(OperationMode):
+    """The same of the operations of a block, those of scripted functions and of backward passes as well."""
+
+    sees_all = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.entered: list[Tensor] = []
+        self.differentiated = False
+        self._made: set[int] = set()
         self._around = running_node()
+
+    def is_made(self, x: Tensor) -> bool:
+        # A view is another tensor where it is made than where it is used.
+        return id(x) in self._made or x._is_view()
 
     def operate(self, run: Callable[[], Any], args: Sequence[Any]) -> Any:
         """Run an operation."""
-        for x in args:
-            if isinstance(x, Tensor):
-                if x.requires_grad:
-                    self.entered.append(x)
-            elif isinstance(x, (tuple, list, dict)):
-                self.entered += [part for part in tensors_of(x) if part.requires_grad]
+        _note(self.entered, args)
         self.differentiated = self.differentiated or running_node() is not self._around
         out = run()
-        self.made.update((id(out),) if isinstance(out, Tensor) else map(id, tensors_of(out)))
+        self._made.update((id(out),) if isinstance(out, Tensor) else map(id, tensors_of(out)))
         return out
+
+
+def _note(entered: list[Tensor], args: Iterable[Any]) -> None:
+    for x in args:
+        if isinstance(x, Tensor):
+            if x.requires_grad:
+                entered.append(x)
+        elif isinstance(x, (tuple, list, dict)):
+            entered += [part for part in tensors_of(x) if part.requires_grad]

@@ -287,3 +287,35 @@ def test_random_numbers_are_those_of_the_host():
 
     for x, y in zip(solved(odeint_adjoint, adjoint_method="aca"), solved(torchdiffeq.odeint), strict=True):
         assert torch.equal(x, y)
+
+
+@pytest.mark.parametrize("whole", [False, True], ids=["func", "fullgraph"])
+@pytest.mark.parametrize("make", [closure, context_of_a_parameter_used_too])
+def test_of_a_compiled_func(make, whole):
+    compiled = []
+
+    def backend(graph, inputs):
+        compiled.append(graph)
+        return graph.forward
+
+    def make_compiled(model):
+        return torch.compile(make(model), backend=backend, fullgraph=whole)
+
+    call, _ = SOLVES["rk4"]
+    torch._dynamo.reset()
+    found = gradients(make_compiled, odeint_adjoint, **call, adjoint_method="aca")
+    assert_same(found, gradients(make, torchdiffeq.odeint, **call))
+    assert compiled
+
+
+def test_of_a_scripted_func_that_uses_what_was_computed_before():
+    def product(y: torch.Tensor, W: torch.Tensor) -> torch.Tensor:
+        return (y @ W).tanh().chunk(2)[0].repeat(2, 1)
+
+    def make(model):
+        W, call = (model.W * model.scale).sin(), torch.jit.script(product)
+        return lambda t, y: call(y, W).chunk(2)[0].repeat(2, 1)
+
+    call, _ = SOLVES["rk4"]
+    found = gradients(make, odeint_adjoint, **call, adjoint_method="aca")
+    assert_same(found, gradients(make, torchdiffeq.odeint, **call))
