@@ -62,8 +62,6 @@ def _replayed(setting: Setting, args: Any, kwargs: dict[str, Any]) -> Any:
 def _forward_alone(*args: Any, **kwargs: Any) -> Any:
     """A call under ``no_grad``: nothing that it says of a backward pass counts."""
     forward = {name: value for name, value in kwargs.items() if not name.startswith("adjoint_")}
-    if _scheme(kwargs.get("method"), kwargs.get("options")) is None:
-        return host.odeint(*args, **forward)
     return _odeint.odeint_adjoint(*args, **forward, adjoint_method="aca", adjoint_params=())
 
 

@@ -17,9 +17,11 @@ from steptape.torch._autograd.graph import Call
 from steptape.torch._continuous.backward import QuadratureBack, check_supported
 from steptape.torch._continuous.solver import BackwardSolver
 from steptape.torch._hosts.event import differentiable_time
+from steptape.torch._hosts.scheme import scheme_of
 from steptape.torch._hosts.torchdiffeq import OdeSolve
 from steptape.torch._options import changed, keep_of, tell, with_parameters
 from steptape.torch._stats import recorded
+from steptape.torch._tape.checkpoints import Keep
 
 State = Any
 
@@ -168,11 +170,18 @@ def odeint_adjoint(
     if torch.compiler.is_compiling():
         return _between_graphs(func, y0, t, **rest)
     _check_times(t)
+    if not torch.is_grad_enabled():
+        # Nothing that is said of a backward pass counts.
+        if not can_replay(method, options):
+            return host.odeint(func, y0, t, rtol=rtol, atol=atol, method=method, options=options, event_fn=event_fn)
+        if adjoint_method == "quadrature":
+            adjoint_method, adjoint_options = "aca", None
     user_func, solver = func, None
     if adjoint_method == "aca":
         tell("odeint_adjoint", changed({"adjoint_rtol": (adjoint_rtol, rtol), "adjoint_atol": (adjoint_atol, atol)}))
         tell("odeint_adjoint", (f"func.{name}_adjoint" for name in adjoint_callbacks(func)))
         keep = keep_of(adjoint_options, of_hosts=host.all_option_names())
+        keep = keep if torch.is_grad_enabled() else Keep(lean=keep.lean)
     else:
         forward = {"rtol": rtol, "atol": atol, "method": method, "options": options}
         adjoint = {"rtol": adjoint_rtol, "atol": adjoint_atol, "options": adjoint_options}
@@ -202,6 +211,12 @@ def odeint_adjoint(
 
 
 _between_graphs = between_graphs(odeint_adjoint)
+
+
+def can_replay(method: str | None, options: dict[str, Any] | None) -> bool:
+    """Whether the host has a solver of this name whose steps can be taken again."""
+    solver = host.SOLVERS.get("dopri5" if method is None else method)
+    return solver is not None and scheme_of(solver, (options or {}).get("interp", "linear")) is not None
 
 
 def _check_name(adjoint_method: Any) -> None:

@@ -254,7 +254,7 @@ WAYS = {
         "func as well": func_as_well(fully_shard),
     },
 }
-REFUSED = {"flat parameters", "func as well"}
+REFUSED = {"func as well"}
 
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no torch.distributed")

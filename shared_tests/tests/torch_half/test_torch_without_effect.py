@@ -104,3 +104,20 @@ def test_settings_of_torchsde_s_adjoint(call):
         found = [differentiate(sdeint_adjoint, Sde("ito", "diagonal"), initial(), **settings) for _ in range(2)]
     assert len(told) == 1
     assert distance(found[1].gradients, expected.gradients) <= 1e-12
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        {"method": "scipy_solver", "options": {"solver": "RK45"}},
+        {"method": "rk4", "adjoint_method": "quadrature"},
+        {"method": "implicit_adams", "adjoint_options": {"graph": "stage"}},
+    ],
+    ids=str,
+)
+def test_without_gradients_nothing_of_a_backward_pass_is_refused(call):
+    y0, t = torch.ones(2, dtype=torch.float64), torch.tensor([0.0, 1.0], dtype=torch.float64)
+    forward = {name: call[name] for name in call if not name.startswith("adjoint_")}
+    with torch.no_grad():
+        found = odeint_adjoint(lambda t, y: -y, y0, t, **{"adjoint_method": "aca", **call})
+        assert torch.equal(found, torchdiffeq.odeint(lambda t, y: -y, y0, t, **forward))
