@@ -27,6 +27,8 @@ try:
     # The host's normal form of a call and of its result: flat state, increasing t, wrapped func, defaults filled in.
     _check_inputs = misc._check_inputs
     flat_to_shape = misc._flat_to_shape
+    # On which side of a time func is evaluated at the ends of a solve.
+    AFTER, BEFORE = misc.Perturb.NEXT, misc.Perturb.PREV
     # The solvers that take steps of their own: multistep, and implicit Runge–Kutta where the host has it.
     Adams = fixed_adams.AdamsBashforthMoulton
     ImplicitRungeKutta = getattr(rk_common, "FixedGridFIRKODESolver", None)

@@ -15,7 +15,7 @@ from steptape.compat._torch import gathers_parameters, transforms_active
 from steptape.torch._autograd.graph import is_one_of
 from steptape.torch._autograd.modules import modules_of
 from steptape.torch._autograd.surroundings import Surroundings
-from steptape.torch._autograd.used import differentiating, parameters_used, place_in_order, tensors_used
+from steptape.torch._autograd.used import Inside, differentiating, parameters_used, place_in_order, tensors_used
 from steptape.torch._hosts.base import Solve
 from steptape.torch._tape.checkpoints import Keep
 
@@ -80,8 +80,9 @@ def with_parameters(
         return solve, []
     func = solve.user_func
     _check_sharding(solve)
+    inside, since = Inside(), place_in_order() if since is None else since
     with Surroundings(given[0].device, func).looked_at():
-        used = tensors_used(solve.evaluated, given, place_in_order() if since is None else since)
+        used = tensors_used(solve.around(inside).evaluated, given, since, inside)
     params = parameters_used(used, given, own(func) if isinstance(func, torch.nn.Module) else (), named)
     if named:
         _tell_missed(solve, [x for x in used.tensors if not is_one_of(x, params)], spelling)

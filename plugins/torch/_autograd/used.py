@@ -39,15 +39,30 @@ class Used(NamedTuple):
     differentiates: bool
 
 
-def tensors_used(evaluate: Evaluate, given: Sequence[Tensor], since: int) -> Used:
+class Inside:
+    """Tells func from the host's solver around it, which may take derivatives of its own."""
+
+    def __init__(self) -> None:
+        self.depth = 0
+
+    def __call__(self, evaluate: Callable[[], Any]) -> Any:
+        """Evaluate func."""
+        self.depth += 1
+        try:
+            return evaluate()
+        finally:
+            self.depth -= 1
+
+
+def tensors_used(evaluate: Evaluate, given: Sequence[Tensor], since: int, inside: Inside) -> Used:
     """The leaves, and the tensors computed before, that ``evaluate(0, *given)`` depends on other than by ``given``.
 
     ``evaluate(1, *given)``: another one, that uses what the first one may have kept; ``since``: the place in the order
-    of nodes after which the host may have evaluated for itself.
+    of nodes after which the host may have evaluated for itself; ``inside``: what encloses func in the evaluations.
     """
-    looks = [_look(evaluate, 0, given)]
+    looks = [_look(evaluate, 0, given, inside)]
     if looks[0].left_something:
-        looks += [_look(evaluate, n, given) for n in (0, 1)]
+        looks += [_look(evaluate, n, given, inside) for n in (0, 1)]
     used = list({id(x): x for look in looks for x in look.used}.values())
     kept = [x for x in used if x.grad_fn is not None and sequence_number(x.grad_fn) >= since]
     return Used(used, kept, looks[0].differentiates)
@@ -93,7 +108,7 @@ def is_among(x: Tensor, named: Sequence[Tensor], given: Sequence[Tensor]) -> boo
 def check_kept(kept: Sequence[Tensor], evaluate: Evaluate, given: Sequence[Tensor], call: Call) -> None:
     """Raise if, after the solve, evaluations at its ends do not use what the first one kept: others have no history."""
     for n in (0, -1):
-        with torch.no_grad(), uncompiled(), _Operations() as operations:
+        with torch.no_grad(), uncompiled(), _Operations(Inside()) as operations:
             used = [*tensors_of(evaluate(n, *(x.clone() for x in given))), *operations.entered]
         unused = next((x for x in kept if not is_one_of(x, used)), None)
         if unused is not None:
@@ -113,9 +128,9 @@ class _Seen(NamedTuple):
     differentiates: bool
 
 
-def _look(evaluate: Evaluate, n: int, given: Sequence[Tensor]) -> _Seen:
+def _look(evaluate: Evaluate, n: int, given: Sequence[Tensor], inside: Inside) -> _Seen:
     """By calls, which takes least time, and where they do not show all, as in scripted modules, by operations."""
-    seen = _seen(evaluate, n, given, _Calls()) or _seen(evaluate, n, given, _Operations())
+    seen = _seen(evaluate, n, given, _Calls(inside)) or _seen(evaluate, n, given, _Operations(inside))
     assert seen is not None
     return seen
 
@@ -181,13 +196,14 @@ def _ends(outputs: Sequence[Tensor], outside: dict[Edge, Tensor], began: int) ->
 class _Calls(TorchFunctionMode):
     """Notes the tensors that ``entered`` functions of torch and require a gradient, and which were made by one.
 
-    ``differentiated``: whether any function took derivatives. Not seen is what happens inside of scripted functions.
+    ``differentiated``: whether func took derivatives. Not seen is what happens inside of scripted functions.
     """
 
     sees_all = False
 
-    def __init__(self) -> None:
+    def __init__(self, inside: Inside) -> None:
         super().__init__()
+        self._inside = inside
         self.entered: list[Tensor] = []
         self.differentiated = False
         self._made: set[int] = set()
@@ -196,7 +212,7 @@ class _Calls(TorchFunctionMode):
         return id(x) in self._made
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in _DERIVATIVES:
+        if func in _DERIVATIVES and self._inside.depth:
             self.differentiated = True
         _note(self.entered, args)
         if kwargs:
@@ -213,8 +229,9 @@ class _Operations(OperationMode):
 
     sees_all = True
 
-    def __init__(self) -> None:
+    def __init__(self, inside: Inside) -> None:
         super().__init__()
+        self._inside = inside
         self.entered: list[Tensor] = []
         self.differentiated = False
         self._made: set[int] = set()
@@ -227,7 +244,8 @@ class _Operations(OperationMode):
     def operate(self, run: Callable[[], Any], args: Sequence[Any]) -> Any:
         """Run an operation."""
         _note(self.entered, args)
-        self.differentiated = self.differentiated or running_node() is not self._around
+        if self._inside.depth and running_node() is not self._around:
+            self.differentiated = True
         out = run()
         self._made.update((id(out),) if isinstance(out, Tensor) else map(id, tensors_of(out)))
         return out

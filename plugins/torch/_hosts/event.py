@@ -46,9 +46,10 @@ def differentiable_time(solve: OdeSolve, end: Tensor, state: Tensor, params: Seq
             has_parameters = any(g is not None for g in in_params)
         else:
             value, has_parameters = solve.event_fn(fixed[0], state), solve.event_fn(*fixed).requires_grad
-    if has_parameters:
-        _reroute()
-    return EventTime.apply(end, value, speed) if value.requires_grad else end
+    if not value.requires_grad:
+        return end
+    _reroute(has_parameters)
+    return EventTime.apply(end, value, speed)
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
@@ -60,7 +61,7 @@ class EventTime(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, end: Tensor, value: Tensor, speed: Tensor) -> Tensor:
-        ctx.speed = speed
+        ctx.value, ctx.speed = value, speed
         return end.clone()
 
     @staticmethod
@@ -70,10 +71,13 @@ class EventTime(torch.autograd.Function):
 
 
 class _Moved(torch.autograd.Function):
-    """A state at a time, as a function of that time too."""
+    """A state at a time, as a function of the event's ``value`` too, with which it changes by ``slope``.
+
+    Not of the time itself, whose dtype may be less precise than that of the state.
+    """
 
     @staticmethod
-    def forward(ctx: Any, state: Tensor, time: Tensor, slope: Tensor) -> Tensor:
+    def forward(ctx: Any, state: Tensor, value: Tensor, slope: Tensor) -> Tensor:
         ctx.slope = slope
         return state.clone()
 
@@ -83,9 +87,12 @@ class _Moved(torch.autograd.Function):
         return cotangent, _dot(ctx.slope, cotangent), None
 
 
-def _reroute() -> None:
-    """Let odeint_event pass on the derivatives of such times, where it passes on its own through the state alone."""
-    if not host.reroute_events(_is_differentiable, _rerouted):
+def _reroute(has_parameters: bool) -> None:
+    """Let odeint_event pass on the derivatives of such times, where it passes on its own through the state alone.
+
+    ``has_parameters``: whether the event depends on more than the time and the state.
+    """
+    if not host.reroute_events(_is_differentiable, _rerouted) and has_parameters:
         raise UnsupportedError(
             "odeint_adjoint(..., event_fn=event_fn, adjoint_method=...): event_fn depends on tensors that require a "
             "gradient, and torchdiffeq.odeint_event, which someone else has changed, passes the derivative of the time "
@@ -94,18 +101,24 @@ def _reroute() -> None:
         )
 
 
-def _is_differentiable(end: Tensor) -> bool:
+def _event_of(end: Tensor) -> Any:
+    """The node of the graph that made a time differentiable, if one did."""
     node = end.grad_fn
     # odeint_event takes times in reverse with their sign changed.
     while node is not None and node.name() in ("NegBackward0", "ToCopyBackward0"):
         node = node.next_functions[0][0]
-    return node is not None and node.name() == f"{EventTime.__name__}Backward"
+    return node if node is not None and node.name() == f"{EventTime.__name__}Backward" else None
+
+
+def _is_differentiable(end: Tensor) -> bool:
+    return _event_of(end) is not None
 
 
 def _rerouted(func: Any, end: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    event = _event_of(end)
     with torch.no_grad():
-        slope = func(end, state)
-    return end, _Moved.apply(state, end, slope)
+        slope = -func(end, state) / event.speed
+    return end, _Moved.apply(state, event.value, slope)
 
 
 def _refuse_second() -> None:

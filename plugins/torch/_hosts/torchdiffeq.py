@@ -112,7 +112,8 @@ class OdeSolve(Solve):
 
     def evaluated(self, n: int, *given: Tensor) -> Any:
         y0, t, *_ = given
-        slope = self.func(t[min(n, 0)], y0)
+        side = {"perturb": host.BEFORE if n < 0 else host.AFTER} if self.options.get("perturb") else {}
+        slope = self.func(t[min(n, 0)], y0, **side)
         return (slope, self.solver(y0).grid_constructor(self.func, y0, t)) if self._has_grid else slope
 
     def integrate(self, *given: Tensor) -> tuple[Tensor, Tensor]:

@@ -33,6 +33,7 @@ WEIGHTS = (
     "doubled by a hook",
     "clipped by a hook",
     "computed before",
+    "context and its source",
     "orthogonal",
     "weight norm",
     "spectral norm",
@@ -49,7 +50,7 @@ WEIGHTS = (
     "cached",
     "kept in a dict",
 )
-CACHED = ("cached", "kept in a dict")
+CLOSED_OVER = ("plain", "doubled by a hook", "used later", "tied", "context and its source", "cached", "potential")
 # Which change something besides in every evaluation: a cubic through slopes evaluated anew is another one.
 CHANGING = ("dropout", "batch norm", "spectral norm")
 
@@ -106,15 +107,15 @@ class Field(torch.nn.Module):
     def _inner(self, x: Tensor) -> Tensor:
         net = self.net
         if self.weights == "potential":
-            followed = torch.is_grad_enabled() and x.requires_grad
-            with torch.enable_grad():
-                x = x if followed else x.detach().requires_grad_()
-                return -torch.autograd.grad((net(x).square() / 4).sum(), x, create_graph=True)[0]
+            x = x if x.requires_grad else x.detach().requires_grad_()
+            return -torch.autograd.grad((net(x).square() / 4).sum(), x, create_graph=True)[0]
         if self.weights == "kept in a dict":
             A = self.memory.setdefault("A", (net.weight - net.weight.T).tanh())
             return x @ A + net.bias
         if self.weights == "computed before":
             return torch.tanh(x @ self.memory["A"] + net.bias)
+        if self.weights == "context and its source":
+            return torch.tanh(net(x) + x @ self.memory["A"])
         if self.weights == "noise once":
             if "noise" not in self.memory:
                 self.memory["noise"] = torch.randn_like(x)
@@ -145,12 +146,11 @@ class OdeCall:
     moving: bool
     no_module: bool
     seed: int
+    named: bool = False
 
 
 def refusal(call: OdeCall) -> tuple[str, bool] | None:
     """What is said of a call that ours does not answer, and whether it must be said."""
-    if call.weights in CACHED:
-        return "in its first evaluation and used it again", True
     if call.weights in CHANGING and call.options.get("interp") == "cubic":
         # An iteration that has converged changes nothing.
         return "Use 'interp': 'linear'", False
@@ -180,7 +180,8 @@ def ode_calls(draw: Any) -> OdeCall:
     plain = dtype in (torch.float64, torch.float32)
     start = draw(st.sampled_from([0.0, 0.3, -7.0, 10.0, 300.0, 1000.0]))
     adaptive = method in ADAPTIVE
-    event = plain and draw(st.integers(0, 5)) == 0
+    # The host itself evaluates func at an event without a graph.
+    event = plain and weights != "potential" and draw(st.integers(0, 5)) == 0
     return OdeCall(
         weights=weights,
         method=method,
@@ -195,10 +196,12 @@ def ode_calls(draw: Any) -> OdeCall:
         keep=draw(_keeps(method)),
         event=event,
         is_tuple=draw(st.booleans()) and dtype not in (torch.complex64, torch.complex128),
-        second=plain and weights not in ("orthogonal", "spectral norm") and draw(st.integers(0, 3)) == 0,
+        # The time of an event has first derivatives alone.
+        second=plain and not event and weights not in ("orthogonal", "spectral norm") and draw(st.integers(0, 3)) == 0,
         moving=dtype == torch.float64 and weights != "potential" and draw(st.booleans()),
-        no_module=weights in ("plain", "doubled by a hook", "used later", "tied") and draw(st.booleans()),
+        no_module=weights in CLOSED_OVER and draw(st.booleans()),
         seed=draw(st.integers(0, 2**20)),
+        named=draw(st.booleans()),
     )
 
 
@@ -209,7 +212,8 @@ def quadrature_calls(draw: Any) -> OdeCall:
     method = draw(st.sampled_from(["dopri5", "dopri8"]))
     return dataclasses.replace(
         call,
-        weights=draw(st.sampled_from([w for w in WEIGHTS if w not in CHANGING and w != "used later"])),
+        weights=(weights := draw(st.sampled_from([w for w in WEIGHTS if w not in CHANGING and w != "used later"]))),
+        event=call.event and weights != "potential",
         method=method,
         dtype=torch.float64,
         start=draw(st.sampled_from([0.0, -7.0, 10.0])),
@@ -259,11 +263,15 @@ def run_ode(call: OdeCall, ours: bool, adjoint_method: str = "aca") -> Outcome:
     gaps = torch.tensor([0.0] + [0.7 / call.outputs] * call.outputs, dtype=call.t_dtype)
     t = (call.start + call.direction * gaps.cumsum(0)).requires_grad_(call.moving)
     inputs = [*([t] if call.moving else []), y0, *(p for p in field.parameters() if p.requires_grad)]
-    params: tuple[Tensor, ...] | None = tuple(field.parameters()) if call.no_module else None
-    if call.weights == "computed before":
+    # What a closure uses later on must be named.
+    named = call.named or call.weights == "used later"
+    params: tuple[Tensor, ...] | None = tuple(field.parameters()) if call.no_module and named else None
+    before = call.weights in ("computed before", "context and its source")
+    if before:
         field.memory["A"] = field.net.weight - field.net.weight.T
         field.memory["A"].retain_grad()
-        params = (field.memory["A"], field.net.bias, field.v)
+        sources = (field.net.weight,) * (call.weights != "computed before")
+        params = (field.memory["A"], *sources, field.net.bias, field.v) if call.named else None
     solve: Callable[..., Any] = torchdiffeq.odeint
     if ours:
         adjoint: dict[str, Any] = {
@@ -276,7 +284,7 @@ def run_ode(call: OdeCall, ours: bool, adjoint_method: str = "aca") -> Outcome:
     with context:
         solution = _solution(call, solve, field, y0, t)
         gradients = gradients_of(solution, inputs, call.second)
-    retained = [field.memory["A"].grad] if call.weights == "computed before" else []
+    retained = [field.memory["A"].grad] if before else []
     # Those in t come first, of the first derivatives and of the second.
     in_time = gradients[:: len(inputs)] if call.moving else []
     others = [g for i, g in enumerate(gradients) if not call.moving or i % len(inputs)]

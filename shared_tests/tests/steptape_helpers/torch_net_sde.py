@@ -92,12 +92,6 @@ def sde_calls(draw: Any) -> SdeCall:
     )
 
 
-def refusal(call: SdeCall) -> tuple[str, bool] | None:
-    """What is said of a call that ours does not answer, and whether it must be said."""
-    # The host evaluates sde with gradients before the solve, to look at its shapes.
-    return ("computed .* (in its first evaluation|before this evaluation)", True) if call.weights == "cached" else None
-
-
 def run_sde(call: SdeCall, ours: bool) -> Outcome:
     """The call, by back-propagation through the host or by ours."""
     torch.manual_seed(call.seed)
