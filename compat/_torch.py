@@ -10,6 +10,7 @@ from math import prod
 from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
+from torch.nn.utils import parametrize
 
 from steptape.compat._unsupported import unsupported
 
@@ -40,6 +41,10 @@ try:
     # Whether a block of forward mode is entered, by its level.
     _ = torch.autograd.forward_ad._current_level
 
+    # Where parametrize.cached() keeps weights, and for how many blocks it does.
+    PARAMETRIZE = vars(parametrize)
+    _ = PARAMETRIZE["_cache"], PARAMETRIZE["_cache_enabled"]
+
     # torch.autograd.grad without its checks, which take as long as the backward pass of a small layer.
     _run_backward = torch.autograd.Variable._execution_engine.run_backward
 
@@ -47,7 +52,7 @@ try:
     _add_legacy_batch_dim, _remove_legacy_batch_dim = torch._add_batch_dim, torch._remove_batch_dim
     _without_keys = torch._C._ExcludeDispatchKeyGuard
     _LEGACY_MODE = torch._C.DispatchKeySet(torch._C._parse_dispatch_key("VmapMode"))  # type: ignore[arg-type]
-except (ImportError, AttributeError, TypeError) as error:
+except (ImportError, AttributeError, KeyError, TypeError) as error:
     raise unsupported("torch", error, "torch") from error
 
 

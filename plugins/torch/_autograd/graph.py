@@ -149,19 +149,19 @@ def leads_to(x: Tensor, others: Sequence[Tensor]) -> bool:
     """Whether the graph of a tensor leads to another one of them."""
     if x.grad_fn is None:
         return False
-    nodes = {y.grad_fn for y in others if y.grad_fn is not None and y is not x}
+    edges = {(y.grad_fn, y.output_nr) for y in others if y.grad_fn is not None and y is not x}
     leaves = {id(y) for y in others if y.is_leaf}
     seen: set[Any] = set()
     # The nearest first: the graph may be that of all that came before.
-    front = deque(parent for parent, _ in x.grad_fn.next_functions)
+    front = deque(x.grad_fn.next_functions)
     while front:
-        node = front.popleft()
-        if node is None or node in seen:
+        edge = front.popleft()
+        if edge[0] is None or edge in seen:
             continue
-        seen.add(node)
-        if node in nodes or id(getattr(node, "variable", None)) in leaves:
+        seen.add(edge)
+        if edge in edges or id(getattr(edge[0], "variable", None)) in leaves:
             return True
-        front.extend(parent for parent, _ in node.next_functions)
+        front.extend(edge[0].next_functions)
     return False
 
 

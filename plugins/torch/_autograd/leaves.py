@@ -47,10 +47,10 @@ class LeafCheck:
     def _unknown(self, outputs: Iterable[Tensor], known: Sequence[Tensor]) -> list[Tensor]:
         known = (*known, *self._parameters.params)
         leaves = {id(x) for x in known if x.is_leaf}
-        replaced = {x.grad_fn for x in self._parameters.replaced}
+        replaced = {(x.grad_fn, x.output_nr) for x in self._parameters.replaced}
         unknown = {}
-        for node in _nodes(outputs, known):
-            if node in replaced:
+        for node, output in _edges(outputs, known):
+            if (node, output) in replaced:
                 _refuse_replaced(self._parameters)
             leaf = getattr(node, "variable", None)
             if leaf is not None and id(leaf) not in leaves:
@@ -58,17 +58,17 @@ class LeafCheck:
         return list(unknown.values())
 
 
-def _nodes(outputs: Iterable[Tensor], known: Sequence[Tensor]) -> Iterator[Any]:
-    """The nodes of the graph of ``outputs`` that they reach other than through ``known`` tensors."""
-    seen = {x.grad_fn for x in known if x.grad_fn is not None}
-    front = [x.grad_fn for x in outputs]
+def _edges(outputs: Iterable[Tensor], known: Sequence[Tensor]) -> Iterator[tuple[Any, int]]:
+    """Nodes and their outputs in the graph of ``outputs`` that they reach other than through ``known`` tensors."""
+    seen = {(x.grad_fn, x.output_nr) for x in known if x.grad_fn is not None}
+    front = [(x.grad_fn, x.output_nr) for x in outputs]
     while front:
-        node = front.pop()
-        if node is None or node in seen:
+        edge = front.pop()
+        if edge[0] is None or edge in seen:
             continue
-        seen.add(node)
-        yield node
-        front.extend(parent for parent, _ in node.next_functions)
+        seen.add(edge)
+        yield edge
+        front.extend(edge[0].next_functions)
 
 
 def _refuse_unknown(unknown: Sequence[Tensor], parameters: Parameters) -> NoReturn:

@@ -11,15 +11,15 @@ from typing import Any
 import torch
 
 # A func refers to an object, which holds a container, which holds modules; long containers are data.
-_DEPTH = 3
-_LONG = 100
+DEPTH = 3
+LONG = 100
 
 
 def modules_of(func: Any) -> list[torch.nn.Module]:
     """All of them, but for those that belong to another one."""
     if isinstance(func, torch.nn.Module):
         return [func]
-    found = {id(module): module for module in _reached(func, _DEPTH, set())}
+    found = {id(module): module for module in _reached(func, DEPTH, set())}
     inner = {id(part) for module in found.values() for part in module.modules() if part is not module}
     return [module for key, module in found.items() if key not in inner]
 
@@ -29,11 +29,11 @@ def _reached(holder: Any, depth: int, seen: set[int]) -> Iterator[torch.nn.Modul
         yield holder
     elif depth and id(holder) not in seen:
         seen.add(id(holder))
-        for part in _parts(holder):
+        for part in parts_of(holder):
             yield from _reached(part, depth - 1, seen)
 
 
-def _parts(holder: Any) -> Iterator[Any]:
+def parts_of(holder: Any) -> Iterator[Any]:
     """What an object refers to, as far as it may be called through it."""
     if isinstance(holder, FunctionType):
         named = (holder.__globals__.get(name) for name in holder.__code__.co_names)
@@ -51,8 +51,8 @@ def _parts(holder: Any) -> Iterator[Any]:
     elif isinstance(holder, functools.partial):
         yield from (holder.func, *holder.args, *holder.keywords.values())
     elif isinstance(holder, (list, tuple)):
-        yield from holder[:_LONG]
+        yield from holder[:LONG]
     elif isinstance(holder, dict):
-        yield from islice(holder.values(), _LONG)
+        yield from islice(holder.values(), LONG)
     elif not isinstance(holder, (torch.Tensor, type, ModuleType)) and hasattr(holder, "__dict__"):
         yield from vars(holder).values()

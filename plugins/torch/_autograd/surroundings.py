@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from steptape.compat._torch_hooks import hooks_passed_by
+from steptape.torch._autograd.held import Held
 from steptape.torch._autograd.modules import modules_of
 
 T = TypeVar("T")
@@ -31,6 +32,8 @@ class Surroundings:
         module = modules[0] if len(modules) == 1 else torch.nn.ModuleList(modules)
         self.side = SideState(device, module)
         self._lent = _LentTensors(module)
+        self._func = func
+        self._held: Held | None = None
         self._device = device
         self.autocast = torch.is_autocast_enabled(device.type)
         self._dtype = torch.get_autocast_dtype(device.type)
@@ -72,9 +75,14 @@ class Surroundings:
             finally:
                 _require_gradients(frozen, False)
 
+    def hold(self) -> None:
+        """Take what func refers to now for what the solve left."""
+        self._held = Held(self._func)
+
     def with_lent_tensors(self, run: Callable[[], T]) -> T:
-        """``run()`` while func has the tensors that it had in the solve."""
-        return self._lent.given_back(run)
+        """``run()`` while func has the tensors that it had in the solve, and what else it referred to."""
+        with self._held.given_back() if self._held else nullcontext():
+            return self._lent.given_back(run)
 
 
 def _require_gradients(params: Sequence[Tensor], required: bool) -> None:

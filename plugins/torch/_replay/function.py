@@ -50,6 +50,7 @@ class Replay(torch.autograd.Function):
         if solve.kept_tensors:
             with ctx.surroundings.looked_at():
                 check_kept(solve.kept_tensors, solve.evaluated, given, solve.call)
+        ctx.surroundings.hold()
         # Saved parameters are watched for changes in place, but hooks such as save_on_cpu unpack other objects, and the
         # check of what func depends on goes by identity.
         ctx.solve, ctx.params = solve, params

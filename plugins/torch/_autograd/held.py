@@ -1,0 +1,120 @@
+"""What func refers to, as the solve left it: a replay finds it so, whatever has been put in its place since.
+
+A closure over a loop's variable, an attribute that is set for each solve, a cache that is cleared: between the passes
+they come to hold other values, and back-propagation does not mind, since its graph holds the old ones.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import islice
+from types import CellType, FunctionType
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from steptape.compat._torch import PARAMETRIZE
+from steptape.torch._autograd.modules import DEPTH, LONG, parts_of
+
+_MISSING = object()
+_OF_TORCH = frozenset(vars(torch.nn.Module())) - {"training"}
+_LOCK = threading.RLock()
+
+
+class _Place(NamedTuple):
+    """Where a value is held: a cell, or a key of a dictionary or an index of a list."""
+
+    holder: Any
+    key: Any
+    value: Any
+
+    def now(self) -> Any:
+        try:
+            return self.holder.cell_contents if isinstance(self.holder, CellType) else self.holder[self.key]
+        except (ValueError, KeyError, IndexError):
+            return _MISSING
+
+    def put(self, value: Any) -> None:
+        if isinstance(self.holder, CellType):
+            self.holder.cell_contents = value
+        elif value is not _MISSING:
+            self.holder[self.key] = value
+        else:
+            self.holder.pop(self.key, None)
+
+
+class Held:
+    """All of it as it is now; ``tensors``: those among it."""
+
+    def __init__(self, func: Any):
+        self._places: list[_Place] = []
+        self.tensors: list[Tensor] = []
+        self._seen: set[int] = set()
+        self._walk(func, DEPTH)
+        if PARAMETRIZE["_cache_enabled"]:
+            self._places += [_Place(PARAMETRIZE, name, PARAMETRIZE[name]) for name in ("_cache", "_cache_enabled")]
+
+    @contextmanager
+    def given_back(self) -> Iterator[None]:
+        """A block in which it is so again; numbers that are counted on in it are counted on after it."""
+        changed = [(place, now) for place in self._places if not _same(now := place.now(), place.value)]
+        if not changed:
+            yield
+            return
+        with _LOCK:
+            for place, _ in changed:
+                place.put(place.value)
+            try:
+                yield
+            finally:
+                for place, now in changed:
+                    place.put(_counted_on(place, now))
+
+    def _walk(self, holder: Any, depth: int) -> None:
+        if id(holder) in self._seen:
+            return
+        if isinstance(holder, Tensor):
+            self.tensors.append(holder)
+        elif isinstance(holder, torch.nn.Module):
+            for module in holder.modules():
+                self._note(vars(module), (name for name in vars(module) if name not in _OF_TORCH), depth)
+        elif depth:
+            self._seen.add(id(holder))
+            if isinstance(holder, FunctionType):
+                self._note(holder.__globals__, (x for x in holder.__code__.co_names if x in holder.__globals__), 0)
+                for cell in holder.__closure__ or ():
+                    self._note_one(_Place(cell, None, _MISSING), depth)
+            elif isinstance(holder, list):
+                self._note(holder, range(min(len(holder), LONG)), depth)
+            elif isinstance(holder, dict):
+                self._note(holder, list(islice(holder, LONG)), depth)
+            elif hasattr(holder, "__dict__") and not isinstance(holder, type):
+                self._note(vars(holder), list(vars(holder)), depth)
+            for part in parts_of(holder):
+                self._walk(part, depth - 1)
+
+    def _note(self, holder: Any, keys: Any, depth: int) -> None:
+        for key in keys:
+            self._note_one(_Place(holder, key, _MISSING), depth)
+
+    def _note_one(self, place: _Place, depth: int) -> None:
+        value = place.now()
+        self._places.append(place._replace(value=value))
+        if depth and isinstance(value, (Tensor, list, dict)):
+            self._walk(value, depth - 1)
+        elif isinstance(value, Tensor):
+            self.tensors.append(value)
+
+
+def _same(a: Any, b: Any) -> bool:
+    return a is b or (type(a) is type(b) and isinstance(a, (bool, int, float, str)) and a == b)
+
+
+def _counted_on(place: _Place, now: Any) -> Any:
+    after, numbers = place.now(), (int, float)
+    if all(isinstance(x, numbers) and not isinstance(x, bool) for x in (after, now, place.value)):
+        return now + (after - place.value)
+    return now
