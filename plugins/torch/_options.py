@@ -13,9 +13,10 @@ from torch import Tensor
 from steptape._errors import GradientError, OptionError, SteptapeWarning
 from steptape.compat._torch import gathers_parameters, transforms_active
 from steptape.torch._autograd.graph import is_one_of
+from steptape.torch._autograd.held import Held
 from steptape.torch._autograd.modules import modules_of
-from steptape.torch._autograd.surroundings import Surroundings
-from steptape.torch._autograd.used import Inside, differentiating, parameters_used, place_in_order, tensors_used
+from steptape.torch._autograd.surroundings import Surroundings, same
+from steptape.torch._autograd.used import First, Inside, differentiating, parameters_used, place_in_order, tensors_used
 from steptape.torch._hosts.base import Solve
 from steptape.torch._tape.checkpoints import Keep
 
@@ -81,15 +82,24 @@ def with_parameters(
     func = solve.user_func
     _check_sharding(solve)
     inside, since = Inside(), place_in_order() if since is None else since
-    with Surroundings(given[0].device, func).looked_at():
-        used = tensors_used(solve.around(inside).evaluated, given, since, inside)
-    params = parameters_used(used, given, own(func) if isinstance(func, torch.nn.Module) else (), named)
+    surroundings = Surroundings(given[0].device, func)
+    before = surroundings.side.note()
+    with surroundings.looked_at():
+        used = tensors_used(solve.around(inside).evaluated, given, since, inside, surroundings.side)
+    own_ones = own(func) if isinstance(func, torch.nn.Module) else ()
+    near = [*Held(func).tensors, *(p for module in modules_of(func) for p in module.parameters())]
+    params = parameters_used(used, given, own_ones, near, named)
     if named:
         _tell_missed(solve, [x for x in used.tensors if not is_one_of(x, params)], spelling)
     if used.differentiates:
         solve = solve.around(differentiating)
-    kept = [x for x in used.kept if is_one_of(x, params)]
-    return dataclasses.replace(solve, kept_tensors=kept, call=solve.call._replace(named=named is not None)), params
+    kept, first = ([x for x in xs if is_one_of(x, params)] for xs in (used.kept, used.first))
+    solve = dataclasses.replace(
+        solve, used_first=first, kept_tensors=kept, call=solve.call._replace(named=named is not None)
+    )
+    if used.value is not None and not same(before, used.after):
+        solve = solve.beginning_with(First(surroundings.side, given[0].detach().clone(), used.value, used.after))
+    return solve, params
 
 
 def _check_sharding(solve: Solve) -> None:

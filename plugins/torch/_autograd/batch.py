@@ -18,9 +18,9 @@ class Unbatchable(Exception):
 class BatchParameters(Parameters):
     """The parameters of a solve, for ``size`` cotangents at once."""
 
-    def __init__(self, params: Sequence[Tensor], call: Call, rough: bool, needed: Sequence[bool], size: int):
+    def __init__(self, size: int, params: Sequence[Tensor], call: Call, *about: Any):
         self.batch = (size,)
-        super().__init__(params, call, rough, needed)
+        super().__init__(params, call, *about)
 
     def _taken(
         self, ends: Sequence[Tensor], cotangents: Sequence[Tensor], inputs: Sequence[Tensor]

@@ -52,13 +52,13 @@ class Field:
         """The slope at a scalar ``t`` and a flat ``y``, without a graph."""
         return self.slope(t, y.detach().view(self._shape))
 
-    def evaluate(self, t: Tensor, y: Tensor) -> Stage:
-        """The stage at a scalar ``t`` and a flat ``y``, with its graph."""
+    def evaluate(self, t: Tensor, y: Tensor, first: bool = False) -> Stage:
+        """The stage at a scalar ``t`` and a flat ``y``, with its graph; ``first``: whether it is that of the solve."""
         with torch.enable_grad():
             t = t.detach().requires_grad_() if self._in_time else t
             y = y.detach().view(self._shape).requires_grad_()
             stage = Stage(t, y, self.slope(t, y))
-            self.check(stage.slope, t, y)
+            self.check(stage.slope, t, y, first)
         return stage
 
     def slope(self, t: Tensor, y: Tensor) -> Tensor:
@@ -86,10 +86,13 @@ class Field:
         """Look at what the next evaluation depends on: func may use other tensors than before."""
         self._looks = True
 
-    def check(self, slope: Tensor, t: Tensor, y: Tensor) -> None:
-        """Raise, the next time, if a slope depends on leaves besides ``t``, ``y`` and the parameters."""
-        if self._looks and self._check_leaves:
-            self._check_leaves([slope], (t, y), lambda: [self._unnoticed(t, y)])
+    def check(self, slope: Tensor, t: Tensor, y: Tensor, first: bool = False) -> None:
+        """Raise, the next time, if a slope depends on leaves besides ``t``, ``y`` and the parameters.
+
+        ``first``: whether it is the first evaluation of the solve, which must use what it used there.
+        """
+        if (self._looks or first) and self._check_leaves:
+            self._check_leaves([slope], (t, y), lambda: [self._unnoticed(t, y)], first)
         self._looks = False
 
     def _unnoticed(self, t: Tensor, y: Tensor) -> Tensor:

@@ -41,13 +41,20 @@ class Parameters:
     Where one was computed from others, ``params`` has a stand-in for it, which func is given in its place: its
     cotangent ends there. ``replaced``: those that have one. ``needed``: which are to have a gradient, all by default;
     the others get none. ``rough``: whether func computes with them in less precision than the state's, as under
-    autocast. ``batch``: the leading dimensions of cotangents, none where they come one at a time.
+    autocast. ``used_first``: those that the first evaluation of the solve used. ``batch``: the leading dimensions of cotangents, none where they come one at a time.
     """
 
     batch: tuple[int, ...] = ()
 
-    def __init__(self, params: Sequence[Tensor], call: Call, rough: bool = False, needed: Sequence[bool] | None = None):
-        self.call, self.rough = call, rough
+    def __init__(
+        self,
+        params: Sequence[Tensor],
+        call: Call,
+        rough: bool = False,
+        needed: Sequence[bool] | None = None,
+        used_first: Sequence[Tensor] = (),
+    ):
+        self.call, self.rough, self._used_first = call, rough, used_first
         self._actual, self._needed = tuple(params), needed or [True] * len(params)
         self.replaced = [p for p in params if leads_to(p, params)]
         self._exchange(_leaf)
@@ -65,6 +72,11 @@ class Parameters:
         others = copy.copy(self)
         others._exchange(stand_in)
         return others
+
+    @property
+    def used_first(self) -> list[Tensor]:
+        """As evaluations find them."""
+        return [self._stand_ins.get(id(x), x) for x in self._used_first]
 
     def in_place(self) -> AbstractContextManager[Any]:
         """A context for func to be evaluated in."""

@@ -103,10 +103,8 @@ class Held:
     def _note_one(self, place: _Place, depth: int) -> None:
         value = place.now()
         self._places.append(place._replace(value=value))
-        if depth and isinstance(value, (Tensor, list, dict)):
-            self._walk(value, depth - 1)
-        elif isinstance(value, Tensor):
-            self.tensors.append(value)
+        if isinstance(value, (Tensor, list, tuple, dict)):
+            self._walk(value, max(depth - 1, 1))
 
 
 def _same(a: Any, b: Any) -> bool:

@@ -25,16 +25,23 @@ class LeafCheck:
     def __init__(self, parameters: Parameters):
         self._parameters = parameters
         self._passing = 0
+        self._reached: set[Any] = set()
 
     def __call__(
         self,
         outputs: Iterable[Tensor],
         known: Sequence[Tensor],
         again: Callable[[], Iterable[Tensor]],
+        first: bool = False,
     ) -> None:
-        """``again``: makes the outputs again: leaves that a host or func makes as it is called are others then."""
+        """``again``: makes the outputs again: leaves that a host or func makes as it is called are others then.
+
+        ``first``: whether the first evaluation of the solve is among those that made the outputs.
+        """
         parameters = self._parameters
         unknown = self._unknown(outputs, known)
+        if first:
+            self._check_first()
         # As many as were made for themselves before.
         if parameters.call.named or len(unknown) <= self._passing:
             return
@@ -46,21 +53,29 @@ class LeafCheck:
 
     def _unknown(self, outputs: Iterable[Tensor], known: Sequence[Tensor]) -> list[Tensor]:
         known = (*known, *self._parameters.params)
+        ends = {(x.grad_fn, x.output_nr) for x in known if x.grad_fn is not None}
         leaves = {id(x) for x in known if x.is_leaf}
         replaced = {(x.grad_fn, x.output_nr) for x in self._parameters.replaced}
-        unknown = {}
-        for node, output in _edges(outputs, known):
-            if (node, output) in replaced:
+        unknown, self._reached = {}, set()
+        for edge in _edges(outputs, ends):
+            if edge in replaced:
                 _refuse_replaced(self._parameters)
-            leaf = getattr(node, "variable", None)
+            leaf = getattr(edge[0], "variable", None)
+            self._reached.add(edge if leaf is None else id(leaf))
             if leaf is not None and id(leaf) not in leaves:
                 unknown[id(leaf)] = leaf
         return list(unknown.values())
 
+    def _check_first(self) -> None:
+        """Raise if what the first evaluation of the solve used is not among what was reached."""
+        for x in self._parameters.used_first:
+            if (id(x) if x.is_leaf else (x.grad_fn, x.output_nr)) not in self._reached:
+                _refuse_forgotten(x, self._parameters)
 
-def _edges(outputs: Iterable[Tensor], known: Sequence[Tensor]) -> Iterator[tuple[Any, int]]:
-    """Nodes and their outputs in the graph of ``outputs`` that they reach other than through ``known`` tensors."""
-    seen = {(x.grad_fn, x.output_nr) for x in known if x.grad_fn is not None}
+
+def _edges(outputs: Iterable[Tensor], ends: set[tuple[Any, int]]) -> Iterator[tuple[Any, int]]:
+    """The nodes and their outputs that the graph of ``outputs`` leads to, up to some ``ends``."""
+    seen = set()
     front = [(x.grad_fn, x.output_nr) for x in outputs]
     while front:
         edge = front.pop()
@@ -68,7 +83,8 @@ def _edges(outputs: Iterable[Tensor], known: Sequence[Tensor]) -> Iterator[tuple
             continue
         seen.add(edge)
         yield edge
-        front.extend(edge[0].next_functions)
+        if edge not in ends:
+            front.extend(edge[0].next_functions)
 
 
 def _refuse_unknown(unknown: Sequence[Tensor], parameters: Parameters) -> NoReturn:
@@ -77,6 +93,15 @@ def _refuse_unknown(unknown: Sequence[Tensor], parameters: Parameters) -> NoRetu
         f"{call}: {call.func} depends on tensors that require a gradient and that its first evaluation did "
         f"not use (shapes: {shapes}), so their gradient would be lost. Name all of them: "
         f"adjoint_params=(*{call.func}.parameters(), x, ...)."
+    )
+
+
+def _refuse_forgotten(x: Tensor, parameters: Parameters) -> NoReturn:
+    call = parameters.call
+    raise GradientError(
+        f"{call}: the first evaluation of {call.func} used a tensor of shape {tuple(x.shape)} in the forward pass, and "
+        "does not use it in the backward pass: a later evaluation has kept what it computed from it, or something else "
+        "was put in its place. Its gradient would be lost. Compute it in each evaluation, or before the solve."
     )
 
 

@@ -20,23 +20,31 @@ from torch.overrides import TorchFunctionMode
 from steptape._errors import GradientError
 from steptape.compat._torch import OperationMode, running_node, sequence_number, uncompiled
 from steptape.torch._autograd.graph import Call, is_one_of, leads_to, tensors_of
+from steptape.torch._autograd.surroundings import Note, SideState
 
 # A node of a graph and the place of one of its outputs: which tensor it is.
 Edge = tuple[Any, int]
 # The n-th evaluation of a solve, of what it is given.
 Evaluate = Callable[..., Any]
+# Each parameter that is not used takes time in each pull.
+_FEW = 50
 _DERIVATIVES = (torch.autograd.grad, torch.autograd.backward, Tensor.backward)
 
 
 class Used(NamedTuple):
-    """The ``tensors`` that func uses; of them those that an evaluation has ``kept`` for the next ones.
+    """The ``tensors`` that func uses; of them those that its ``first`` evaluation does, what it keeps being kept, and
+    those that it has ``kept`` for the next ones.
 
-    ``differentiates``: whether it takes derivatives inside, for which it needs a graph.
+    ``differentiates``: whether it takes derivatives inside, for which it needs a graph. ``value``: of the first
+    evaluation, and ``after``: what func changes besides, after it.
     """
 
     tensors: list[Tensor]
+    first: list[Tensor]
     kept: list[Tensor]
     differentiates: bool
+    value: Tensor | None
+    after: Note
 
 
 class Inside:
@@ -54,18 +62,20 @@ class Inside:
             self.depth -= 1
 
 
-def tensors_used(evaluate: Evaluate, given: Sequence[Tensor], since: int, inside: Inside) -> Used:
+def tensors_used(evaluate: Evaluate, given: Sequence[Tensor], since: int, inside: Inside, side: SideState) -> Used:
     """The leaves, and the tensors computed before, that ``evaluate(0, *given)`` depends on other than by ``given``.
 
     ``evaluate(1, *given)``: another one, that uses what the first one may have kept; ``since``: the place in the order
     of nodes after which the host may have evaluated for itself; ``inside``: what encloses func in the evaluations.
     """
-    looks = [_look(evaluate, 0, given, inside)]
+    looks = [_look(evaluate, 0, given, inside, side)]
+    after = side.note()
     if looks[0].left_something:
-        looks += [_look(evaluate, n, given, inside) for n in (0, 1)]
+        looks += [_look(evaluate, n, given, inside, side) for n in (0, 1)]
     used = list({id(x): x for look in looks for x in look.used}.values())
     kept = [x for x in used if x.grad_fn is not None and sequence_number(x.grad_fn) >= since]
-    return Used(used, kept, looks[0].differentiates)
+    first = looks[min(1, len(looks) - 1)].used
+    return Used(used, first, kept, looks[0].differentiates, looks[0].value, after)
 
 
 def place_in_order() -> int:
@@ -75,20 +85,56 @@ def place_in_order() -> int:
 
 
 def parameters_used(
-    used: Used, given: Sequence[Tensor], own: Iterable[Tensor], named: Sequence[Tensor] | None
+    used: Used,
+    given: Sequence[Tensor],
+    own: Iterable[Tensor],
+    near: Sequence[Tensor],
+    named: Sequence[Tensor] | None,
 ) -> list[Tensor]:
     """What to differentiate with respect to besides what a solve is given: all that func uses, and ``own``.
 
     ``own``: the parameters of a module, used or not yet; not those that only tensors are computed from that are used
-    in the place of the module's own.
+    in the place of the module's own. ``near``: tensors that func refers to, and may use later on.
     ``named``: of all these, those alone that are named, or computed from what is named or given.
     """
     found = used.tensors
     if named is not None:
-        found, own = [x for x in found if is_among(x, named, given)], named
+        named = [x for x in named if x.requires_grad]
+        found = [x for x in found if is_among(x, named, given)]
+        return list({id(x): x for x in (*named, *found)}.values())
     before = [x for x in found if x.grad_fn is not None and not is_one_of(x, used.kept)]
-    more = [x for x in own if x.requires_grad and (is_one_of(x, found) or not any(leads_to(y, [x]) for y in before))]
-    return list({id(x): x for x in (*more, *found)}.values())
+
+    def is_source(x: Tensor) -> bool:
+        return not is_one_of(x, found) and any(leads_to(y, [x]) for y in before)
+
+    more = [x for x in own if x.requires_grad and not is_source(x)]
+    params = list({id(x): x for x in (*more, *found)}.values())
+    if len(near) > _FEW:
+        # Outputs of one operation, such as the knots of a spline, go together.
+        nodes = {x.grad_fn for x in before}
+        near = [x for x in near if x.grad_fn in nodes]
+    return params + [
+        x
+        for x in {id(x): x for x in near if x.requires_grad}.values()
+        if not is_one_of(x, params) and not is_source(x) and not leads_to(x, params)
+    ]
+
+
+class First:
+    """The first evaluation, for a solve to take in place of its own: what it drew and kept is drawn once.
+
+    ``y``: its state. ``value``: what it returned, and ``after``: what func changes besides, after it.
+    """
+
+    def __init__(self, side: SideState, y: Tensor, value: Tensor, after: Note):
+        self._side, self._y, self._value, self._after = side, y, value, after
+
+    def __call__(self, evaluate: Callable[[Tensor, Tensor], Tensor], t: Tensor, y: Tensor) -> Tensor:
+        """The value at ``y``, if it is that of this evaluation."""
+        if y.shape != self._y.shape or not torch.equal(y, self._y):
+            return evaluate(t, y)
+        self._side.set(self._after)
+        return self._value
 
 
 def differentiating(evaluate: Callable[[], Any]) -> Any:
@@ -126,11 +172,16 @@ class _Seen(NamedTuple):
     used: list[Tensor]
     left_something: bool
     differentiates: bool
+    value: Tensor | None
 
 
-def _look(evaluate: Evaluate, n: int, given: Sequence[Tensor], inside: Inside) -> _Seen:
+def _look(evaluate: Evaluate, n: int, given: Sequence[Tensor], inside: Inside, side: SideState) -> _Seen:
     """By calls, which takes least time, and where they do not show all, as in scripted modules, by operations."""
-    seen = _seen(evaluate, n, given, _Calls(inside)) or _seen(evaluate, n, given, _Operations(inside))
+    before = side.note()
+    seen = _seen(evaluate, n, given, _Calls(inside))
+    if seen is None:
+        side.set(before)
+        seen = _seen(evaluate, n, given, _Operations(inside))
     assert seen is not None
     return seen
 
@@ -143,6 +194,7 @@ def _seen(evaluate: Evaluate, n: int, given: Sequence[Tensor], noted: _Calls | _
         began = place_in_order()
         with uncompiled(), noted:
             outputs = list(tensors_of(evaluate(n, *apart)))
+    value = outputs[0].detach() if outputs else None
     made: list[weakref.ref[Tensor]] = []
     outside: dict[Edge, Tensor] = {}
     for x in (*noted.entered, *outputs):
@@ -165,7 +217,7 @@ def _seen(evaluate: Evaluate, n: int, given: Sequence[Tensor], noted: _Calls | _
     noted.entered.clear()
     used += [x for x in (leaf() for leaf in leaves) if x is not None]
     left = any(x is not None and x.grad_fn is not None for x in (ref() for ref in made))
-    return _Seen(used, left, noted.differentiated)
+    return _Seen(used, left, noted.differentiated, value)
 
 
 def _ends(outputs: Sequence[Tensor], outside: dict[Edge, Tensor], began: int) -> list[Tensor] | None:

@@ -107,7 +107,7 @@ class QuadratureBack:
 
     def _first_slope(self, t: Tensor) -> Tensor:
         """f at the start, which must be what the forward solve took it for, also where a graph is built."""
-        start = self._field.evaluate(t.to(self._given[0].real.dtype), self._dense(t.item()))
+        start = self._field.evaluate(t.to(self._given[0].real.dtype), self._dense(t.item()), first=True)
         slope, taped = start.slope.detach(), self._dense.slope(t.item()).view(self._given[0].shape)
         near = max(1e-3, 4 * torch.finfo(slope.dtype).eps)
         if not torch.allclose(slope, taped, rtol=near, atol=near * taped.abs().max().item(), equal_nan=True):

@@ -71,7 +71,9 @@ class Solve(abc.ABC):
     given: int
     # Tensors of the call besides those it is given, which are the user's own.
     others: tuple[Tensor, ...] = ()
-    # Of the parameters those that the first evaluation computed, and kept for the others.
+    # Of the parameters those that the first evaluation used.
+    used_first: Sequence[Tensor] = ()
+    # Those that the first evaluation computed, and kept for the others.
     kept_tensors: Sequence[Tensor] = ()
     # Whether func is told of each step: it may compute otherwise from then on, and a replay does not tell it.
     has_callbacks: bool = False
@@ -92,6 +94,10 @@ class Solve(abc.ABC):
 
         As part of the caller's graph.
         """
+
+    def beginning_with(self, first: Callable[..., Tensor]) -> Solve:
+        """The same solve, whose first evaluation is ``first(evaluate, t, y)``, if it evaluates func for itself."""
+        return self
 
     @abc.abstractmethod
     def around(self, enclose: Callable[[Callable[[], Any]], Any]) -> Solve:

@@ -43,7 +43,9 @@ class OdeSolve(Solve):
     keep: Keep
     event_fn: Any = None
     back: Any = None
+    used_first: Sequence[Tensor] = ()
     kept_tensors: Sequence[Tensor] = ()
+    first: Callable[..., Tensor] | None = None
     call: Call = Call()  # noqa: RUF009
 
     given = 3
@@ -103,6 +105,13 @@ class OdeSolve(Solve):
     def has_callbacks(self) -> bool:  # type: ignore[override]
         return any(hasattr(self.user_func, name) for name in host.CALLBACKS)
 
+    def beginning_with(self, first: Callable[..., Tensor]) -> OdeSolve:
+        return dataclasses.replace(self, first=first)
+
+    def without_first(self) -> OdeSolve:
+        """The same, beginning with an evaluation of its own."""
+        return dataclasses.replace(self, first=None)
+
     def around(self, enclose: Callable[[Callable[[], Any]], Any]) -> OdeSolve:
         return dataclasses.replace(self, func=_Enclosed(self.func, enclose))
 
@@ -117,6 +126,9 @@ class OdeSolve(Solve):
         return (slope, self.solver(y0).grid_constructor(self.func, y0, t)) if self._has_grid else slope
 
     def integrate(self, *given: Tensor) -> tuple[Tensor, Tensor]:
+        if self.first is not None:
+            # Where nothing is recorded, what the first evaluation drew is drawn once all the same.
+            return self.around(_once(self.first)).without_first().integrate(*given)
         y0, t, _ = given
         solver = self.solver(y0)
         host.attach(solver, self.func, seeks_event=self.event_fn is not None)
@@ -126,6 +138,8 @@ class OdeSolve(Solve):
         y0, t, points = given
         solver = self.solver(y0)
         recorder = self.scheme.recorder(self.func, self.keep, surroundings.side, solver)
+        if self.first is not None:
+            recorder.clock.begin_with(self.first)
         host.attach(solver, recorder, seeks_event=self.event_fn is not None)
         note = recorder.note_interpolant if self.keep.interpolants else None
         solution, end = self._integrated(loop_of(solver, lean=self.keep.lean, note_interpolant=note), t)
@@ -245,6 +259,19 @@ class _OdeSteps(HostSteps):
             cotangents.sizes[n], *others = others
         if others:
             cotangents.outputs[outputs] = torch.stack(others)
+
+
+def _once(first: Callable[..., Tensor]) -> Callable[[Any], Any]:
+    """The first evaluation by ``first``, and then each as it is."""
+    waiting = [first]
+
+    def enclose(evaluate: Any) -> Any:
+        if not waiting:
+            return evaluate()
+        t, y = evaluate.args
+        return waiting.pop()(lambda t, y: evaluate(), t, y)
+
+    return enclose
 
 
 class _Enclosed:

@@ -87,8 +87,8 @@ def _pulled(ctx: Any, cotangents: Sequence[Tensor], size: int | None = None) -> 
     """The cotangents of the inputs as far as they are needed, of a batch of ``size`` if there is one."""
     solve, params, needed, saved = ctx.solve, ctx.params, ctx.needs_input_grad[1:], ctx.saved_tensors
     tape = ctx.tape.refilled(saved[solve.given + len(params) :])
-    about = (params, solve.call, ctx.surroundings.autocast, needed[solve.given :])
-    parameters = Parameters(*about) if size is None else BatchParameters(*about, size)
+    about = (params, solve.call, ctx.surroundings.autocast, needed[solve.given :], solve.used_first)
+    parameters = Parameters(*about) if size is None else BatchParameters(size, *about)
     back = (solve.back or ReplayBack)(solve, ctx.surroundings, tape, saved[: solve.given], parameters, needed)
     pull = back.differentiable if torch.is_grad_enabled() else back.plain
     with ctx.surroundings.replayed(changed=bool(tape.notes), params=params):

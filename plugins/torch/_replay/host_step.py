@@ -45,7 +45,7 @@ class HostStepSweep(Sweep):
         elif (self.checks_all or n == 0) and self.following:
             check_end(end[0], sample(self.following[0]), state[0], self.parameters)
         if is_looked_at(n, self.tape.length):
-            self._check_leaves(end, (*start, *times), lambda: take()[2])
+            self._check_leaves(end, (*start, *times), lambda: take()[2], first=n == 0)
         moving = times if self.moves else []
         pairs = [(x, c.to(x.dtype)) for x, c in (*zip(end, after, strict=False), *zip(inside, mu, strict=True))]
         found = self.parameters.pull(pairs, (*start, *moving))

@@ -171,7 +171,7 @@ class RungeKuttaSweep(Sweep):
 
     def _stage(self, n: int, i: int, state: State) -> Stage:
         self.field.side.before(n, i)
-        return self.field.evaluate(self.times[n, i], self._place(n, i, state))
+        return self.field.evaluate(self.times[n, i], self._place(n, i, state), first=n == i == 0)
 
     def _place(self, n: int, i: int, state: State) -> Tensor:
         return torch.addmv(state[0], *self.by_row[i], alpha=self.sizes[n]) if i else state[0]

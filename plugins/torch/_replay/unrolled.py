@@ -57,7 +57,7 @@ def _by_host_steps(
         step = (n, state, steps.times(n, outputs), outputs)
         end, inside = steps.take(*step)
         if check_leaves and is_looked_at(n, tape.length):
-            check_leaves(end, (*state, *step[2]), functools.partial(_end_of, steps, *step))
+            check_leaves(end, (*state, *step[2]), functools.partial(_end_of, steps, *step), first=n == 0)
         ys += inside
         state = end
     return (torch.stack(ys), *state[1:])
@@ -82,7 +82,7 @@ def _by_tableau(tableau: Tableau, tape: Any, timeline: Timeline, field: Field, y
             field.side.before(n, 0)
             t = timeline.stages[n, 0]
             slope = field.slope(t, y)
-            field.check(slope, t, y)
+            field.check(slope, t, y, first=n == 0)
         k = [slope]
         for i in range(1, tableau.stages):
             if i == tableau.stages - 1 and tableau.last_at_end and not (ahead or outputs):
