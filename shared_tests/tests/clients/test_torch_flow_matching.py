@@ -1,0 +1,71 @@
+"""flow-matching: ``ODESolver`` calls plain ``torchdiffeq.odeint`` with a closure over the model and its extras."""
+
+import pytest
+import torch
+
+from steptape_helpers.clients import installed
+from steptape_helpers.torch_clients import assert_trains_as_by_back_propagation
+
+solver, utils = installed("flow_matching.solver"), installed("flow_matching.utils")
+
+STEPS = {
+    "midpoint": {"method": "midpoint", "step_size": 0.1},
+    "euler": {"method": "euler", "step_size": 0.05},
+    "dopri5": {"method": "dopri5", "step_size": None, "atol": 1e-5, "rtol": 1e-5},
+}
+
+
+class Velocity(utils.ModelWrapper):
+    """Conditioned on a label, whose embedding is computed before the solve."""
+
+    def __init__(self):
+        super().__init__(torch.nn.Sequential(torch.nn.Linear(4, 16), torch.nn.Tanh(), torch.nn.Linear(16, 2)))
+        self.label = torch.nn.Linear(3, 1)
+
+    def forward(self, x, t, label):
+        return self.model(torch.cat([x, t.expand(len(x), 1), label], dim=1))
+
+
+@pytest.mark.parametrize("method", ["euler", "midpoint"])
+def test_sample_with_gradients(method):
+    def make():
+        model, labels = Velocity(), torch.eye(3).repeat(2, 1)
+
+        def loss():
+            sampled = solver.ODESolver(velocity_model=model).sample(
+                x_init=torch.randn(6, 2),
+                time_grid=torch.tensor([0.0, 1.0]),
+                enable_grad=True,
+                label=model.label(labels),
+                **STEPS[method],
+            )
+            return sampled.square().mean()
+
+        return model, loss
+
+    assert_trains_as_by_back_propagation(f"flow-matching, sample, {method}", make, override=True)
+
+
+@pytest.mark.parametrize("exact_divergence", [False, True])
+def test_compute_likelihood(exact_divergence):
+    """The package detaches what it evaluates, so that the parameters have no gradient, and its samples the identity's."""
+
+    def make():
+        model = torch.nn.ParameterList([torch.nn.Parameter(torch.randn(6, 2)), *(velocity := Velocity()).parameters()])
+
+        def loss():
+            _, likelihood = solver.ODESolver(velocity_model=velocity).compute_likelihood(
+                x_1=2 * model[0],
+                log_p0=lambda x: -0.5 * x.square().sum(1),
+                time_grid=torch.tensor([1.0, 0.0]),
+                exact_divergence=exact_divergence,
+                enable_grad=True,
+                label=velocity.label(torch.eye(3).repeat(2, 1)),
+                **STEPS["midpoint"],
+            )
+            return -likelihood.mean()
+
+        return model, loss
+
+    name = f"flow-matching, compute_likelihood, {'exact' if exact_divergence else 'estimated'} divergence"
+    assert_trains_as_by_back_propagation(name, make, override=True)
