@@ -4,6 +4,8 @@ import pytest
 
 from steptape_helpers.clients import MEASURED
 
+LINES = []
+
 
 @pytest.fixture(autouse=True)
 def _float64(request):
@@ -20,8 +22,22 @@ def _float64(request):
     torch.set_default_dtype(torch.float32)
 
 
+@pytest.fixture(autouse=True)
+def _measured(record_property):
+    yield
+    while MEASURED:
+        record_property("measured", str(MEASURED.pop(0)))
+
+
+def pytest_runtest_logreport(report):
+    """Gather what the workers have measured."""
+    if report.when == "teardown":
+        LINES.extend(line for name, line in report.user_properties if name == "measured")
+
+
 def pytest_terminal_summary(terminalreporter):
-    if MEASURED:
+    """Print the table."""
+    if LINES:
         terminalreporter.section("two steps of training with each client")
-        for line in MEASURED:
-            terminalreporter.line(str(line))
+        for line in sorted(LINES):
+            terminalreporter.line(line)

@@ -48,7 +48,7 @@ def test_sample_with_gradients(method):
 
 @pytest.mark.parametrize("exact_divergence", [False, True])
 def test_compute_likelihood(exact_divergence):
-    """The package detaches what it evaluates, so that the parameters have no gradient, and its samples the identity's."""
+    """The package detaches what it evaluates: no parameter has a gradient, and x_1 that of the identity."""
 
     def make():
         model = torch.nn.ParameterList([torch.nn.Parameter(torch.randn(6, 2)), *(velocity := Velocity()).parameters()])

@@ -19,7 +19,9 @@ BACKENDS = {
 class Field(torch.nn.Module):
     def __init__(self):
         super().__init__()
-        self.net = torch.nn.Sequential(torch.nn.Linear(4, 16), torch.nn.Tanh(), torch.nn.Linear(16, 12), torch.nn.Tanh())
+        self.net = torch.nn.Sequential(
+            torch.nn.Linear(4, 16), torch.nn.Tanh(), torch.nn.Linear(16, 12), torch.nn.Tanh()
+        )
 
     def forward(self, t, z):
         return self.net(z).view(*z.shape[:-1], 4, 3)

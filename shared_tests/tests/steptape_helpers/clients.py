@@ -14,7 +14,9 @@ def installed(name: str) -> ModuleType:
     """Return a client's module; without it the tests are skipped, in `nox -s clients` they fail."""
     if os.environ.get("STEPTAPE_TEST_CLIENTS"):
         return importlib.import_module(name)
-    return pytest.importorskip(name, reason=f"{name} is not installed; `nox -s clients` installs it", exc_type=Exception)
+    return pytest.importorskip(
+        name, reason=f"{name} is not installed; `nox -s clients` installs it", exc_type=Exception
+    )
 
 
 @dataclasses.dataclass(frozen=True)

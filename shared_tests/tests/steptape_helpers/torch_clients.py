@@ -119,7 +119,7 @@ def _saved() -> Iterator[Callable[[], int]]:
     def pack(x: Tensor) -> Tensor:
         if x.is_leaf and x.requires_grad:
             return x
-        x = x.view_as(x)
+        x = x.detach()
         noted.append(weakref.ref(x))
         return x
 
