@@ -1,6 +1,7 @@
 """The project's checks. `nox` runs the default ones; `nox -l` lists them all; CI is `.ci/run`."""
 
 import os
+from pathlib import Path
 
 import nox
 
@@ -90,6 +91,18 @@ def full(session: nox.Session) -> None:
     # At level 0 a program may round otherwise than another one of the same solve.
     asked = {"STEPTAPE_TEST_BACKENDS": ",".join(ASKED.values()), "XLA_FLAGS": f"{HASTE}1"}
     session.run("pytest", "-n", "auto", "--dist", "worksteal", "-m", "full", *session.posargs, env=asked)
+
+
+@nox.session
+def clients(session: nox.Session) -> None:
+    """Packages that call the hosts, and the hosts' example scripts, unedited: their gradients under `install()`."""
+    install(session, "sde", "jax", group="clients")
+    session.install("--no-deps", *nox.project.dependency_groups(PYPROJECT, "clients-alone"))
+    for half in ("torch", "jax"):
+        files = [str(path) for path in sorted(Path("shared_tests/tests/clients").glob(f"test_{half}*.py"))]
+        # Without torchtyping's plugin, which imports torch.
+        pytest = ("pytest", "-n", "auto", "--dist", "worksteal", "-p", "no:torchtyping")
+        session.run(*pytest, *files, *session.posargs, env={"STEPTAPE_TEST_CLIENTS": "1", "OMP_NUM_THREADS": "1"})
 
 
 @nox.session

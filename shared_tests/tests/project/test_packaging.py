@@ -126,3 +126,13 @@ def test_the_table_of_versions_and_the_readme_s_line(pyproject):
 def test_the_tests_of_a_session_exist(pyproject):
     for paths in pyproject["tool"]["steptape"]["exact"].values():
         assert all((ROOT / path).exists() for path in paths)
+
+
+def test_the_page_of_clients_names_the_versions_that_are_trained_with(pyproject):
+    page = (ROOT / "docs" / "clients.md").read_text(encoding="utf-8")
+    groups = pyproject["dependency-groups"]
+    pinned = bounds_of([*groups["clients"], *groups["clients-alone"]], "==")
+    clients = {name: number for name, number in pinned.items() if name != "torchtyping"}
+    assert len(clients) == 4
+    for name, number in clients.items():
+        assert f"{name} {number}" in page

@@ -10,6 +10,7 @@ import pytest
 README = Path(__file__).resolve().parents[3] / "README.md"
 SUPPORT = README.parent / "docs" / "support.md"
 PAGES = {"README": README, "support": SUPPORT}
+CLIENTS = README.parent / "docs" / "clients.md"
 
 pytestmark = pytest.mark.skipif(not README.exists(), reason="the tests run without the README beside them")
 
@@ -86,11 +87,11 @@ def test_all_examples_of_a_page_run_one_after_the_other(framework, page):
     assert not told or printed == told
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", [*PAGES.values(), CLIENTS], ids=lambda page: page.stem)
 def test_its_links_lead_somewhere(page):
-    text = PAGES[page].read_text(encoding="utf-8")
+    text = page.read_text(encoding="utf-8")
     for link, title in re.findall(r"\]\((?!https:)([^)#]*)#?([^)]*)\)", text):
-        target = PAGES[page].parent / link if link else PAGES[page]
+        target = page.parent / link if link else page
         assert target.exists(), link
         if title:
             titles = re.findall(r"^#+ (.+)$", target.read_text(encoding="utf-8"), re.MULTILINE)
