@@ -43,7 +43,7 @@ try:
 
     # Where parametrize.cached() keeps weights, and for how many blocks it does.
     PARAMETRIZE = vars(parametrize)
-    _ = PARAMETRIZE["_cache"], PARAMETRIZE["_cache_enabled"]
+    PARAMETRIZE["_cache"], PARAMETRIZE["_cache_enabled"]
 
     # torch.autograd.grad without its checks, which take as long as the backward pass of a small layer.
     _run_backward = torch.autograd.Variable._execution_engine.run_backward

@@ -87,16 +87,16 @@ def with_parameters(
     with surroundings.looked_at():
         used = tensors_used(solve.around(inside).evaluated, given, since, inside, surroundings.side)
     own_ones = own(func) if isinstance(func, torch.nn.Module) else ()
-    near = [*Held(func).tensors, *(p for module in modules_of(func) for p in module.parameters())]
+    held = Held(func).tensors
+    near = [*held, *(p for module in modules_of(func) for p in module.parameters())]
     params = parameters_used(used, given, own_ones, near, named)
     if named:
         _tell_missed(solve, [x for x in used.tensors if not is_one_of(x, params)], spelling)
     if used.differentiates:
         solve = solve.around(differentiating)
     kept, first = ([x for x in xs if is_one_of(x, params)] for xs in (used.kept, used.first))
-    solve = dataclasses.replace(
-        solve, used_first=first, kept_tensors=kept, call=solve.call._replace(named=named is not None)
-    )
+    call = solve.call._replace(named=named is not None)
+    solve = dataclasses.replace(solve, held_before=held, used_first=first, kept_tensors=kept, call=call)
     if used.value is not None and not same(before, used.after):
         solve = solve.beginning_with(First(surroundings.side, given[0].detach().clone(), used.value, used.after))
     return solve, params

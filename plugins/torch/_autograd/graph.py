@@ -41,7 +41,8 @@ class Parameters:
     Where one was computed from others, ``params`` has a stand-in for it, which func is given in its place: its
     cotangent ends there. ``replaced``: those that have one. ``needed``: which are to have a gradient, all by default;
     the others get none. ``rough``: whether func computes with them in less precision than the state's, as under
-    autocast. ``used_first``: those that the first evaluation of the solve used. ``batch``: the leading dimensions of cotangents, none where they come one at a time.
+    autocast. ``used_first``: those that the first evaluation of the solve used. ``batch``: the leading dimensions of
+    cotangents, none where they come one at a time.
     """
 
     batch: tuple[int, ...] = ()
@@ -147,8 +148,9 @@ def shared_graphs_refused(call: Call) -> Iterator[None]:
         if isinstance(error, GradientError) or "a second time" not in str(error):
             raise
         raise GradientError(
-            f"{call}: {call.func} uses a tensor that an earlier evaluation computed and kept. "
-            "Evaluations cannot share its graph. Compute it in each of them, or before the solve."
+            f"{call}: {call.func} uses a tensor that was computed before this evaluation, and that its first one "
+            "neither used nor computed. Evaluations cannot share its graph. Compute it in each of them; or before the "
+            "solve, and name it: adjoint_params=(*func.parameters(), x, ...)."
         ) from error
 
 

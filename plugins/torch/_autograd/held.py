@@ -103,8 +103,16 @@ class Held:
     def _note_one(self, place: _Place, depth: int) -> None:
         value = place.now()
         self._places.append(place._replace(value=value))
-        if isinstance(value, (Tensor, list, tuple, dict)):
-            self._walk(value, max(depth - 1, 1))
+        if isinstance(value, Tensor):
+            self.tensors.append(value)
+        elif depth > 1 and isinstance(value, (list, tuple, dict)):
+            self._walk(value, depth - 1)
+        elif isinstance(value, (list, tuple, dict)):
+            entries = value.items() if isinstance(value, dict) else enumerate(value)
+            found = [(key, x) for key, x in islice(entries, LONG) if isinstance(x, Tensor)]
+            self.tensors += [x for _, x in found]
+            if not isinstance(value, tuple):
+                self._places += [_Place(value, key, x) for key, x in found]
 
 
 def _same(a: Any, b: Any) -> bool:

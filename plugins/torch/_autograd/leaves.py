@@ -108,7 +108,7 @@ def _refuse_forgotten(x: Tensor, parameters: Parameters) -> NoReturn:
 def _refuse_replaced(parameters: Parameters) -> NoReturn:
     call, shapes = parameters.call, ", ".join(str(tuple(x.shape)) for x in parameters.replaced)
     raise GradientError(
-        f"{call}: a scripted function in {call.func} uses a tensor (shape: {shapes}) that was computed before the "
-        f"solve from another one that {call.func} uses too, and where both are used their shares cannot be told apart. "
-        f"Compute it in {call.func}, or do not script that function."
+        f"{call}: a scripted or custom function, a transform, or a solve in {call.func} uses a tensor (shape: "
+        f"{shapes}) that was computed before the solve from another one that {call.func} uses too, and their shares "
+        f"cannot be told apart there. Compute it in {call.func}, or have that function in plain operations."
     )

@@ -75,9 +75,18 @@ class Surroundings:
             finally:
                 _require_gradients(frozen, False)
 
-    def hold(self) -> None:
-        """Take what func refers to now for what the solve left."""
+    def hold(self, before: Sequence[Tensor]) -> list[Tensor]:
+        """Take what func refers to now for what the solve left; the tensors that are new, and have no history.
+
+        ``before``: those that it referred to.
+        """
         self._held = Held(self._func)
+        known = set(map(id, before))
+        return [
+            x
+            for x in self._held.tensors
+            if id(x) not in known and not x.requires_grad and (x.is_floating_point() or x.is_complex())
+        ]
 
     def with_lent_tensors(self, run: Callable[[], T]) -> T:
         """``run()`` while func has the tensors that it had in the solve, and what else it referred to."""

@@ -151,9 +151,14 @@ def is_among(x: Tensor, named: Sequence[Tensor], given: Sequence[Tensor]) -> boo
     return is_one_of(x, named) or leads_to(x, [*named, *given])
 
 
-def check_kept(kept: Sequence[Tensor], evaluate: Evaluate, given: Sequence[Tensor], call: Call) -> None:
-    """Raise if, after the solve, evaluations at its ends do not use what the first one kept: others have no history."""
-    for n in (0, -1):
+def check_kept(
+    kept: Sequence[Tensor], new: Sequence[Tensor], evaluate: Evaluate, given: Sequence[Tensor], call: Call
+) -> None:
+    """Raise if, after the solve, evaluations at its ends do not use what the first one kept: others have no history.
+
+    Or if they use ``new`` tensors without a history, that func has come to refer to in the solve.
+    """
+    for n in (0, -1) if kept else (-1,):
         with torch.no_grad(), uncompiled(), _Operations(Inside()) as operations:
             used = [*tensors_of(evaluate(n, *(x.clone() for x in given))), *operations.entered]
         unused = next((x for x in kept if not is_one_of(x, used)), None)
@@ -163,6 +168,13 @@ def check_kept(kept: Sequence[Tensor], evaluate: Evaluate, given: Sequence[Tenso
                 "the next one used again, and later ones do not. They build no graph, so the gradient of what they "
                 "compute and keep in its place would be lost. Compute it in each evaluation, or once and for all; or "
                 "detach() it, if it needs no gradient."
+            )
+        late = next((x for x in new if id(x) in operations.all_entered), None)
+        if late is not None:
+            raise GradientError(
+                f"{call}: {call.func} computed a tensor of shape {tuple(late.shape)} in the solve, after its first "
+                "evaluation, and kept it for others. The solve builds no graph, so the gradient of what it was "
+                "computed from would be lost. Compute it in each evaluation, in the first one, or before the solve."
             )
 
 
@@ -288,6 +300,7 @@ class _Operations(OperationMode):
         self.differentiated = False
         self._made: set[int] = set()
         self._around = running_node()
+        self.all_entered: set[int] = set()
 
     def is_made(self, x: Tensor) -> bool:
         # A view is another tensor where it is made than where it is used.
@@ -296,6 +309,7 @@ class _Operations(OperationMode):
     def operate(self, run: Callable[[], Any], args: Sequence[Any]) -> Any:
         """Run an operation."""
         _note(self.entered, args)
+        self.all_entered.update(map(id, tensors_of(args)))
         if self._inside.depth and running_node() is not self._around:
             self.differentiated = True
         out = run()

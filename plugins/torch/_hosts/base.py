@@ -71,6 +71,8 @@ class Solve(abc.ABC):
     given: int
     # Tensors of the call besides those it is given, which are the user's own.
     others: tuple[Tensor, ...] = ()
+    # The tensors that func referred to before the solve.
+    held_before: Sequence[Tensor] = ()
     # Of the parameters those that the first evaluation used.
     used_first: Sequence[Tensor] = ()
     # Those that the first evaluation computed, and kept for the others.

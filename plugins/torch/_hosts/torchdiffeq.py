@@ -43,6 +43,7 @@ class OdeSolve(Solve):
     keep: Keep
     event_fn: Any = None
     back: Any = None
+    held_before: Sequence[Tensor] = ()
     used_first: Sequence[Tensor] = ()
     kept_tensors: Sequence[Tensor] = ()
     first: Callable[..., Tensor] | None = None

@@ -114,6 +114,7 @@ class SdeSolve(Solve):
     settings: dict[str, Any]
     keep: Keep
     extras: int | None
+    held_before: Sequence[Tensor] = ()
     used_first: Sequence[Tensor] = ()
     kept_tensors: Sequence[Tensor] = ()
     call: Call = Call("sdeint_adjoint", "sde")  # noqa: RUF009

@@ -47,10 +47,10 @@ class Replay(torch.autograd.Function):
         given, params = [x.detach() for x in inputs[: solve.given]], inputs[solve.given :]
         ctx.surroundings = Surroundings(given[0].device, solve.user_func)
         results, tape = solve.record(given, ctx.surroundings)
-        if solve.kept_tensors:
+        new = ctx.surroundings.hold(solve.held_before)
+        if solve.kept_tensors or new:
             with ctx.surroundings.looked_at():
-                check_kept(solve.kept_tensors, solve.evaluated, given, solve.call)
-        ctx.surroundings.hold()
+                check_kept(solve.kept_tensors, new, solve.evaluated, given, solve.call)
         # Saved parameters are watched for changes in place, but hooks such as save_on_cpu unpack other objects, and the
         # check of what func depends on goes by identity.
         ctx.solve, ctx.params = solve, params

@@ -188,9 +188,18 @@ refusal(OptionError, "must be tensors, such as", lambda: right(adjoint_params=De
 )
 
 
+class Slots:
+    """Where no one looks for what func refers to."""
+
+    __slots__ = ("mode", "t", "w")
+
+    def __init__(self, w=None):
+        self.mode, self.t, self.w = None, None, w
+
+
 def kept_later(where="later", **call):
     """What is computed from w for a time and kept for the stages at that time, other than from the first one on."""
-    w, kept = Decay().w.detach().requires_grad_(), {}
+    w, kept = Decay().w.detach().requires_grad_(), Slots()
     before = w.sin().asin()
 
     def field(t, y):
@@ -198,21 +207,64 @@ def kept_later(where="later", **call):
             return -before * y
         if where == "anew" or float(t) < 0.2:
             return -w.sin().asin() * y
-        if kept.get("t") != float(t):
-            kept.update(t=float(t), w=w.sin().asin())
-        return -kept["w"] * y
+        if kept.t != float(t):
+            kept.t, kept.w = float(t), w.sin().asin()
+        return -kept.w * y
 
     odeint_adjoint(field, y0_of(), T, options={"first_step": 0.1}, **call)[-1].sum().backward()
     assert w.grad.abs().sum() > 0
 
 
-KEPT = "func uses a tensor that an earlier evaluation computed and kept"
+KEPT = "func uses a tensor that was computed before this evaluation"
 for method in ("aca", "quadrature"):
     refusal(
         GradientError,
         f"'{method}'.: {KEPT}",
         *[lambda where=where, method=method: kept_later(where, adjoint_method=method) for where in ("before", "anew")],
     )(lambda method=method: kept_later(adjoint_method=method))
+
+
+def kept_from_the_second_one_on(where="second"):
+    func, kept = Decay(), {}
+
+    def field(t, y):
+        if where == "each" or (where == "second" and float(t) == 0.0):
+            return -func.w * 1 * y
+        if "w" not in kept:
+            kept["w"] = func.w * 1
+        return -kept["w"] * y
+
+    if where == "before":
+        kept["w"] = func.w * 1
+    right(field)
+
+
+refusal(
+    GradientError,
+    "in the solve, after its first evaluation, and kept it for others",
+    *[lambda where=where: kept_from_the_second_one_on(where) for where in ("each", "first", "before")],
+)(kept_from_the_second_one_on)
+
+
+def forgotten(where="later"):
+    """A slot that is emptied between the passes, where the solve does not see it."""
+    w = Decay().w.detach().requires_grad_()
+    slots = Slots(w * 1)
+    y0 = y0_of()
+    if where == "before":
+        before = slots.w
+        field = lambda t, y: -before * y  # noqa: E731
+    else:
+        field = lambda t, y: -(w * 1 if where == "each" else slots.w) * y  # noqa: E731
+    ys = odeint_adjoint(field, y0, T, adjoint_method="aca")
+    slots.w = slots.w.detach()
+    ys[-1].sum().backward()
+    assert w.grad.abs().sum() > 0
+
+
+refusal(GradientError, "does not use it in the backward pass", lambda: forgotten("before"), lambda: forgotten("each"))(
+    forgotten
+)
 
 
 def scripted(where="scripted"):
@@ -226,7 +278,10 @@ def scripted(where="scripted"):
 
 
 refusal(
-    GradientError, r"a scripted function in .*uses a tensor", lambda: scripted("plain"), lambda: scripted("inside")
+    GradientError,
+    r"a scripted or custom function, .*uses a tensor",
+    lambda: scripted("plain"),
+    lambda: scripted("inside"),
 )(scripted)
 
 
@@ -277,9 +332,10 @@ refusal(
 
 def hidden(where="closure", **call):
     w = Decay().w.detach().requires_grad_()
+    slots = Slots(w)
 
     def field(t, y):
-        return -w * y if t > 0.5 else -y
+        return -slots.w * y if t > 0.5 else -y
 
     y0, options = y0_of(), {"first_step": 0.1}
     named = (w,) if where == "named" else None
@@ -656,16 +712,16 @@ refusal(UnsupportedError, "sde changed a Brownian increment in place", lambda: s
 
 
 def sde_kept_later(where="later"):
-    w, kept = Sde().w.detach().requires_grad_(), {}
+    w, kept = Sde().w.detach().requires_grad_(), Slots()
     halves = w * 1
 
     class Kept(Plain):
         def at(self, t):
             if where != "later" or float(t) < 0.3:
                 return halves if where == "before" else w * 1
-            if kept.get("mode") != torch.is_grad_enabled():
-                kept.update(mode=torch.is_grad_enabled(), w=w * 1)
-            return kept["w"]
+            if kept.mode != torch.is_grad_enabled():
+                kept.mode, kept.w = torch.is_grad_enabled(), w * 1
+            return kept.w
 
         def f(self, t, y):
             return -self.at(t) * y
@@ -673,17 +729,21 @@ def sde_kept_later(where="later"):
     sde_right(Kept(w))
 
 
-refusal(GradientError, r"^sdeint.*computed and kept", lambda: sde_kept_later("before"), lambda: sde_kept_later("anew"))(
-    sde_kept_later
-)
+refusal(
+    GradientError,
+    r"^sdeint.*uses a tensor that was computed before this evaluation",
+    lambda: sde_kept_later("before"),
+    lambda: sde_kept_later("anew"),
+)(sde_kept_later)
 
 
 def sde_hidden(where="closure"):
     w = Sde().w.detach().requires_grad_()
+    slots = Slots(w)
 
     class Hidden(Plain):
         def f(self, t, y):
-            return -w * y if t > 0.3 else -w.detach() * y
+            return -slots.w * y if t > 0.3 else -slots.w.detach() * y
 
     sde_right(Hidden(w.detach()), adjoint_params=(w,) if where == "named" else None)
 

@@ -1,0 +1,205 @@
+"""What func refers to may change between the passes: the gradient is that of the solve, as by back-propagation."""
+
+import pytest
+import torch
+import torchdiffeq
+
+from steptape.shared_tests.oracles.distance import distance
+from steptape.torch import odeint_adjoint
+
+T = torch.tensor([0.0, 0.5, 1.0], dtype=torch.float64)
+Y0 = torch.linspace(-1, 1, 12, dtype=torch.float64).view(4, 3)
+OPTIONS = [{}, {"checkpoints": 2}, {"graph": "stage"}]
+CALL = {"method": "dopri5", "options": {"first_step": 0.1}}
+
+
+def net(seed=0):
+    torch.manual_seed(seed)
+    return torch.nn.Linear(3, 3, dtype=torch.float64)
+
+
+def loop_variable(solve):
+    layers, x = [net(seed) for seed in range(3)], Y0
+    for layer in layers:
+        x = solve(lambda t, y: layer(y).tanh(), x, T)[-1]  # noqa: B023
+    return x, [p for layer in layers for p in layer.parameters()]
+
+
+def closed_loop_of_a_late_name(solve):
+    plant, policy, x = net(0), net(1), Y0
+    for _ in range(3):
+        u = policy(x).tanh()
+        x = solve(lambda t, y: plant(y).tanh() + u, x, T)[-1]  # noqa: B023
+    return x, [*plant.parameters(), *policy.parameters()]
+
+
+def attribute_of_each_solve(solve):
+    class Conditioned(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = net()
+
+        def forward(self, t, y):
+            return self.net(y).tanh() + self.context
+
+    func, encoder, total = Conditioned(), net(1), 0
+    for part in (Y0, 2 * Y0):
+        func.context = encoder(part)
+        total = total + solve(func, part, T)[-1]
+    return total, [*func.parameters(), *encoder.parameters()]
+
+
+def context_detached_after_the_solve(solve):
+    class Recurrent(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = net()
+
+        def forward(self, t, y):
+            return (self.net(y) * self.h).tanh()
+
+    func, encoder = Recurrent(), net(1)
+    func.h = encoder(Y0)
+    x = solve(func, Y0, T)[-1]
+    func.h = func.h.detach()
+    return x, [*func.parameters(), *encoder.parameters()]
+
+
+def cache_cleared_after_the_solve(solve):
+    class Cached:
+        A, W = None, net().weight
+
+        def __call__(self, t, y):
+            if self.A is None:
+                self.A = torch.matrix_exp(self.W)
+            return (y @ self.A).tanh()
+
+    func = Cached()
+    x = solve(func, Y0, T)[-1]
+    func.A = None
+    return x, [func.W]
+
+
+def number_of_a_loop(solve):
+    model, x = net(), Y0
+    for k in range(3):
+        c = 0.5 * k
+        bump = lambda t: c * torch.exp(-100 * (t - 0.5) ** 2)  # noqa: B023, E731
+        x = solve(lambda t, y: model(y).tanh() * (1 + bump(t)), x, T)[-1]  # noqa: B023
+    return x, [*model.parameters()]
+
+
+def knots_of_one_operation(solve):
+    model, w = net(), torch.linspace(0, 1, 33, dtype=torch.float64).view(11, 3).requires_grad_()
+    knots = w.tanh().unbind(0)
+
+    def func(t, y):
+        i = min(int(t * 10), 9)
+        return model(y).tanh() * (knots[i] + (t * 10 - i) * (knots[i + 1] - knots[i]))
+
+    return solve(func, Y0, T)[-1], [w, *model.parameters()]
+
+
+def layers_chosen_by_time(solve):
+    layers = torch.nn.ModuleList([net(seed) for seed in range(12)])
+    return solve(lambda t, y: layers[min(int(t * 11), 11)](y).tanh(), Y0, T)[-1], [*layers.parameters()]
+
+
+CASES = (
+    loop_variable,
+    closed_loop_of_a_late_name,
+    attribute_of_each_solve,
+    context_detached_after_the_solve,
+    cache_cleared_after_the_solve,
+    number_of_a_loop,
+    knots_of_one_operation,
+    layers_chosen_by_time,
+)
+
+
+@pytest.mark.parametrize("adjoint_options", OPTIONS, ids=str)
+@pytest.mark.parametrize("case", CASES)
+def test_equal_to_back_propagation(case, adjoint_options):
+    def gradient(odeint, **adjoint):
+        torch.manual_seed(3)
+        x, params = case(lambda func, y0, t: odeint(func, y0, t, **CALL, **adjoint))
+        return torch.autograd.grad(x.square().sum(), params)
+
+    found = gradient(odeint_adjoint, adjoint_method="aca", adjoint_options=adjoint_options)
+    assert distance(found, gradient(torchdiffeq.odeint)) <= 1e-12
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_second_derivatives(case):
+    def gradient(odeint, **adjoint):
+        torch.manual_seed(3)
+        x, params = case(lambda func, y0, t: odeint(func, y0, t, **CALL, **adjoint))
+        first = torch.autograd.grad(x.square().sum(), params, create_graph=True)
+        return torch.autograd.grad(sum(g.square().sum() for g in first), params)
+
+    assert distance(gradient(odeint_adjoint, adjoint_method="aca"), gradient(torchdiffeq.odeint)) <= 1e-11
+
+
+def test_the_mode_of_a_module():
+    def gradient(odeint, **adjoint):
+        torch.manual_seed(3)
+        model = torch.nn.Sequential(net(), torch.nn.Dropout(0.4))
+        x = odeint(lambda t, y: model(y).tanh(), Y0, T, method="rk4", **adjoint)[-1]
+        model.eval()
+        found = torch.autograd.grad(x.square().sum(), [*model.parameters()])
+        assert not model.training
+        return found
+
+    assert distance(gradient(odeint_adjoint, adjoint_method="aca"), gradient(torchdiffeq.odeint)) <= 1e-12
+
+
+def test_counters_go_on():
+    """As the hosts' example scripts count evaluations, of the forward pass and of the backward one."""
+
+    class Counting(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net, self.nfe = net(), 0
+
+        def forward(self, t, y):
+            self.nfe += 1
+            return self.net(y)
+
+    func = Counting()
+    ys = odeint_adjoint(func, Y0, T, adjoint_method="aca", method="rk4")
+    forward, func.nfe = func.nfe, 0
+    ys[-1].sum().backward()
+    assert forward == 4 * 2 + 1
+    assert func.nfe == 4 * 2
+
+
+@pytest.mark.parametrize("adjoint_method", ["aca", "quadrature"])
+@pytest.mark.parametrize("each", [False, True], ids=["kept for a solve", "of each evaluation"])
+def test_noise_is_that_of_the_host(adjoint_method, each):
+    """Drawn once a solve, as Hutchinson's is, and as often as there: in the next solve and after it too."""
+
+    class Noisy(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net, self.e = net(), None
+
+        def forward(self, t, y):
+            if self.e is None or each:
+                self.e = torch.randn_like(y)
+            return self.net(y).tanh() * self.e
+
+    def run(odeint, **adjoint):
+        torch.manual_seed(5)
+        func, out = Noisy(), []
+        for _ in range(2):
+            func.e = None
+            ys = odeint(func, Y0, T, **(CALL if not each else {"method": "rk4"}), **adjoint)
+            out += [ys.detach(), func.e]
+        return [*out, torch.rand(2)]
+
+    if each and adjoint_method == "quadrature":
+        pytest.skip("refused")
+    for found, expected in zip(
+        run(odeint_adjoint, adjoint_method=adjoint_method), run(torchdiffeq.odeint), strict=True
+    ):
+        assert torch.equal(found, expected)
