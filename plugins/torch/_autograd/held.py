@@ -73,6 +73,16 @@ class Held:
                 for place, now in changed:
                     place.put(_counted_on(place, now))
 
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """A block after which it is so again."""
+        try:
+            yield
+        finally:
+            for place in self._places:
+                if not _same(place.now(), place.value):
+                    place.put(place.value)
+
     def _walk(self, holder: Any, depth: int) -> None:
         if id(holder) in self._seen:
             return

@@ -51,7 +51,7 @@ class Surroundings:
 
         Autocast keeps no copies of weights in it, which the solve would use again.
         """
-        with self.side.kept():
+        with self.side.kept(), self._held.kept() if self._held else nullcontext():
             if not self.autocast:
                 yield
                 return
