@@ -32,9 +32,7 @@ def test_the_naive_method_differentiates_its_step_sizes(papers):
 
 def test_steptape_gives_no_wrong_gradient_where_it_is_tried(papers):
     (row,) = papers("limits").run(True)["steptape ACA"]()
-    assert {case: verdict for case, verdict in row.items() if verdict != "yes" and case not in ("peer", "why")} == {
-        "parameter in a closure": "refused"
-    }
+    assert not {case: verdict for case, verdict in row.items() if verdict != "yes" and case not in ("peer", "why")}
 
 
 @pytest.mark.parametrize("case", ["several outputs", "reverse time", "gradient in t", "second derivatives", "dropout"])
@@ -53,8 +51,9 @@ def test_the_cost_of_a_replay_is_the_papers(papers):
     """Forward m tries an accepted step, backward one more."""
     row = papers("cost_model")._count("ACA", 2, "dopri5")
     assert row["tries"] > row["N_t"] > 1
-    # Beyond the formula: the first slope and the guess of the first step, and the first slope once more in the replay.
-    assert row["evaluations"] == 6 * (row["tries"] + row["N_t"]) + 3
+    # Beyond the formula: one that finds what func uses, the first slope and the guess of the first step, and the first
+    # slope once more in the replay.
+    assert row["evaluations"] == 6 * (row["tries"] + row["N_t"]) + 4
 
 
 def test_the_cells_of_all_experiments_are_found_again(papers):
