@@ -57,7 +57,7 @@ class AcaSolver:
         solve, params = with_parameters(solve, (y0, t), host.find_parameters, self._params, spelling)
         solution, end = recorded(solve, y0, t, points, *params)
         if event_fn is not None:
-            end = differentiable_time(solve, end, solution[-1], params)
+            end = differentiable_time(solve, end.to(t), solution[-1], params)
         return solution, end
 
 

@@ -201,12 +201,11 @@ def odeint_adjoint(
     solve, params = with_parameters(solve, (y0, t), host.find_parameters, adjoint_params)
     solution, end = recorded(solve, y0, t, points, *params)
     if event_fn is not None:
-        end = differentiable_time(solve, end, solution[-1], params)
+        end = differentiable_time(solve, end.to(t), solution[-1], params)
     if shapes is not None:
         solution = host.flat_to_shape(solution, (len(t),), shapes)
     if event_fn is None:
         return solution
-    end = end.to(t)
     return -end if reverse else end, solution
 
 

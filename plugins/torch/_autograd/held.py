@@ -40,6 +40,9 @@ class _Place(NamedTuple):
     def put(self, value: Any) -> None:
         if isinstance(self.holder, CellType):
             self.holder.cell_contents = value
+        elif isinstance(self.holder, list):
+            if value is not _MISSING and self.key < len(self.holder):
+                self.holder[self.key] = value
         elif value is not _MISSING:
             self.holder[self.key] = value
         else:
@@ -98,7 +101,8 @@ class Held:
                 for cell in holder.__closure__ or ():
                     self._note_one(_Place(cell, None, _MISSING), depth)
             elif isinstance(holder, list):
-                self._note(holder, range(min(len(holder), LONG)), depth)
+                # Of a list, which may be a log, what has a gradient alone.
+                self._note(holder, [i for i, x in enumerate(holder[:LONG]) if _has_gradient(x)], depth)
             elif isinstance(holder, dict):
                 self._note(holder, list(islice(holder, LONG)), depth)
             elif hasattr(holder, "__dict__") and not isinstance(holder, type):
@@ -122,7 +126,11 @@ class Held:
             found = [(key, x) for key, x in islice(entries, LONG) if isinstance(x, Tensor)]
             self.tensors += [x for _, x in found]
             if not isinstance(value, tuple):
-                self._places += [_Place(value, key, x) for key, x in found]
+                self._places += [_Place(value, key, x) for key, x in found if _has_gradient(x)]
+
+
+def _has_gradient(x: Any) -> bool:
+    return isinstance(x, Tensor) and x.requires_grad
 
 
 def _same(a: Any, b: Any) -> bool:

@@ -79,7 +79,8 @@ def test_an_ode(call):
     pair = outcomes(net.run_ode, call, net.refusal(call))
     if pair:
         check(call, *pair)
-        assert pair[0].times[True] <= pair[0].times[False]
+        # A func that differentiates inside has a graph in the forward pass as well.
+        assert call.weights == "potential" or pair[0].times[True] <= pair[0].times[False]
 
 
 @drawn(20)
