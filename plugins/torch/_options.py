@@ -98,7 +98,7 @@ def with_parameters(
     call = solve.call._replace(named=named is not None)
     solve = dataclasses.replace(solve, held_before=held, used_first=first, kept_tensors=kept, call=call)
     if used.value is not None and not same(before, used.after):
-        solve = solve.beginning_with(First(surroundings.side, given[0].detach().clone(), used.value, used.after))
+        solve = solve.beginning_with(First(given[0].detach().clone(), used.value, used.after))
     return solve, params
 
 

@@ -7,6 +7,7 @@ they come to hold other values, and back-propagation does not mind, since its gr
 from __future__ import annotations
 
 import threading
+from collections import OrderedDict, defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import islice
@@ -22,6 +23,10 @@ from steptape.torch._autograd.modules import DEPTH, LONG, parts_of
 _MISSING = object()
 _OF_TORCH = frozenset(vars(torch.nn.Module())) - {"training"}
 _LOCK = threading.RLock()
+# Others may load what they hold when it is asked for.
+_DICTIONARIES = (dict, OrderedDict, defaultdict)
+# Of what holds more, the rest is left as it is.
+_MANY = 2000
 
 
 class _Place(NamedTuple):
@@ -34,7 +39,7 @@ class _Place(NamedTuple):
     def now(self) -> Any:
         try:
             return self.holder.cell_contents if isinstance(self.holder, CellType) else self.holder[self.key]
-        except (ValueError, KeyError, IndexError):
+        except (ValueError, LookupError):
             return _MISSING
 
     def put(self, value: Any) -> None:
@@ -56,21 +61,22 @@ class Held:
         self._places: list[_Place] = []
         self.tensors: list[Tensor] = []
         self._seen: set[int] = set()
+        self._left = _MANY
         self._walk(func, DEPTH)
         if PARAMETRIZE["_cache_enabled"]:
             self._places += [_Place(PARAMETRIZE, name, PARAMETRIZE[name]) for name in ("_cache", "_cache_enabled")]
 
     @contextmanager
     def given_back(self) -> Iterator[None]:
-        """A block in which it is so again; numbers that are counted on in it are counted on after it."""
-        changed = [(place, now) for place in self._places if not _same(now := place.now(), place.value)]
-        if not changed:
+        """A block in which it is so again; whole numbers that are counted on in it are counted on after it."""
+        if all(_same(place.now(), place.value) for place in self._places):
             yield
             return
         with _LOCK:
-            for place, _ in changed:
-                place.put(place.value)
+            changed = [(place, now) for place in self._places if not _same(now := place.now(), place.value)]
             try:
+                for place, _ in changed:
+                    place.put(place.value)
                 yield
             finally:
                 for place, now in changed:
@@ -87,12 +93,13 @@ class Held:
                     place.put(place.value)
 
     def _walk(self, holder: Any, depth: int) -> None:
-        if id(holder) in self._seen:
+        self._left -= 1
+        if id(holder) in self._seen or self._left < 0:
             return
         if isinstance(holder, Tensor):
             self.tensors.append(holder)
         elif isinstance(holder, torch.nn.Module):
-            for module in holder.modules():
+            for module in islice(holder.modules(), self._left):
                 self._note(vars(module), (name for name in vars(module) if name not in _OF_TORCH), depth)
         elif depth:
             self._seen.add(id(holder))
@@ -100,10 +107,10 @@ class Held:
                 self._note(holder.__globals__, (x for x in holder.__code__.co_names if x in holder.__globals__), 0)
                 for cell in holder.__closure__ or ():
                     self._note_one(_Place(cell, None, _MISSING), depth)
-            elif isinstance(holder, list):
+            elif type(holder) is list:
                 # Of a list, which may be a log, what has a gradient alone.
                 self._note(holder, [i for i, x in enumerate(holder[:LONG]) if _has_gradient(x)], depth)
-            elif isinstance(holder, dict):
+            elif type(holder) in _DICTIONARIES:
                 self._note(holder, list(islice(holder, LONG)), depth)
             elif hasattr(holder, "__dict__") and not isinstance(holder, type):
                 self._note(vars(holder), list(vars(holder)), depth)
@@ -115,13 +122,18 @@ class Held:
             self._note_one(_Place(holder, key, _MISSING), depth)
 
     def _note_one(self, place: _Place, depth: int) -> None:
+        self._left -= 1
+        if self._left < 0:
+            return
         value = place.now()
         self._places.append(place._replace(value=value))
         if isinstance(value, Tensor):
             self.tensors.append(value)
-        elif depth > 1 and isinstance(value, (list, tuple, dict)):
+        elif type(value) not in (list, tuple, *_DICTIONARIES):
+            return
+        elif depth > 1:
             self._walk(value, depth - 1)
-        elif isinstance(value, (list, tuple, dict)):
+        else:
             entries = value.items() if isinstance(value, dict) else enumerate(value)
             found = [(key, x) for key, x in islice(entries, LONG) if isinstance(x, Tensor)]
             self.tensors += [x for _, x in found]
@@ -138,7 +150,5 @@ def _same(a: Any, b: Any) -> bool:
 
 
 def _counted_on(place: _Place, now: Any) -> Any:
-    after, numbers = place.now(), (int, float)
-    if all(isinstance(x, numbers) and not isinstance(x, bool) for x in (after, now, place.value)):
-        return now + (after - place.value)
-    return now
+    after = place.now()
+    return now + (after - place.value) if all(type(x) is int for x in (after, now, place.value)) else now

@@ -126,14 +126,14 @@ class First:
     ``y``: its state. ``value``: what it returned, and ``after``: what func changes besides, after it.
     """
 
-    def __init__(self, side: SideState, y: Tensor, value: Tensor, after: Note):
-        self._side, self._y, self._value, self._after = side, y, value, after
+    def __init__(self, y: Tensor, value: Tensor, after: Note):
+        self._y, self._value, self._after = y, value, after
 
-    def __call__(self, evaluate: Callable[[Tensor, Tensor], Tensor], t: Tensor, y: Tensor) -> Tensor:
-        """The value at ``y``, if it is that of this evaluation."""
+    def __call__(self, side: SideState, evaluate: Callable[[Tensor, Tensor], Tensor], t: Tensor, y: Tensor) -> Tensor:
+        """The value at ``y``, if it is that of this evaluation; ``side``: of the solve, which takes notes of it."""
         if y.shape != self._y.shape or not torch.equal(y, self._y):
             return evaluate(t, y)
-        self._side.set(self._after)
+        side.set(self._after)
         return self._value
 
 

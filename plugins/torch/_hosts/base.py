@@ -98,7 +98,7 @@ class Solve(abc.ABC):
         """
 
     def beginning_with(self, first: Callable[..., Tensor]) -> Solve:
-        """The same solve, whose first evaluation is ``first(evaluate, t, y)``, if it evaluates func for itself."""
+        """The same solve, whose first evaluation is ``first(side, evaluate, t, y)``, if it is one of func alone."""
         return self
 
     @abc.abstractmethod

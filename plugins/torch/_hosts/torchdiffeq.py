@@ -129,7 +129,8 @@ class OdeSolve(Solve):
     def integrate(self, *given: Tensor) -> tuple[Tensor, Tensor]:
         if self.first is not None:
             # Where nothing is recorded, what the first evaluation drew is drawn once all the same.
-            return self.around(_once(self.first)).without_first().integrate(*given)
+            first = functools.partial(self.first, Surroundings(given[0].device, self.user_func).side)
+            return self.around(_once(first)).without_first().integrate(*given)
         y0, t, _ = given
         solver = self.solver(y0)
         host.attach(solver, self.func, seeks_event=self.event_fn is not None)
@@ -140,7 +141,7 @@ class OdeSolve(Solve):
         solver = self.solver(y0)
         recorder = self.scheme.recorder(self.func, self.keep, surroundings.side, solver)
         if self.first is not None:
-            recorder.clock.begin_with(self.first)
+            recorder.clock.begin_with(functools.partial(self.first, surroundings.side))
         host.attach(solver, recorder, seeks_event=self.event_fn is not None)
         note = recorder.note_interpolant if self.keep.interpolants else None
         solution, end = self._integrated(loop_of(solver, lean=self.keep.lean, note_interpolant=note), t)

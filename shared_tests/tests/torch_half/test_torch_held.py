@@ -203,3 +203,23 @@ def test_noise_is_that_of_the_host(adjoint_method, each):
         run(odeint_adjoint, adjoint_method=adjoint_method), run(torchdiffeq.odeint), strict=True
     ):
         assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("method", ["euler", "midpoint", "rk4", "explicit_adams"])
+def test_buffers_are_those_of_each_evaluation(method):
+    class Counting(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.w = torch.nn.Parameter(torch.tensor([0.7, 1.1, 0.4], dtype=torch.float64))
+            self.register_buffer("n", torch.zeros((), dtype=torch.float64))
+
+        def forward(self, t, y):
+            self.n += 1
+            return (y * self.w).sin() + 0.1 * self.w * self.n.clone()
+
+    def gradient(odeint, **adjoint):
+        func = Counting()
+        ys = odeint(func, Y0, T, method=method, options={"step_size": 0.25}, **adjoint)
+        return [ys.detach(), *torch.autograd.grad(ys[-1].sum(), func.parameters()), func.n]
+
+    assert distance(gradient(odeint_adjoint, adjoint_method="aca"), gradient(torchdiffeq.odeint)) <= 1e-12
