@@ -66,6 +66,9 @@ _called = CALLBACKS & set(_OWN["_adaptive_step"].__code__.co_names)
 if _called != CALLBACKS & VALID_CALLBACKS or _called not in (CALLBACKS, set()):
     raise unsupported("torchdiffeq", f"{', '.join(sorted(CALLBACKS))}, called from its adaptive steps", "torch")
 
+# torchdiffeq 0.2.3 takes steps of any length.
+BOUNDS_STEPS = "max_step" in inspect.signature(AdaptiveRungeKutta.__init__).parameters
+
 # The modules that hold a function under its name.
 HOLDERS = {
     "odeint_adjoint": ("torchdiffeq", "torchdiffeq._impl", "torchdiffeq._impl.adjoint"),

@@ -43,6 +43,11 @@ class BackwardSolver:
 
         Both hold ``rtol``, ``atol`` and ``options``, and ``forward`` holds ``method``. Also gives what to tape.
         """
+        if not host.BOUNDS_STEPS:
+            raise UnsupportedError(
+                f"{_CALL}): the steps of this torchdiffeq have no 'max_step' to bound them by, as they must be where "
+                "the parameters' integrand varies fast. Use torchdiffeq 0.2.4 or later, or adjoint_method='aca'."
+            )
         given = dict(adjoint["options"] or {})
         keep = {name: given.pop(name) for name in ("checkpoints", "checkpoint_device", "lean") if name in given}
         nodes = given.pop("nodes", None)

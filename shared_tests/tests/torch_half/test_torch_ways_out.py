@@ -17,6 +17,7 @@ import torchdiffeq
 
 import steptape.torch
 from steptape import GradientError, HostChangedError, OptionError, UnsupportedError
+from steptape.compat import _torchdiffeq
 from steptape.torch import install, odeint_adjoint, sdeint_adjoint, seminorm
 
 torchsde = pytest.importorskip("torchsde")
@@ -82,6 +83,20 @@ def odd(name, value, **call):
 
 
 QUAD = {"adjoint_method": "quadrature"}
+
+
+def with_steps_of_any_length(**call):
+    """As in torchdiffeq 0.2.3."""
+    before, _torchdiffeq.BOUNDS_STEPS = _torchdiffeq.BOUNDS_STEPS, False
+    try:
+        right(**call)
+    finally:
+        _torchdiffeq.BOUNDS_STEPS = before
+
+
+refusal(UnsupportedError, "have no 'max_step'", with_steps_of_any_length, lambda: right(**QUAD))(
+    lambda: with_steps_of_any_length(**QUAD)
+)
 
 refusal(OptionError, "a positive number of Gauss–Legendre nodes", *[odd("nodes", n, **QUAD) for n in (3, None)])(
     odd("nodes", 0, **QUAD)
