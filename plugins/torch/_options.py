@@ -14,9 +14,10 @@ from steptape._errors import GradientError, OptionError, SteptapeWarning
 from steptape.compat._torch import gathers_parameters, transforms_active
 from steptape.torch._autograd.graph import is_one_of
 from steptape.torch._autograd.held import Held
+from steptape.torch._autograd.looks import Inside, place_in_order
 from steptape.torch._autograd.modules import modules_of
 from steptape.torch._autograd.surroundings import Surroundings, same
-from steptape.torch._autograd.used import First, Inside, differentiating, parameters_used, place_in_order, tensors_used
+from steptape.torch._autograd.used import First, differentiating, parameters_used, tensors_used
 from steptape.torch._hosts.base import Solve
 from steptape.torch._tape.checkpoints import Keep
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from steptape._errors import OptionError, UnsupportedError
 from steptape.compat import _torchsde as host
 from steptape.compat._torch import between_graphs, transforms_active
-from steptape.torch._autograd.used import place_in_order
+from steptape.torch._autograd.looks import place_in_order
 from steptape.torch._hosts.torchsde import SdeSolve
 from steptape.torch._options import changed, keep_of, tell, with_parameters
 from steptape.torch._seminorm import with_seminorm

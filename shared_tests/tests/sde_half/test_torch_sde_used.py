@@ -5,8 +5,8 @@ import torch
 import torchsde
 
 from steptape import GradientError
-from steptape.shared_tests.oracles.distance import distance
 from steptape.torch import sdeint_adjoint
+from steptape_helpers.torch_solves import assert_same
 
 TS = torch.tensor([0.0, 0.2, 0.5], dtype=torch.float64)
 Y0 = torch.linspace(-1, 1, 6, dtype=torch.float64).view(2, 3)
@@ -84,12 +84,6 @@ def gradients(make, sdeint, sde_type, second=False, **call):
         total = sum(x.square().sum() for x in found if x is not None)
         found = torch.autograd.grad(total, wrt, allow_unused=True)
     return found
-
-
-def assert_same(found, expected, tolerance=1e-12):
-    assert [x is None for x in found] == [x is None for x in expected]
-    used = [(x, y) for x, y in zip(found, expected, strict=True) if x is not None]
-    assert distance(*zip(*used, strict=True)) <= tolerance
 
 
 @pytest.mark.parametrize("solve", SOLVES)
