@@ -1,5 +1,6 @@
 """Where a call names no parameters, it is differentiated in every tensor that func uses, as by back-propagation."""
 
+import contextlib
 import functools
 import threading
 
@@ -143,7 +144,8 @@ FUNCS = (
 def gradients(make, odeint, second=False, t=T, **call):
     """In y0 and all leaves; of the sum of squares, or of the gradient's own sum of squares."""
     model, y0 = Model(), Y0.clone().requires_grad_()
-    with parametrize.cached():
+    # Its count of blocks is not made for threads.
+    with parametrize.cached() if make is parametrized else contextlib.nullcontext():
         ys = odeint(make(model), y0, t, **call)
         wrt = (y0, *model.leaves)
         found = torch.autograd.grad(ys[1:].square().sum(), wrt, allow_unused=True, create_graph=second)
