@@ -194,7 +194,9 @@ def test_both_frameworks_count_the_same_evaluations_on_the_same_grid(ran):
     for run in ran[2].runs:
         other = comparison.counterpart(run)
         if run.backend == "jax" and run.case.grid and other:
-            assert run.forward_evaluations == other.forward_evaluations > 0
+            # In torch one more finds what func uses.
+            finding = other.case.method in ("aca", "quadrature")
+            assert run.forward_evaluations == other.forward_evaluations - finding > 0
             counted += 1
     assert counted == 4
 

@@ -20,7 +20,7 @@ from steptape.torch._hosts.lean import LeanLoop
 from steptape.torch._hosts.torchdiffeq import OdeSolve
 from steptape.torch._tape.checkpoints import Keep
 
-EXAMPLES = int(os.environ.get("STEPTAPE_LEAN_EXAMPLES", "4"))
+EXAMPLES = int(os.environ.get("STEPTAPE_LEAN_EXAMPLES", "2"))
 SOLVERS = [name for name, solver in host.SOLVERS.items() if host.steps_by_tableau(solver)]
 REAL = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 DTYPES = (*REAL, torch.complex128, torch.complex64)
