@@ -226,10 +226,16 @@ def last_state(solver: Any) -> torch.Tensor:
 def check_inputs(*args: Any) -> tuple[Any, ...]:
     """The host's normal form of a call, its func with callbacks also where the host knows none."""
     checked = _check_inputs(*args)
+    with_callbacks(checked[1])
+    return checked
+
+
+def with_callbacks(func: Any) -> Any:
+    """A func in normal form, with callbacks also where the host knows none."""
     if not VALID_CALLBACKS:
         for name in CALLBACKS:
-            setattr(checked[1], name, lambda t, y, h: None)
-    return checked
+            setattr(func, name, lambda t, y, h: None)
+    return func
 
 
 def attach(solver: Any, func: Any, seeks_event: bool) -> None:

@@ -34,7 +34,7 @@ class AcaSolver:
     ):
         _check_func(func)
         _check_options(method, options)
-        self._call = (func, y0, rtol, atol, method, options)
+        self._call = (host.with_callbacks(func), y0, rtol, atol, method, options)
         self._keep = keep_of(adjoint_options)
         self._params = adjoint_params
 
