@@ -89,7 +89,8 @@ def test_an_ode(call):
 def test_a_continuous_adjoint(call):
     """At a tolerance of 1e-9, where the gradient of the ODE is that of its steps to 1e-5.
 
-    An event's state, and an output as a function of its time, are those of the dense output, whose order is less.
+    An event's state, and an output as a function of its time, are the host's dense output, whose order is less: the
+    quadrature's derivative in time is that of the ODE.
     """
 
     def run(call, ours):
@@ -100,9 +101,9 @@ def test_a_continuous_adjoint(call):
         found, expected = pair
         assert torch.equal(found.solution, expected.solution)
         assert found.hooks == expected.hooks
-        assert net.difference(found.gradients + found.in_time, expected.gradients + expected.in_time) <= (
-            1e-4 if call.event or call.moving else 1e-5
-        )
+        assert net.difference(found.gradients, expected.gradients) <= (1e-4 if call.event else 1e-5)
+        if call.moving:
+            assert net.difference(found.in_time, expected.in_time) <= 1e-2
 
 
 @drawn(40)
