@@ -235,12 +235,12 @@ def between_graphs(function: Function) -> Function:
     """A function that runs as it is when what contains it is compiled; with ``fullgraph=True`` torch says why not."""
     # Not everywhere: inside ``disable`` no compiled func would run compiled. torch 2.4 takes no reason.
     words = {"reason": _NO_GRAPH} if "reason" in inspect.signature(torch.compiler.disable).parameters else {}
-    uncompiled = torch.compiler.disable(function, **words)
+    disabled = torch.compiler.disable(function, **words)
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
         if torch.compiler.is_compiling():
-            return uncompiled(*args, **kwargs)
+            return disabled(*args, **kwargs)
         return function(*args, **kwargs)
 
     return cast("Function", call)

@@ -11,7 +11,7 @@ from steptape._errors import OptionError
 from steptape.compat import _torchdiffeq as host
 from steptape.compat._torch import between_graphs, forward_mode_active, transforms_active
 from steptape.torch import _odeint
-from steptape.torch._hosts.scheme import Adaptive, Scheme, scheme_of
+from steptape.torch._hosts.scheme import Adaptive
 from steptape.torch._setting import INSTALLATIONS, Setting
 
 
@@ -50,7 +50,7 @@ def odeint_event(*args: Any, **kwargs: Any) -> Any:
 
 @between_graphs
 def _replayed(setting: Setting, args: Any, kwargs: dict[str, Any]) -> Any:
-    scheme = _scheme(kwargs.get("method"), kwargs.get("options"))
+    scheme = _odeint.scheme_of_call(kwargs.get("method"), kwargs.get("options"))
     by_stages = scheme is None or scheme.tableau is not None
     options = setting.options(kwargs.get("adjoint_options"), by_stages)
     asked = {**kwargs, "adjoint_method": setting.default, "adjoint_options": options or None}
@@ -71,11 +71,5 @@ def _is_ours(setting: Setting, method: Any = None, options: Any = None, **kwargs
         return False
     if any(isinstance(value, torch.Tensor) and value.requires_grad for value in (options or {}).values()):
         return False
-    scheme = _scheme(method, options)
+    scheme = _odeint.scheme_of_call(method, options)
     return isinstance(scheme, Adaptive) if setting.default == "quadrature" else scheme is not None
-
-
-def _scheme(method: Any, options: Any) -> Scheme | None:
-    """How the solver of a call is replayed; None also where there is no such solver, which is the host's to say."""
-    solver = host.SOLVERS.get("dopri5" if method is None else method)
-    return None if solver is None else scheme_of(solver, (options or {}).get("interp", "linear"))

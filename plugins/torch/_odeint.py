@@ -17,7 +17,7 @@ from steptape.torch._autograd.graph import Call
 from steptape.torch._continuous.backward import QuadratureBack, check_supported
 from steptape.torch._continuous.solver import BackwardSolver
 from steptape.torch._hosts.event import differentiable_time
-from steptape.torch._hosts.scheme import scheme_of
+from steptape.torch._hosts.scheme import Scheme, scheme_of
 from steptape.torch._hosts.torchdiffeq import OdeSolve
 from steptape.torch._options import changed, keep_of, tell, with_parameters
 from steptape.torch._stats import recorded
@@ -172,7 +172,7 @@ def odeint_adjoint(
     _check_times(t)
     if not torch.is_grad_enabled():
         # Nothing that is said of a backward pass counts.
-        if not can_replay(method, options):
+        if scheme_of_call(method, options) is None:
             return host.odeint(func, y0, t, rtol=rtol, atol=atol, method=method, options=options, event_fn=event_fn)
         if adjoint_method == "quadrature":
             adjoint_method, adjoint_options = "aca", None
@@ -212,10 +212,10 @@ def odeint_adjoint(
 _between_graphs = between_graphs(odeint_adjoint)
 
 
-def can_replay(method: str | None, options: dict[str, Any] | None) -> bool:
-    """Whether the host has a solver of this name whose steps can be taken again."""
+def scheme_of_call(method: str | None, options: dict[str, Any] | None) -> Scheme | None:
+    """How the solver of a call is replayed; None also where there is no such solver, which is the host's to say."""
     solver = host.SOLVERS.get("dopri5" if method is None else method)
-    return solver is not None and scheme_of(solver, (options or {}).get("interp", "linear")) is not None
+    return None if solver is None else scheme_of(solver, (options or {}).get("interp", "linear"))
 
 
 def _check_name(adjoint_method: Any) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from steptape._errors import GradientError, OptionError, SteptapeWarning
 from steptape.compat._torch import gathers_parameters, transforms_active
-from steptape.torch._autograd.graph import is_one_of
+from steptape.torch._autograd.graph import Call, is_one_of
 from steptape.torch._autograd.held import Held
 from steptape.torch._autograd.looks import Inside, place_in_order
 from steptape.torch._autograd.modules import modules_of
@@ -81,15 +81,15 @@ def with_parameters(
     if not torch.is_grad_enabled() or transforms_active():
         return solve, []
     func = solve.user_func
-    _check_sharding(solve)
     inside, since = Inside(), place_in_order() if since is None else since
     surroundings = Surroundings(given[0].device, func)
+    _check_sharding(solve.call, surroundings.module)
     before = surroundings.side.note()
     with surroundings.looked_at():
         used = tensors_used(solve.around(inside).evaluated, given, since, inside, surroundings.side)
     own_ones = own(func) if isinstance(func, torch.nn.Module) else ()
     held = Held(func).tensors
-    near = [*held, *(p for module in modules_of(func) for p in module.parameters())]
+    near = [*held, *surroundings.module.parameters()]
     params = parameters_used(used, given, own_ones, near, named)
     if named:
         _tell_missed(solve, [x for x in used.tensors if not is_one_of(x, params)], spelling)
@@ -103,13 +103,12 @@ def with_parameters(
     return solve, params
 
 
-def _check_sharding(solve: Solve) -> None:
-    modules = (part for module in modules_of(solve.user_func) for part in module.modules())
-    if any(map(gathers_parameters, modules)):
+def _check_sharding(call: Call, module: torch.nn.Module) -> None:
+    if any(map(gathers_parameters, module.modules())):
         raise GradientError(
-            f"{solve.call}: {solve.call.func} is sharded by FSDP, or a part of it is, which gathers its parameters for "
+            f"{call}: {call.func} is sharded by FSDP, or a part of it is, which gathers its parameters for "
             "each evaluation and reduces their gradients after it, as often as it is evaluated. Wrap the model that "
-            f"contains the solve, not {solve.call.func}."
+            f"contains the solve, not {call.func}."
         )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
@@ -14,6 +14,9 @@ from torch.overrides import TorchFunctionMode
 
 from steptape._errors import GradientError
 from steptape.compat._torch import pull, uncompiled
+
+# A node of a graph and the place of one of its outputs: which tensor it is.
+Edge = tuple[Any, int]
 
 
 class Call(NamedTuple):
@@ -159,24 +162,45 @@ def is_one_of(x: Tensor, tensors: Iterable[Tensor]) -> bool:
     return any(x is y for y in tensors)
 
 
+def edges_from(front: Iterable[Edge], ends: Container[Edge] = ()) -> Iterator[Edge]:
+    """The nodes and their outputs that graphs lead to, up to some ``ends``.
+
+    The nearest first: a graph may be that of all that came before.
+    """
+    waiting, seen = deque(front), set()
+    while waiting:
+        edge = waiting.popleft()
+        if edge[0] is None or edge in seen:
+            continue
+        seen.add(edge)
+        yield edge
+        if edge not in ends:
+            waiting.extend(edge[0].next_functions)
+
+
+def leaf_at(edge: Edge) -> Tensor | None:
+    """The leaf that an edge leads to, if it does."""
+    return getattr(edge[0], "variable", None)
+
+
+def place_of(x: Tensor) -> Any:
+    """What a tensor is known by in a graph, be it a leaf or not."""
+    return id(x) if x.grad_fn is None else (x.grad_fn, x.output_nr)
+
+
+def places_from(front: Iterable[Edge], ends: Container[Edge] = ()) -> Iterator[Any]:
+    """What the tensors are known by that graphs lead to."""
+    for edge in edges_from(front, ends):
+        leaf = leaf_at(edge)
+        yield edge if leaf is None else id(leaf)
+
+
 def leads_to(x: Tensor, others: Sequence[Tensor]) -> bool:
     """Whether the graph of a tensor leads to another one of them."""
     if x.grad_fn is None:
         return False
-    edges = {(y.grad_fn, y.output_nr) for y in others if y.grad_fn is not None and y is not x}
-    leaves = {id(y) for y in others if y.is_leaf}
-    seen: set[Any] = set()
-    # The nearest first: the graph may be that of all that came before.
-    front = deque(x.grad_fn.next_functions)
-    while front:
-        edge = front.popleft()
-        if edge[0] is None or edge in seen:
-            continue
-        seen.add(edge)
-        if edge in edges or id(getattr(edge[0], "variable", None)) in leaves:
-            return True
-        front.extend(edge[0].next_functions)
-    return False
+    places = {place_of(y) for y in others if y is not x}
+    return any(place in places for place in places_from(x.grad_fn.next_functions))
 
 
 def tensors_of(tree: Any) -> Iterator[Tensor]:

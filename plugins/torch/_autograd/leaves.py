@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn
 
 from torch import Tensor
 
 from steptape._errors import GradientError
-from steptape.torch._autograd.graph import Parameters
+from steptape.torch._autograd.graph import Parameters, edges_from, leaf_at, place_of
 
 
 def is_looked_at(n: int, steps: int) -> bool:
@@ -53,38 +53,23 @@ class LeafCheck:
 
     def _unknown(self, outputs: Iterable[Tensor], known: Sequence[Tensor]) -> list[Tensor]:
         known = (*known, *self._parameters.params)
-        ends = {(x.grad_fn, x.output_nr) for x in known if x.grad_fn is not None}
-        leaves = {id(x) for x in known if x.is_leaf}
-        replaced = {(x.grad_fn, x.output_nr) for x in self._parameters.replaced}
+        places, replaced = {place_of(x) for x in known}, {place_of(x) for x in self._parameters.replaced}
         unknown, self._reached = {}, set()
-        for edge in _edges(outputs, ends):
+        for edge in edges_from(((x.grad_fn, x.output_nr) for x in outputs), places):
             if edge in replaced:
                 _refuse_replaced(self._parameters)
-            leaf = getattr(edge[0], "variable", None)
-            self._reached.add(edge if leaf is None else id(leaf))
-            if leaf is not None and id(leaf) not in leaves:
-                unknown[id(leaf)] = leaf
+            leaf = leaf_at(edge)
+            place = edge if leaf is None else id(leaf)
+            self._reached.add(place)
+            if leaf is not None and place not in places:
+                unknown[place] = leaf
         return list(unknown.values())
 
     def _check_first(self) -> None:
         """Raise if what the first evaluation of the solve used is not among what was reached."""
         for x in self._parameters.used_first:
-            if (id(x) if x.is_leaf else (x.grad_fn, x.output_nr)) not in self._reached:
+            if place_of(x) not in self._reached:
                 _refuse_forgotten(x, self._parameters)
-
-
-def _edges(outputs: Iterable[Tensor], ends: set[tuple[Any, int]]) -> Iterator[tuple[Any, int]]:
-    """The nodes and their outputs that the graph of ``outputs`` leads to, up to some ``ends``."""
-    seen = set()
-    front = [(x.grad_fn, x.output_nr) for x in outputs]
-    while front:
-        edge = front.pop()
-        if edge[0] is None or edge in seen:
-            continue
-        seen.add(edge)
-        yield edge
-        if edge not in ends:
-            front.extend(edge[0].next_functions)
 
 
 def _refuse_unknown(unknown: Sequence[Tensor], parameters: Parameters) -> NoReturn:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import weakref
-from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -12,11 +11,9 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from steptape.compat._torch import OperationMode, running_node, sequence_number, uncompiled
-from steptape.torch._autograd.graph import is_one_of, tensors_of
+from steptape.torch._autograd.graph import Edge, edges_from, is_one_of, leaf_at, tensors_of
 from steptape.torch._autograd.surroundings import SideState
 
-# A node of a graph and the place of one of its outputs: which tensor it is.
-Edge = tuple[Any, int]
 # The n-th evaluation of a solve, of what it is given.
 Evaluate = Callable[..., Any]
 _DERIVATIVES = (torch.autograd.grad, torch.autograd.backward, Tensor.backward)
@@ -103,22 +100,12 @@ def _ends(outputs: Sequence[Tensor], outside: dict[Edge, Tensor], began: int) ->
     None if it goes on to other nodes that were made before one ``began``.
     """
     ends = [x for x in outputs if x.is_leaf and x.requires_grad]
-    front: deque[Edge] = deque((x.grad_fn, x.output_nr) for x in outputs)
-    seen = set()
-    while front:
-        edge = front.popleft()
-        if edge[0] is None or edge in seen:
-            continue
-        seen.add(edge)
-        if edge in outside:
-            ends.append(outside[edge])
-            continue
-        leaf = getattr(edge[0], "variable", None)
-        if leaf is not None:
-            ends.append(leaf)
+    for edge in edges_from(((x.grad_fn, x.output_nr) for x in outputs), outside):
+        end = outside.get(edge, leaf_at(edge))
+        if end is not None:
+            ends.append(end)
         elif sequence_number(edge[0]) < began:
             return None
-        front.extend(edge[0].next_functions)
     return ends
 
 

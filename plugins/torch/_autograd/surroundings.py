@@ -25,11 +25,14 @@ Note = tuple[Tensor, ...]
 
 
 class Surroundings:
-    """All of it as it is when a solve of ``func`` begins; ``side``: what evaluations change; ``autocast``: if so."""
+    """All of it as it is when a solve of ``func`` begins; ``side``: what evaluations change; ``autocast``: if so.
+
+    ``module``: that of func, or one that has all of them.
+    """
 
     def __init__(self, device: torch.device, func: Any = None):
         modules = modules_of(func)
-        module = modules[0] if len(modules) == 1 else torch.nn.ModuleList(modules)
+        self.module = module = modules[0] if len(modules) == 1 else torch.nn.ModuleList(modules)
         self.side = SideState(device, module)
         self._lent = _LentTensors(module)
         self._func = func

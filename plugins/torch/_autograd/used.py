@@ -16,7 +16,7 @@ from torch import Tensor
 
 from steptape._errors import GradientError
 from steptape.compat._torch import sequence_number, uncompiled
-from steptape.torch._autograd.graph import Call, is_one_of, leads_to, tensors_of
+from steptape.torch._autograd.graph import Call, is_one_of, leads_to, place_of, places_from, tensors_of
 from steptape.torch._autograd.looks import Evaluate, Inside, Operations, look
 from steptape.torch._autograd.surroundings import Note, SideState
 
@@ -76,8 +76,10 @@ def parameters_used(
         return list({id(x): x for x in (*named, *found)}.values())
     before = [x for x in found if x.grad_fn is not None and not is_one_of(x, used.kept)]
 
+    sources = set(places_from((x.grad_fn, x.output_nr) for x in before))
+
     def is_source(x: Tensor) -> bool:
-        return not is_one_of(x, found) and any(leads_to(y, [x]) for y in before)
+        return place_of(x) in sources and not is_one_of(x, found)
 
     more = [x for x in own if x.requires_grad and not is_source(x)]
     params = list({id(x): x for x in (*more, *found)}.values())
@@ -101,10 +103,10 @@ class First:
     def __init__(self, y: Tensor, value: Tensor, after: Note):
         self._y, self._value, self._after = y, value, after
 
-    def __call__(self, side: SideState, evaluate: Callable[[Tensor, Tensor], Tensor], t: Tensor, y: Tensor) -> Tensor:
-        """The value at ``y``, if it is that of this evaluation; ``side``: of the solve, which takes notes of it."""
+    def __call__(self, side: SideState, evaluate: Callable[[], Tensor], y: Tensor) -> Tensor:
+        """``evaluate()`` at ``y``, if it is not this evaluation; ``side``: of the solve, which takes notes of it."""
         if y.shape != self._y.shape or not torch.equal(y, self._y):
-            return evaluate(t, y)
+            return evaluate()
         side.set(self._after)
         return self._value
 

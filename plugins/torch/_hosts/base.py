@@ -98,7 +98,7 @@ class Solve(abc.ABC):
         """
 
     def beginning_with(self, first: Callable[..., Tensor]) -> Solve:
-        """The same solve, whose first evaluation is ``first(side, evaluate, t, y)``, if it is one of func alone."""
+        """The same solve, whose first evaluation is ``first(side, evaluate, y)``, if it is one of func alone."""
         return self
 
     @abc.abstractmethod

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -26,16 +26,6 @@ class Clock:
         self.times.append(t)
         self.evaluated = True
         return self._func(t, y)
-
-    def begin_with(self, first: Callable[..., Tensor]) -> None:
-        """Take ``first(func, t, y)`` for the first evaluation."""
-        func = self._func
-
-        def once(t: Tensor, y: Tensor) -> Tensor:
-            self._func = func
-            return first(func, t, y)
-
-        self._func = once
 
     def restarted(self, times: list[Tensor]) -> list[Tensor]:
         """Go on noting in another list, which is ``times`` so far."""

@@ -14,7 +14,7 @@ from steptape._errors import UnsupportedError
 from steptape.compat import _torchdiffeq as host
 from steptape.torch._autograd.field import Field
 from steptape.torch._autograd.graph import Call, Parameters
-from steptape.torch._autograd.surroundings import Surroundings
+from steptape.torch._autograd.surroundings import SideState, Surroundings
 from steptape.torch._hosts.base import HostSteps, Solve, Timeline
 from steptape.torch._hosts.loops import loop_of
 from steptape.torch._hosts.recorder import Recorder
@@ -109,9 +109,14 @@ class OdeSolve(Solve):
     def beginning_with(self, first: Callable[..., Tensor]) -> OdeSolve:
         return dataclasses.replace(self, first=first)
 
-    def without_first(self) -> OdeSolve:
-        """The same, beginning with an evaluation of its own."""
-        return dataclasses.replace(self, first=None)
+    def _begun(self, first: Callable[..., Tensor], side: SideState) -> OdeSolve:
+        """The same, which now has its first evaluation."""
+        waiting = [first]
+
+        def enclose(evaluate: Any) -> Tensor:
+            return waiting.pop()(side, evaluate, evaluate.args[1]) if waiting else evaluate()
+
+        return dataclasses.replace(self.around(enclose), first=None)
 
     def around(self, enclose: Callable[[Callable[[], Any]], Any]) -> OdeSolve:
         return dataclasses.replace(self, func=_Enclosed(self.func, enclose))
@@ -129,19 +134,19 @@ class OdeSolve(Solve):
     def integrate(self, *given: Tensor) -> tuple[Tensor, Tensor]:
         if self.first is not None:
             # Where nothing is recorded, what the first evaluation drew is drawn once all the same.
-            first = functools.partial(self.first, Surroundings(given[0].device, self.user_func).side)
-            return self.around(_once(first)).without_first().integrate(*given)
+            side = Surroundings(given[0].device, self.user_func).side
+            return self._begun(self.first, side).integrate(*given)
         y0, t, _ = given
         solver = self.solver(y0)
         host.attach(solver, self.func, seeks_event=self.event_fn is not None)
         return self._integrated(loop_of(solver, lean=self.keep.lean), t)
 
     def record(self, given: Sequence[Tensor], surroundings: Surroundings) -> tuple[tuple[Tensor, Tensor], OdeTape]:
+        if self.first is not None:
+            return self._begun(self.first, surroundings.side).record(given, surroundings)
         y0, t, points = given
         solver = self.solver(y0)
         recorder = self.scheme.recorder(self.func, self.keep, surroundings.side, solver)
-        if self.first is not None:
-            recorder.clock.begin_with(functools.partial(self.first, surroundings.side))
         host.attach(solver, recorder, seeks_event=self.event_fn is not None)
         note = recorder.note_interpolant if self.keep.interpolants else None
         solution, end = self._integrated(loop_of(solver, lean=self.keep.lean, note_interpolant=note), t)
@@ -261,19 +266,6 @@ class _OdeSteps(HostSteps):
             cotangents.sizes[n], *others = others
         if others:
             cotangents.outputs[outputs] = torch.stack(others)
-
-
-def _once(first: Callable[..., Tensor]) -> Callable[[Any], Any]:
-    """The first evaluation by ``first``, and then each as it is."""
-    waiting = [first]
-
-    def enclose(evaluate: Any) -> Any:
-        if not waiting:
-            return evaluate()
-        t, y = evaluate.args
-        return waiting.pop()(lambda t, y: evaluate(), t, y)
-
-    return enclose
 
 
 class _Enclosed:

@@ -6,7 +6,7 @@ import torchsde
 
 from steptape import GradientError
 from steptape.torch import sdeint_adjoint
-from steptape_helpers.torch_solves import assert_same
+from steptape_helpers.torch_solves import assert_same, gradients_of
 
 TS = torch.tensor([0.0, 0.2, 0.5], dtype=torch.float64)
 Y0 = torch.linspace(-1, 1, 6, dtype=torch.float64).view(2, 3)
@@ -78,12 +78,7 @@ def gradients(make, sdeint, sde_type, second=False, **call):
         0.0, 0.5, size=(2, 3), dtype=torch.float64, entropy=1, levy_area_approximation="foster"
     )
     ys = sdeint(sde, y0, TS, bm=bm, dt=0.05, **call)
-    wrt = (y0, *sde.leaves)
-    found = torch.autograd.grad(ys[1:].square().sum(), wrt, allow_unused=True, create_graph=second)
-    if second:
-        total = sum(x.square().sum() for x in found if x is not None)
-        found = torch.autograd.grad(total, wrt, allow_unused=True)
-    return found
+    return gradients_of(ys[1:].square().sum(), (y0, *sde.leaves), second)
 
 
 @pytest.mark.parametrize("solve", SOLVES)

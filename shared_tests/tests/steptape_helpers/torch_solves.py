@@ -15,6 +15,14 @@ ADAMS = ("explicit_adams", "implicit_adams", "fixed_adams")
 FIXED_GRID = ("euler", "midpoint", "heun2", "heun3", "rk4")
 
 
+def gradients_of(loss: Tensor, wrt: Any, second: bool) -> Any:
+    """Of a loss, or of its gradient's own sum of squares; None for what is not used."""
+    found = torch.autograd.grad(loss, wrt, allow_unused=True, create_graph=second)
+    if not second:
+        return found
+    return torch.autograd.grad(sum(x.square().sum() for x in found if x is not None), wrt, allow_unused=True)
+
+
 def assert_same(found: Any, expected: Any, tolerance: float = 1e-12) -> None:
     """Gradients are equal, and None where back-propagation's are."""
     assert [x is None for x in found] == [x is None for x in expected]

@@ -10,7 +10,7 @@ import torch.nn.utils.parametrize as parametrize
 import torchdiffeq
 
 from steptape.torch import install, odeint_adjoint
-from steptape_helpers.torch_solves import assert_same
+from steptape_helpers.torch_solves import assert_same, gradients_of
 
 T = torch.tensor([0.0, 0.3, 1.0], dtype=torch.float64)
 Y0 = torch.linspace(-1, 1, 6, dtype=torch.float64).view(2, 3)
@@ -147,12 +147,7 @@ def gradients(make, odeint, second=False, t=T, **call):
     # Its count of blocks is not made for threads.
     with parametrize.cached() if make is parametrized else contextlib.nullcontext():
         ys = odeint(make(model), y0, t, **call)
-        wrt = (y0, *model.leaves)
-        found = torch.autograd.grad(ys[1:].square().sum(), wrt, allow_unused=True, create_graph=second)
-        if second:
-            total = sum(x.square().sum() for x in found if x is not None)
-            found = torch.autograd.grad(total, wrt, allow_unused=True)
-    return found
+        return gradients_of(ys[1:].square().sum(), (y0, *model.leaves), second)
 
 
 @pytest.mark.parametrize("solve", SOLVES)
