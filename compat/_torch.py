@@ -56,10 +56,10 @@ except (ImportError, AttributeError, KeyError, TypeError) as error:
     raise unsupported("torch", error, "torch") from error
 
 
-def gathers_parameters(module: torch.nn.Module) -> bool:
-    """Whether a module has its parameters for the time of an evaluation alone, as those that FSDP wraps do."""
+def gathers_parameters(kind: type) -> bool:
+    """Whether modules of a class have their parameters for the time of an evaluation alone, as what FSDP wraps does."""
     # By name, since the import of torch.distributed takes longer than that of all else.
-    return any(kind.__name__ in ("FullyShardedDataParallel", "FSDPModule") for kind in type(module).__mro__)
+    return any(base.__name__ in ("FullyShardedDataParallel", "FSDPModule") for base in kind.__mro__)
 
 
 def forward_mode_active() -> bool:

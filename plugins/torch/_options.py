@@ -17,7 +17,7 @@ from steptape.torch._autograd.held import Held
 from steptape.torch._autograd.looks import Inside, place_in_order
 from steptape.torch._autograd.modules import modules_of
 from steptape.torch._autograd.surroundings import Surroundings, same
-from steptape.torch._autograd.used import First, differentiating, parameters_used, tensors_used
+from steptape.torch._autograd.used import First, parameters_used, tensors_used, with_graph
 from steptape.torch._hosts.base import Solve
 from steptape.torch._tape.checkpoints import Keep
 
@@ -83,18 +83,18 @@ def with_parameters(
     func = solve.user_func
     inside, since = Inside(), place_in_order() if since is None else since
     surroundings = Surroundings(given[0].device, func)
-    _check_sharding(solve.call, surroundings.module)
+    _check_sharding(solve.call, surroundings.modules)
     before = surroundings.side.note()
     with surroundings.looked_at():
         used = tensors_used(solve.around(inside).evaluated, given, since, inside, surroundings.side)
     own_ones = own(func) if isinstance(func, torch.nn.Module) else ()
     held = Held(func).tensors
-    near = [*held, *surroundings.module.parameters()]
+    near = [*held, *surroundings.parameters]
     params = parameters_used(used, given, own_ones, near, named)
     if named:
         _tell_missed(solve, [x for x in used.tensors if not is_one_of(x, params)], spelling)
-    if used.differentiates:
-        solve = solve.around(differentiating)
+    if used.needs_graph:
+        solve = solve.around(with_graph)
     kept, first = ([x for x in xs if is_one_of(x, params)] for xs in (used.kept, used.first))
     call = solve.call._replace(named=named is not None)
     solve = dataclasses.replace(solve, held_before=held, used_first=first, kept_tensors=kept, call=call)
@@ -103,8 +103,8 @@ def with_parameters(
     return solve, params
 
 
-def _check_sharding(call: Call, module: torch.nn.Module) -> None:
-    if any(map(gathers_parameters, module.modules())):
+def _check_sharding(call: Call, modules: Iterable[torch.nn.Module]) -> None:
+    if any(map(gathers_parameters, set(map(type, modules)))):
         raise GradientError(
             f"{call}: {call.func} is sharded by FSDP, or a part of it is, which gathers its parameters for "
             "each evaluation and reduces their gradients after it, as often as it is evaluated. Wrap the model that "

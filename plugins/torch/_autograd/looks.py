@@ -16,7 +16,10 @@ from steptape.torch._autograd.surroundings import SideState
 
 # The n-th evaluation of a solve, of what it is given.
 Evaluate = Callable[..., Any]
-_DERIVATIVES = (torch.autograd.grad, torch.autograd.backward, Tensor.backward)
+_NEED_GRAPHS = (
+    *(torch.autograd.grad, torch.autograd.backward, Tensor.backward),
+    *(Tensor.register_hook, Tensor.retain_grad),
+)
 
 
 class Inside:
@@ -41,23 +44,24 @@ def place_in_order() -> int:
 
 
 class Seen(NamedTuple):
-    """What one evaluation used, whether it ``left_something`` that it computed, and whether it differentiates."""
+    """What one evaluation used, whether it ``left_something`` that it computed, and whether it ``needs_graph``."""
 
     used: list[Tensor]
     left_something: bool
-    differentiates: bool
+    needs_graph: bool
     value: Tensor | None
 
 
 def look(evaluate: Evaluate, n: int, given: Sequence[Tensor], inside: Inside, side: SideState) -> Seen:
     """By calls, which takes least time, and where they do not show all, as in scripted modules, by operations."""
     before = side.note()
-    seen = _seen(evaluate, n, given, _Calls(inside))
+    calls = _Calls(inside)
+    seen = _seen(evaluate, n, given, calls)
     if seen is None:
         side.set(before)
         seen = _seen(evaluate, n, given, Operations(inside))
-    assert seen is not None
-    return seen
+        assert seen is not None
+    return seen._replace(needs_graph=seen.needs_graph or calls.needs_graph)
 
 
 def _seen(evaluate: Evaluate, n: int, given: Sequence[Tensor], noted: _Calls | Operations) -> Seen | None:
@@ -91,7 +95,7 @@ def _seen(evaluate: Evaluate, n: int, given: Sequence[Tensor], noted: _Calls | O
     noted.entered.clear()
     used += [x for x in (leaf() for leaf in leaves) if x is not None]
     left = any(x is not None and x.grad_fn is not None for x in (ref() for ref in made))
-    return Seen(used, left, noted.differentiated, value)
+    return Seen(used, left, noted.needs_graph, value)
 
 
 def _ends(outputs: Sequence[Tensor], outside: dict[Edge, Tensor], began: int) -> list[Tensor] | None:
@@ -112,14 +116,14 @@ def _ends(outputs: Sequence[Tensor], outside: dict[Edge, Tensor], began: int) ->
 class _Noted:
     """What is noted in a block: the tensors that ``entered`` and require a gradient, and which were made in it.
 
-    ``differentiated``: whether func took derivatives.
+    ``needs_graph``: whether func took derivatives, or put hooks on what it computes.
     """
 
     def __init__(self, inside: Inside) -> None:
         super().__init__()
         self._inside = inside
         self.entered: list[Tensor] = []
-        self.differentiated = False
+        self.needs_graph = False
         self._made: set[int] = set()
 
     def _enter(self, args: Iterable[Any]) -> None:
@@ -144,8 +148,8 @@ class _Calls(_Noted, TorchFunctionMode):
         return id(x) in self._made
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in _DERIVATIVES and self._inside.depth:
-            self.differentiated = True
+        if func in _NEED_GRAPHS and self._inside.depth:
+            self.needs_graph = True
         self._enter(args)
         if not kwargs:
             return self._make(func(*args))
@@ -172,5 +176,5 @@ class Operations(_Noted, OperationMode):
         self._enter(args)
         self.all_entered.update(map(id, tensors_of(args)))
         if self._inside.depth and running_node() is not self._around:
-            self.differentiated = True
+            self.needs_graph = True
         return self._make(run())

@@ -54,5 +54,15 @@ def parts_of(holder: Any) -> Iterator[Any]:
         yield from holder[:LONG]
     elif isinstance(holder, dict):
         yield from islice(holder.values(), LONG)
-    elif not isinstance(holder, (torch.Tensor, type, ModuleType)) and hasattr(holder, "__dict__"):
-        yield from vars(holder).values()
+    elif not isinstance(holder, (torch.Tensor, type, ModuleType)):
+        yield from (getattr(holder, name) for name in slots_of(holder))
+        yield from getattr(holder, "__dict__", {}).values()
+
+
+def slots_of(holder: Any) -> list[str]:
+    """The names of what an object holds besides its dictionary."""
+    if type(holder).__module__ == "builtins":
+        return []
+    slots = [getattr(kind, "__slots__", ()) for kind in type(holder).__mro__]
+    names = [name for some in slots for name in ((some,) if isinstance(some, str) else some)]
+    return [name for name in names if name not in ("__dict__", "__weakref__") and hasattr(holder, name)]

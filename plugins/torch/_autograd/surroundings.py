@@ -8,39 +8,42 @@ the rest. Rejected tries have changed it too, which is why each step has notes o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from itertools import chain
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from steptape.compat._torch_hooks import hooks_passed_by
-from steptape.torch._autograd.held import Held
+from steptape.torch._autograd.held import Held, snapshots_of
 from steptape.torch._autograd.modules import modules_of
+from steptape.torch._autograd.snapshot import given_back, kept
 
-T = TypeVar("T")
 Note = tuple[Tensor, ...]
 
 
 class Surroundings:
     """All of it as it is when a solve of ``func`` begins; ``side``: what evaluations change; ``autocast``: if so.
 
-    ``module``: that of func, or one that has all of them.
+    ``modules``: all of func's, and of those.
     """
 
     def __init__(self, device: torch.device, func: Any = None):
-        modules = modules_of(func)
-        self.module = module = modules[0] if len(modules) == 1 else torch.nn.ModuleList(modules)
-        self.side = SideState(device, module)
-        self._lent = _LentTensors(module)
+        self.modules = list({id(part): part for module in modules_of(func) for part in module.modules()}.values())
+        self.side = SideState(device, [x for module in self.modules for x in module._buffers.values() if x is not None])
+        self._lent = [one for module in self.modules for one in snapshots_of(module, ("_parameters", "_buffers"))]
         self._func = func
         self._held: Held | None = None
         self._device = device
         self.autocast = torch.is_autocast_enabled(device.type)
         self._dtype = torch.get_autocast_dtype(device.type)
         self._cached = torch.is_autocast_cache_enabled()
+
+    @property
+    def parameters(self) -> list[Tensor]:
+        """Of all modules; a lazy one has them once it is evaluated."""
+        return [x for module in self.modules for x in module._parameters.values() if x is not None]
 
     def around_func(self) -> AbstractContextManager[Any]:
         """A context, inside that of ``replayed``, with the autocast state that func ran under."""
@@ -54,7 +57,7 @@ class Surroundings:
 
         Autocast keeps no copies of weights in it, which the solve would use again.
         """
-        with self.side.kept(), self._held.kept() if self._held else nullcontext():
+        with self.side.kept(), kept(self._held.snapshots if self._held else ()):
             if not self.autocast:
                 yield
                 return
@@ -91,10 +94,9 @@ class Surroundings:
             if id(x) not in known and not x.requires_grad and (x.is_floating_point() or x.is_complex())
         ]
 
-    def with_lent_tensors(self, run: Callable[[], T]) -> T:
-        """``run()`` while func has the tensors that it had in the solve, and what else it referred to."""
-        with self._held.given_back() if self._held else nullcontext():
-            return self._lent.given_back(run)
+    def as_solved(self) -> AbstractContextManager[None]:
+        """A block in which func has the tensors that it had in the solve, and what else it referred to after it."""
+        return given_back([*self._lent, *(self._held.snapshots if self._held else ())])
 
 
 def _require_gradients(params: Sequence[Tensor], required: bool) -> None:
@@ -102,43 +104,14 @@ def _require_gradients(params: Sequence[Tensor], required: bool) -> None:
         p.requires_grad_(required)
 
 
-class _LentTensors:
-    """The parameters and buffers of a module, as they are now."""
-
-    def __init__(self, module: torch.nn.Module):
-        self._module = module
-        self._tensors = self._now()
-
-    def _now(self) -> dict[str, Tensor]:
-        return dict(chain(self._module.named_parameters(), self._module.named_buffers()))
-
-    def given_back(self, run: Callable[[], T]) -> T:
-        now = self._now()
-        if all(now.get(name) is x for name, x in self._tensors.items()):
-            return run()
-        around = _Around(self._module, run)
-        return torch.func.functional_call(around, {f"module.{name}": x for name, x in self._tensors.items()}, ())
-
-
-class _Around(torch.nn.Module):
-    """A call for ``functional_call`` to make, with a module whose tensors it is to replace."""
-
-    def __init__(self, module: torch.nn.Module, run: Callable[[], Any]):
-        super().__init__()
-        self.module, self._run = module, run
-
-    def forward(self) -> Any:
-        return self._run()
-
-
 class SideState:
-    """The default generators of the CPU and of the state's ``device``, and the buffers of a module."""
+    """The default generators of the CPU and of the state's ``device``, and ``buffers`` of modules."""
 
-    def __init__(self, device: torch.device, module: torch.nn.Module):
+    def __init__(self, device: torch.device, buffers: Iterable[Tensor]):
         self._generators = [torch.default_generator]
         if device.type == "cuda":
             self._generators.append(torch.cuda.default_generators[device.index or 0])
-        self._buffers = list(module.buffers())
+        self._buffers = list({id(x): x for x in buffers}.values())
         self._versions: list[int] = []
         self._values: list[Tensor] = []
 

@@ -28,14 +28,14 @@ class Used(NamedTuple):
     """The ``tensors`` that func uses; of them those that its ``first`` evaluation does, what it keeps being kept, and
     those that it has ``kept`` for the next ones.
 
-    ``differentiates``: whether it takes derivatives inside, for which it needs a graph. ``value``: of the first
+    ``needs_graph``: whether it takes derivatives inside, or puts hooks on what it computes. ``value``: of the first
     evaluation, and ``after``: what func changes besides, after it.
     """
 
     tensors: list[Tensor]
     first: list[Tensor]
     kept: list[Tensor]
-    differentiates: bool
+    needs_graph: bool
     value: Tensor | None
     after: Note
 
@@ -53,7 +53,7 @@ def tensors_used(evaluate: Evaluate, given: Sequence[Tensor], since: int, inside
     used = list({id(x): x for look in looks for x in look.used}.values())
     kept = [x for x in used if x.grad_fn is not None and sequence_number(x.grad_fn) >= since]
     first = looks[min(1, len(looks) - 1)].used
-    return Used(used, first, kept, looks[0].differentiates, looks[0].value, after)
+    return Used(used, first, kept, looks[0].needs_graph, looks[0].value, after)
 
 
 def parameters_used(
@@ -111,8 +111,8 @@ class First:
         return self._value
 
 
-def differentiating(evaluate: Callable[[], Any]) -> Any:
-    """An evaluation that takes derivatives inside, with the graph that it needs where none is asked for."""
+def with_graph(evaluate: Callable[[], Any]) -> Any:
+    """An evaluation of a func that needs a graph, where none is asked for."""
     if torch.is_grad_enabled():
         return evaluate()
     with torch.enable_grad():

@@ -91,8 +91,8 @@ def _pulled(ctx: Any, cotangents: Sequence[Tensor], size: int | None = None) -> 
     parameters = Parameters(*about) if size is None else BatchParameters(size, *about)
     back = (solve.back or ReplayBack)(solve, ctx.surroundings, tape, saved[: solve.given], parameters, needed)
     pull = back.differentiable if torch.is_grad_enabled() else back.plain
-    with ctx.surroundings.replayed(changed=bool(tape.notes), params=params):
-        grads = ctx.surroundings.with_lent_tensors(lambda: pull(cotangents))
+    with ctx.surroundings.replayed(changed=bool(tape.notes), params=params), ctx.surroundings.as_solved():
+        grads = pull(cotangents)
     return [grad if need else None for grad, need in zip(grads, needed, strict=True)]
 
 

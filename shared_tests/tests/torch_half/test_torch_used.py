@@ -126,6 +126,15 @@ def gradient_of_a_potential(model):
     return field
 
 
+def hook_on_an_activation(model):
+    def field(t, y):
+        h = model.net(y)
+        h.register_hook(lambda g: 0.5 * g)
+        return model.scale * h.tanh() @ model.W
+
+    return field
+
+
 FUNCS = (
     closure,
     bound_method,
@@ -138,6 +147,7 @@ FUNCS = (
     parametrized,
     scripted,
     gradient_of_a_potential,
+    hook_on_an_activation,
 )
 
 

@@ -203,18 +203,25 @@ refusal(OptionError, "must be tensors, such as", lambda: right(adjoint_params=De
 )
 
 
-class Slots:
-    """Where no one looks for what func refers to."""
+REGISTRY = {}
 
-    __slots__ = ("mode", "t", "w")
+
+class Registered:
+    """What has its attributes where no one looks for what func refers to."""
 
     def __init__(self, w=None):
         self.mode, self.t, self.w = None, None, w
 
+    def __getattr__(self, name):
+        return REGISTRY[name]
+
+    def __setattr__(self, name, value):
+        REGISTRY[name] = value
+
 
 def kept_later(where="later", **call):
     """What is computed from w for a time and kept for the stages at that time, other than from the first one on."""
-    w, kept = Decay().w.detach().requires_grad_(), Slots()
+    w, kept = Decay().w.detach().requires_grad_(), Registered()
     before = w.sin().asin()
 
     def field(t, y):
@@ -264,7 +271,7 @@ refusal(
 def forgotten(where="later"):
     """A slot that is emptied between the passes, where the solve does not see it."""
     w = Decay().w.detach().requires_grad_()
-    slots = Slots(w * 1)
+    slots = Registered(w * 1)
     y0 = y0_of()
     if where == "before":
         before = slots.w
@@ -347,7 +354,7 @@ refusal(
 
 def hidden(where="closure", **call):
     w = Decay().w.detach().requires_grad_()
-    slots = Slots(w)
+    slots = Registered(w)
 
     def field(t, y):
         return -slots.w * y if t > 0.5 else -y
@@ -727,7 +734,7 @@ refusal(UnsupportedError, "sde changed a Brownian increment in place", lambda: s
 
 
 def sde_kept_later(where="later"):
-    w, kept = Sde().w.detach().requires_grad_(), Slots()
+    w, kept = Sde().w.detach().requires_grad_(), Registered()
     halves = w * 1
 
     class Kept(Plain):
@@ -754,7 +761,7 @@ refusal(
 
 def sde_hidden(where="closure"):
     w = Sde().w.detach().requires_grad_()
-    slots = Slots(w)
+    slots = Registered(w)
 
     class Hidden(Plain):
         def f(self, t, y):
