@@ -56,6 +56,7 @@ except (ImportError, AttributeError, KeyError, TypeError) as error:
     raise unsupported("torch", error, "torch") from error
 
 
+@functools.lru_cache
 def gathers_parameters(kind: type) -> bool:
     """Whether modules of a class have their parameters for the time of an evaluation alone, as what FSDP wraps does."""
     # By name, since the import of torch.distributed takes longer than that of all else.
@@ -208,6 +209,11 @@ def uncompiled() -> Iterator[None]:
 def sequence_number(node: Any) -> int:
     """The place of a node of a graph in the order in which its thread made them."""
     return node._sequence_nr()
+
+
+def place_in_order() -> int:
+    """The place that the next node of this thread will have."""
+    return torch._C._autograd._get_sequence_nr()
 
 
 class OperationMode(TorchDispatchMode):
