@@ -11,8 +11,9 @@ from steptape._errors import OptionError
 from steptape.compat import _torchdiffeq as host
 from steptape.compat._torch import between_graphs, forward_mode_active, transforms_active
 from steptape.torch import _odeint
+from steptape.torch._autograd.stored import replayed_or
 from steptape.torch._hosts.scheme import Adaptive
-from steptape.torch._setting import INSTALLATIONS, Setting, replayed_or
+from steptape.torch._setting import INSTALLATIONS, Setting
 
 
 @functools.wraps(host.odeint_adjoint)

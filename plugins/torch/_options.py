@@ -16,10 +16,10 @@ from steptape.torch._autograd.graph import Call, is_one_of
 from steptape.torch._autograd.held import Held
 from steptape.torch._autograd.looks import Inside
 from steptape.torch._autograd.modules import modules_of
+from steptape.torch._autograd.stored import check_stored
 from steptape.torch._autograd.surroundings import Surroundings, same
 from steptape.torch._autograd.used import First, parameters_used, tensors_used, with_graph
 from steptape.torch._hosts.base import Before, Solve
-from steptape.torch._setting import check_stored
 from steptape.torch._tape.checkpoints import Keep
 
 _told: set[str] = set()

@@ -12,7 +12,8 @@ import torch
 from steptape.compat import _torchsde as host
 from steptape.compat._torch import between_graphs, forward_mode_active, transforms_active
 from steptape.torch import _sdeint
-from steptape.torch._setting import INSTALLATIONS, Setting, replayed_or
+from steptape.torch._autograd.stored import replayed_or
+from steptape.torch._setting import INSTALLATIONS, Setting
 
 
 @functools.wraps(host.sdeint_adjoint)
