@@ -15,10 +15,15 @@ from torch.nn.utils import parametrize
 from steptape.compat._unsupported import unsupported
 
 try:
-    # A batch of vmap's: what it is, and how to take it off and put it on again.
-    from torch._C._functorch import _add_batch_dim, get_unwrapped, is_legacy_batchedtensor, maybe_get_bdim
-
-    # Unlike debug_unwrap, which is public, it tells a batch from a level of differentiation.
+    # A batch of vmap's: what it is, and how to take it off and put it on again. Unlike debug_unwrap, which is public in
+    # later versions, they tell a batch from a level of differentiation.
+    from torch._C._functorch import (
+        _add_batch_dim,
+        get_unwrapped,
+        is_functorch_wrapped_tensor,
+        is_legacy_batchedtensor,
+        maybe_get_bdim,
+    )
     from torch._C._functorch import is_batchedtensor as is_batched
     from torch._C._functorch import maybe_get_level as level_of
 
@@ -54,6 +59,8 @@ try:
     _LEGACY_MODE = torch._C.DispatchKeySet(torch._C._parse_dispatch_key("VmapMode"))  # type: ignore[arg-type]
 except (ImportError, AttributeError, KeyError, TypeError) as error:
     raise unsupported("torch", error, "torch") from error
+
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 @functools.lru_cache
@@ -170,15 +177,24 @@ def outside_transforms() -> Iterator[Callable[[], AbstractContextManager[None]]]
         yield lambda: temporarily_restore_interpreter_stack(stack)
 
 
+def plainly(make: Function) -> Function:
+    """``make``, whose results are kept for all calls to come, without the modes that this one is in."""
+
+    @functools.wraps(make)
+    def made(*args: Any) -> Any:
+        with outside_transforms(), torch.inference_mode(False), torch.no_grad(), torch.device("cpu"):
+            return make(*args)
+
+    return cast(Function, made)
+
+
 def unwrapped(x: torch.Tensor) -> torch.Tensor | None:
     """The plain tensor inside all transforms, or None if there is a batch of them."""
-    while True:
+    while is_functorch_wrapped_tensor(x):
         if is_batched(x):
             return None
-        inner = torch.func.debug_unwrap(x, recurse=False)
-        if inner is x:
-            return x
-        x = inner
+        x = get_unwrapped(x)
+    return x
 
 
 _LOCK = threading.Lock()
@@ -229,7 +245,6 @@ class OperationMode(TorchDispatchMode):
         raise NotImplementedError
 
 
-Function = TypeVar("Function", bound=Callable[..., Any])
 _NO_GRAPH = (
     "a solve takes its steps by the values of the state, which no graph of torch.compile has, so it runs between two. "
     "Leave out fullgraph=True for what contains the solve, as in torch.compile(model), or compile func alone, by "

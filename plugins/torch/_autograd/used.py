@@ -94,9 +94,7 @@ def parameters_used(
         nodes = {x.grad_fn for x in before}
         near = [x for x in near if x.grad_fn in nodes]
     return params + [
-        x
-        for x in {id(x): x for x in near if x.requires_grad}.values()
-        if not is_one_of(x, params) and not is_source(x) and not leads_to(x, params)
+        x for x in {id(x): x for x in near if x.requires_grad}.values() if not is_one_of(x, params) and not is_source(x)
     ]
 
 
