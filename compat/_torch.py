@@ -63,6 +63,10 @@ except (ImportError, AttributeError, KeyError, TypeError) as error:
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
+# Whether the backward pass that is running keeps its graph for another one; torch before 2.6 does not tell.
+graph_is_retained: Callable[[], bool] = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", lambda: True)
+
+
 @functools.lru_cache
 def gathers_parameters(kind: type) -> bool:
     """Whether modules of a class have their parameters for the time of an evaluation alone, as what FSDP wraps does."""

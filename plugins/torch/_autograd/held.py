@@ -7,7 +7,7 @@ the old ones.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import islice
 from types import FunctionType
 from typing import Any
@@ -38,6 +38,22 @@ class Held:
         self._walk(func, DEPTH)
         if PARAMETRIZE["_cache_enabled"]:
             self._note(PARAMETRIZE, ("_cache", "_cache_enabled"), 0)
+
+    def let_go(self, tensors: Sequence[Tensor]) -> None:
+        """Hold some tensors no longer, nor what has one of them; and note no tensors."""
+        self.tensors = []
+        if not tensors:
+            return
+        those = set(map(id, tensors))
+        gone = {id(x) for one in self._snapshots for x in one.values.values() if _has_one_of(x, those, DEPTH)}
+        self._snapshots = [one for one in self._snapshots if id(one.holder) not in gone]
+        for one in self._snapshots:
+            for key in [key for key, x in one.values.items() if id(x) in gone]:
+                del one.values[key]
+
+    def clear(self) -> None:
+        """Hold nothing."""
+        self.tensors, self._snapshots, self._empty = [], [], []
 
     @property
     def snapshots(self) -> list[Snapshot]:
@@ -126,6 +142,12 @@ class Held:
             if not isinstance(value, tuple):
                 with_gradients = {key: x for key, x in found.items() if _has_gradient(x)}
                 self._snapshots.append(Snapshot(value, with_gradients, len(value)))
+
+
+def _has_one_of(holder: Any, tensors: set[int], depth: int) -> bool:
+    if isinstance(holder, (Tensor, torch.nn.Module)) or not depth:
+        return id(holder) in tensors
+    return any(_has_one_of(part, tensors, depth - 1) for part in parts_of(holder))
 
 
 def _has_gradient(x: Any) -> bool:

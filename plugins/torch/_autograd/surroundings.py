@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from steptape.compat._torch_hooks import hooks_passed_by
+from steptape.torch._autograd.graph import is_one_of
 from steptape.torch._autograd.held import Held
 from steptape.torch._autograd.modules import all_of, modules_of
 from steptape.torch._autograd.snapshot import Snapshot, given_back, kept
@@ -83,18 +84,30 @@ class Surroundings:
             finally:
                 _require_gradients(frozen, False)
 
-    def hold(self, before: Held) -> list[Tensor]:
+    def hold(self, before: Held, params: Sequence[Tensor]) -> list[Tensor]:
         """Take what func refers to now for what the solve left; the tensors that are new, and have no history.
 
-        ``before``: what it referred to before the solve.
+        ``before``: what it referred to before the solve, of which nothing is held any more. Nor is what was computed
+        elsewhere than the ``params``: an earlier solve's solution would hold that solve, and so on.
         """
-        self._held = before if before.holds else Held(self._func)
         known = set(map(id, before.tensors))
+        held = before if before.holds else Held(self._func)
+        tensors = held.tensors
+        held.let_go([x for x in tensors if x.grad_fn is not None and not is_one_of(x, params)])
+        if held is not before:
+            before.clear()
+        self._held = held
         return [
             x
-            for x in self._held.tensors
+            for x in tensors
             if id(x) not in known and not x.requires_grad and (x.is_floating_point() or x.is_complex())
         ]
+
+    def let_go(self) -> None:
+        """After the last backward pass, what func referred to is not held."""
+        if self._held is not None:
+            self._held.clear()
+        self._held = None
 
     def as_solved(self) -> AbstractContextManager[None]:
         """A block in which func has the tensors that it had in the solve, and what else it referred to after it."""

@@ -72,7 +72,8 @@ def parameters_used(
     """What to differentiate with respect to besides what a solve is given: all that func uses, and ``own``.
 
     ``own``: the parameters of a module, used or not yet; not those that only tensors are computed from that are used
-    in the place of the module's own. ``near``: tensors that func refers to, and may use later on.
+    in the place of the module's own. ``near``: tensors that func refers to, and may use later on; not those computed
+    elsewhere than what it uses, such as the last solve's solution, whose graph may have gone.
     ``named``: of all these, those alone that are named, or computed from what is named or given.
     """
     found = used.tensors
@@ -89,10 +90,9 @@ def parameters_used(
 
     more = [x for x in own if x.requires_grad and not is_source(x)]
     params = list({id(x): x for x in (*more, *found)}.values())
-    if len(near) > _FEW:
-        # Outputs of one operation, such as the knots of a spline, go together.
-        nodes = {x.grad_fn for x in before}
-        near = [x for x in near if x.grad_fn in nodes]
+    # Outputs of one operation, such as the knots of a spline, go together.
+    nodes = {x.grad_fn for x in before}
+    near = [x for x in near if (len(near) <= _FEW if x.grad_fn is None else x.grad_fn in nodes)]
     return params + [
         x for x in {id(x): x for x in near if x.requires_grad}.values() if not is_one_of(x, params) and not is_source(x)
     ]

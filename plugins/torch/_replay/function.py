@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from steptape.compat._torch import Batches, transforms_active
+from steptape.compat._torch import Batches, graph_is_retained, transforms_active
 from steptape.torch._autograd.batch import BatchParameters, Unbatchable
 from steptape.torch._autograd.field import Field
 from steptape.torch._autograd.graph import Gate, Parameters
@@ -48,7 +48,7 @@ class Replay(torch.autograd.Function):
         assert solve.before is not None
         ctx.surroundings, held, _, kept = solve.before
         results, tape = solve.record(given, ctx.surroundings)
-        new = ctx.surroundings.hold(held)
+        new = ctx.surroundings.hold(held, params)
         if kept or new:
             with ctx.surroundings.looked_at():
                 check_kept(kept, new, solve.evaluated, given, solve.call)
@@ -77,11 +77,15 @@ class Replay(torch.autograd.Function):
             for x, (shape, dtype, device) in zip(found, ctx.shapes, strict=False)
         ]
         batches = Batches(cotangents)
-        if not batches:
-            return (None, *_pulled(ctx, cotangents))
-        with batches.outside():
-            grads = _pulled_together(ctx, batches.plain, batches.size)
-        return (None, *(None if grad is None else batches.around(grad) for grad in grads))
+        if batches:
+            with batches.outside():
+                grads = _pulled_together(ctx, batches.plain, batches.size)
+            grads = [None if grad is None else batches.around(grad) for grad in grads]
+        else:
+            grads = _pulled(ctx, cotangents)
+        if not graph_is_retained():
+            ctx.surroundings.let_go()
+        return (None, *grads)
 
 
 def _pulled(ctx: Any, cotangents: Sequence[Tensor], size: int | None = None) -> list[Tensor | None]:

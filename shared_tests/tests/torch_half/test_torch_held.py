@@ -1,6 +1,7 @@
 """What func refers to may change between the passes: the gradient is that of the solve, as by back-propagation."""
 
 import dataclasses
+import gc
 
 import pytest
 import torch
@@ -288,3 +289,38 @@ def test_buffers_are_those_of_each_evaluation(method):
         return [ys.detach(), *torch.autograd.grad(ys[-1].sum(), func.parameters()), func.n]
 
     assert distance(gradient(odeint_adjoint, adjoint_method="aca"), gradient(torchdiffeq.odeint)) <= 1e-12
+
+
+class Storing(torch.nn.Module):
+    """Keeps what it solved, in one of several ways."""
+
+    def __init__(self, store):
+        super().__init__()
+        self.net, self.store = net(), store
+        self.kept = None
+
+    def field(self, t, y):
+        return self.net(y).tanh()
+
+    def step(self, backward):
+        ys = odeint_adjoint(self.field, Y0, T, method="rk4", adjoint_method="aca")
+        loss = ys.exp().square().sum()
+        self.kept = self.store(loss)
+        if backward:
+            loss.backward()
+
+
+@pytest.mark.parametrize("backward", [True, False])
+@pytest.mark.parametrize("store", [lambda x: x, lambda x: [x], lambda x: {"loss": x}], ids=["as it is", "list", "dict"])
+def test_an_earlier_solve_that_func_s_object_keeps_is_none_of_the_next_one(store, backward):
+    """Neither does its graph run again, nor is it held by the next solve, and so on."""
+
+    def tensors():
+        gc.collect()
+        return sum(isinstance(x, torch.Tensor) for x in gc.get_objects())
+
+    model, counts = Storing(store), []
+    for _ in range(3):
+        model.step(backward)
+        counts.append(tensors())
+    assert counts[1] == counts[2]
