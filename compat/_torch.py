@@ -48,12 +48,24 @@ try:
     # torch.autograd.grad without its checks, which take as long as the backward pass of a small layer.
     _run_backward = torch.autograd.Variable._execution_engine.run_backward
 
+    # Sums of several tensors in place, in one call.
+    add_each = torch._foreach_add_
+
     # ``is_grads_batched=True`` makes batches of another kind, inside of a mode in which no random numbers are drawn.
     _add_legacy_batch_dim, _remove_legacy_batch_dim = torch._add_batch_dim, torch._remove_batch_dim
     _without_keys = torch._C._ExcludeDispatchKeyGuard
     _LEGACY_MODE = torch._C.DispatchKeySet(torch._C._parse_dispatch_key("VmapMode"))  # type: ignore[arg-type]
 except (ImportError, AttributeError, KeyError, TypeError) as error:
     raise unsupported("torch", error, "torch") from error
+
+
+# What acts on the tensors that graphs save, as torch.utils.checkpoint does; torch before 2.5 may not tell.
+_saved_tensors_hooks = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", lambda ignore_is_tracing: None)
+
+
+def saved_tensors_are_hooked() -> bool:
+    """Whether hooks act on what graphs save."""
+    return _saved_tensors_hooks(False) is not None
 
 
 def gathers_parameters(kind: type) -> bool:

@@ -22,6 +22,7 @@ from steptape.torch._hosts.base import Timeline
 from steptape.torch._hosts.tableau import Tableau
 from steptape.torch._replay.checks import check_end
 from steptape.torch._replay.sweep import Sweep
+from steptape.torch._tape.graphs import Graphs
 from steptape.torch._tape.tape import OdeTape, State, sample
 
 
@@ -43,15 +44,23 @@ class RungeKuttaSweep(Sweep):
     """The sweep over the steps of a tableau.
 
     ``whole_steps``: build the graphs of all stages of a step at once, rather than take each stage twice to have one
-    graph alive at a time.
+    graph alive at a time. ``graphs``: of the steps that need not be taken again.
     """
 
     tape: OdeTape
 
     def __init__(
-        self, tableau: Tableau, tape: OdeTape, timeline: Timeline, field: Field, y0: Tensor, whole_steps: bool
+        self,
+        tableau: Tableau,
+        tape: OdeTape,
+        timeline: Timeline,
+        field: Field,
+        y0: Tensor,
+        whole_steps: bool,
+        graphs: Graphs | None = None,
     ):
         super().__init__(tape, timeline, y0.device, field.parameters.batch)
+        self.graphs = graphs or Graphs()
         self.tableau, self.field, self.whole_steps = tableau, field, whole_steps
         self.times = timeline.stages.detach()
         self.last = tableau.stages - 1
@@ -93,9 +102,14 @@ class RungeKuttaSweep(Sweep):
             self.field.look_again()
         # A last stage at the end of the step is the next step's first, or of use to outputs inside the step alone.
         own = self.to_end if link or not len(mu) else self.last + 1
-        stages = self._slopes(n, state, own, graphs=self.whole_steps)
-        self._check(n, state)
-        if link and own == self.last:
+        kept = self.graphs.steps.pop(n, None)
+        if kept is None:
+            stages = self._slopes(n, state, own, graphs=self.whole_steps)
+            self._check(n, state)
+        else:
+            stages = [evaluation.stage for evaluation in kept]
+            self.field.check_kept(kept[0].stage)
+        if kept is None and link and own == self.last:
             stages[own] = link.stage
         inside = self.weights[outputs].T @ mu if len(mu) else None
         self.g[-1] = end
@@ -116,7 +130,8 @@ class RungeKuttaSweep(Sweep):
         left = _Link(self._cotangent(n, 0, inside), stages[0]) if handed_on else None
         if left:
             if self.moves:
-                self._pull_places(n, 0, outputs, mu, left.cotangent, self.k[0])
+                first = self.k[0] if stages[0] is None else stages[0].slope.reshape(-1)
+                self._pull_places(n, 0, outputs, mu, left.cotangent, first)
             self.rows[0].zero_()
         start = self.g.sum(0)
         return _After(start + self.of_start[outputs] @ mu if len(mu) else start, left)

@@ -1,0 +1,145 @@
+"""The graphs of accepted steps, kept from the forward pass: the backward pass pulls each once and evaluates nothing.
+
+They are built where func is evaluated anyway, from leaves of their own, so that no graph leads to another one. The
+states are on the tape all the same, for what comes after the graphs are gone.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+
+from steptape.torch._autograd.field import Stage
+from steptape.torch._tape.ledger import Ledger, Token
+
+T = TypeVar("T")
+
+
+class Evaluation(NamedTuple):
+    """When func was evaluated, and its graph if that is kept; ``tokens``: of what this holds of a ledger's."""
+
+    t: Tensor
+    stage: Stage | None = None
+    tokens: tuple[Token, ...] = ()
+
+
+class Piece(NamedTuple):
+    """A step of the host's, or a half of one: from its start to its end.
+
+    ``chained``: whether it starts from the end of the one before, and not from leaves.
+    """
+
+    start: tuple[Tensor, ...]
+    end: tuple[Tensor, ...]
+    chained: bool
+    tokens: tuple[Token, ...] = ()
+
+
+# Of how many steps of a host a graph is: each run of autograd takes as long as a small step, and frees its graph.
+_CHAIN = 16
+# The last tries: a whole step and its two halves.
+_TRIES = 3
+
+
+class _Recent(NamedTuple):
+    """The state ``after`` a piece, its ``end`` with the graph, and its place in the chain."""
+
+    after: tuple[Tensor, ...]
+    end: tuple[Tensor, ...]
+    place: int
+
+    def leads_to(self, state: tuple[Tensor, ...]) -> bool:
+        return len(state) == len(self.after) and all(x is y for x, y in zip(state, self.after, strict=True))
+
+
+class Graphs:
+    """What keeps graphs in a solve, and after it those of the ``steps`` that it kept, each a tuple of its pieces.
+
+    ``in_time``: whether evaluations are functions of their time, too. ``ledger``: counts what is held; where it has a
+    limit, graphs are built as long as there is room for them.
+    """
+
+    def __init__(self, in_time: bool = False, ledger: Ledger | None = None):
+        self.in_time, self.ledger = in_time, ledger
+        self.steps: dict[int, Sequence[Any]] = {}
+        self._recent: deque[_Recent] = deque(maxlen=_TRIES)
+        self._most = 0
+        self._full = False
+
+    def evaluate(self, func: Callable[[Tensor, Tensor], Tensor], t: Tensor, y: Tensor) -> tuple[Tensor, Evaluation]:
+        """What func returns, and its evaluation with a graph if there is room for it."""
+
+        def run() -> tuple[Tensor, Stage | None]:
+            at = t.detach().requires_grad_() if self.in_time else t
+            leaf = y.detach().requires_grad_()
+            slope = func(at, leaf)
+            # Of another shape, the replay refuses it; without a graph, it may be one taken over from elsewhere.
+            known = slope.requires_grad and slope.shape == y.shape
+            return slope, Stage(at, leaf, slope.to(y.dtype)) if known else None
+
+        (slope, stage), tokens = self._built(run, lambda made: made[1] or ())
+        return slope.detach(), Evaluation(t, None if tokens is None else stage, tokens or ())
+
+    def take(
+        self, step: Callable[..., tuple[Tensor, Iterable[Tensor]]], state: tuple[Tensor, ...]
+    ) -> tuple[tuple[Tensor, ...], Piece | None]:
+        """The state after a step from ``state``, and the step with its graph if there is room for it."""
+        before = next((one for one in self._recent if one.leads_to(state)), None)
+        chained = before is not None and before.place + 1 < _CHAIN
+
+        def run() -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+            start = before.end if before and chained else tuple(x.detach().requires_grad_() for x in state)
+            y, extra = step(start[0], start[1:])
+            return start, (y, *extra)
+
+        made, tokens = self._built(run, lambda made: (*made[0], *made[1]))
+        after = tuple(x.detach() for x in made[1])
+        if tokens is None:
+            return after, None
+        self._recent.append(_Recent(after, made[1], before.place + 1 if before and chained else 0))
+        return after, Piece(*made, chained, tokens)
+
+    def keep(self, step: int, pieces: Sequence[Any]) -> None:
+        """Keep those of a step."""
+        self.steps[step] = pieces
+
+    def finish(self) -> None:
+        """After the solve."""
+        self._recent.clear()
+
+    def let_go(self) -> bool:
+        """Let go of those of a step to make room for others, and build no more; False if there are none."""
+        self._full = True
+        if self.steps:
+            self.steps.popitem()
+            return True
+        return False
+
+    def handed_over(self) -> Graphs:
+        """The same graphs, which are no longer here: each is pulled once."""
+        others = Graphs(self.in_time, self.ledger)
+        others.steps, self.steps = self.steps, {}
+        return others
+
+    def _built(self, run: Callable[[], T], held: Callable[[T], Iterable[Tensor]]) -> tuple[T, tuple[Token, ...] | None]:
+        """What ``run()`` returns with its graph, and the tokens of what is ``held`` of it; None if there is no room."""
+        ledger = self.ledger
+        if ledger is None:
+            with torch.enable_grad():
+                return run(), ()
+        if self._full or not ledger.has_room_for_graph(self._most):
+            self._full = True
+            return run(), None
+        before = ledger.used
+        with torch.enable_grad(), ledger.counting() as counted:
+            made = run()
+        tokens = tuple(ledger.token(x) for x in held(made))
+        self._most = max(self._most, ledger.used - before)
+        if counted.complete and ledger.has_room_for_graph(0):
+            return made, tokens
+        self._full = True
+        return made, None
