@@ -68,6 +68,10 @@ def saved_tensors_are_hooked() -> bool:
     return _saved_tensors_hooks(False) is not None
 
 
+# Whether the backward pass that is running keeps its graph for another one.
+graph_is_retained: Callable[[], bool] = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", lambda: False)
+
+
 def gathers_parameters(kind: type) -> bool:
     """Whether modules of a class have their parameters for the time of an evaluation alone, as what FSDP wraps does."""
     # By name, since the import of torch.distributed takes longer than that of all else.
@@ -80,10 +84,13 @@ def forward_mode_active() -> bool:
 
 
 def pull(
-    outputs: Sequence[torch.Tensor], cotangents: Sequence[torch.Tensor], inputs: Sequence[torch.Tensor]
+    outputs: Sequence[torch.Tensor],
+    cotangents: Sequence[torch.Tensor],
+    inputs: Sequence[torch.Tensor],
+    keep_graph: bool = False,
 ) -> Sequence[torch.Tensor | None]:
-    """The cotangents of ``inputs``, None where the outputs do not depend on one; frees the graph."""
-    keep_graph = create_graph = accumulate = False
+    """The cotangents of ``inputs``, None where the outputs do not depend on one; frees the graph unless it is kept."""
+    create_graph = accumulate = False
     return _run_backward(
         tuple(outputs), tuple(cotangents), keep_graph, create_graph, tuple(inputs), True, accumulate_grad=accumulate
     )
@@ -94,12 +101,14 @@ def pull_batch(
     cotangents: Sequence[torch.Tensor],
     inputs: Sequence[torch.Tensor],
     create_graph: bool = False,
+    keep_graph: bool = False,
 ) -> list[torch.Tensor | None]:
     """The same for a batch of cotangents, their first dimension; raises what an operation raises that takes none."""
     used: list[bool] = []
 
     def pull_one(*parts: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        grads = _run_backward(outputs, parts, create_graph, create_graph, tuple(inputs), True, accumulate_grad=False)
+        keeps = keep_graph or create_graph
+        grads = _run_backward(outputs, parts, keeps, create_graph, tuple(inputs), True, accumulate_grad=False)
         used[:] = [grad is not None for grad in grads]
         # What vmap maps must return something.
         return (parts[0], *(grad for grad in grads if grad is not None))

@@ -45,10 +45,13 @@ class Parameters:
     cotangent ends there. ``replaced``: those that have one. ``needed``: which are to have a gradient, all by default;
     the others get none. ``rough``: whether func computes with them in less precision than the state's, as under
     autocast. ``used_first``: those that the first evaluation of the solve used. ``batch``: the leading dimensions of
-    cotangents, none where they come one at a time.
+    cotangents, none where they come one at a time. ``retains``: whether graphs are kept for another backward pass.
+    ``solve``: what the leaves are known by of the graphs that the solve itself built.
     """
 
     batch: tuple[int, ...] = ()
+    retains = False
+    solve = object()
 
     def __init__(
         self,
@@ -93,7 +96,7 @@ class Parameters:
     def taken(
         self, ends: Sequence[Tensor], cotangents: Sequence[Tensor], inputs: Sequence[Tensor]
     ) -> Sequence[Tensor | None]:
-        """The cotangents of ``inputs`` that need one, none added up; frees the graph."""
+        """The cotangents of ``inputs`` that need one, none added up; frees the graph unless it is retained."""
         if not self._left_out:
             return self._taken(ends, cotangents, inputs)
         wanted = [x for x in inputs if id(x) not in self._left_out]
@@ -103,7 +106,7 @@ class Parameters:
     def _taken(
         self, ends: Sequence[Tensor], cotangents: Sequence[Tensor], inputs: Sequence[Tensor]
     ) -> Sequence[Tensor | None]:
-        return pull(ends, cotangents, inputs)
+        return pull(ends, cotangents, inputs, self.retains)
 
     def taken_with_graph(
         self, ends: Sequence[Tensor], cotangents: Sequence[Tensor], inputs: Sequence[Tensor]

@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from steptape.compat._torch import Batches, transforms_active
+from steptape.compat._torch import Batches, graph_is_retained, transforms_active
 from steptape.torch._autograd.batch import BatchParameters, Unbatchable
 from steptape.torch._autograd.field import Field
 from steptape.torch._autograd.graph import Gate, Parameters
@@ -51,7 +51,7 @@ class Replay(torch.autograd.Function):
         ctx.graphs = graphs_of(solve, inputs, ctx.needs_input_grad[1:], ctx.surroundings)
         results, tape = solve.record(given, ctx.surroundings, ctx.graphs)
         new = ctx.surroundings.hold(solve.held_before)
-        if solve.kept_tensors or new:
+        if (solve.kept_tensors or new) and not (ctx.graphs and ctx.graphs.are_of(tape.length)):
             with ctx.surroundings.looked_at():
                 check_kept(solve.kept_tensors, new, solve.evaluated, given, solve.call)
         # Saved parameters are watched for changes in place, but hooks such as save_on_cpu unpack other objects, and the
@@ -95,7 +95,8 @@ def _pulled(ctx: Any, cotangents: Sequence[Tensor], size: int | None = None) -> 
     back = (solve.back or ReplayBack)(solve, ctx.surroundings, tape, saved[: solve.given], parameters, needed)
     pull = back.differentiable if torch.is_grad_enabled() else back.plain
     if ctx.graphs is not None and pull == back.plain:
-        back.graphs = ctx.graphs.handed_over()
+        parameters.retains, parameters.solve = graph_is_retained(), ctx.graphs.solve
+        back.graphs = ctx.graphs if parameters.retains else ctx.graphs.handed_over()
     with ctx.surroundings.replayed(changed=bool(tape.notes), params=params), ctx.surroundings.as_solved():
         grads = pull(cotangents)
     return [grad if need else None for grad, need in zip(grads, needed, strict=True)]

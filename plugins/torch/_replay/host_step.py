@@ -45,24 +45,17 @@ class HostStepSweep(Sweep):
         return self.steps.take(n, state, self.steps.times(n, NONE), NONE)[0]
 
     def _step(self, n: int, state: State, outputs: slice, mu: Tensor, after: list[Tensor]) -> list[Tensor]:
-        kept = self.graphs.steps.pop(n, None)
+        kept = self.graphs.take_out(n, self.parameters.retains)
         if kept is not None:
             return self._kept_step(n, state, kept, outputs, mu, after)
-
-        def take() -> tuple[list[Tensor], list[Tensor], State, State]:
-            with torch.enable_grad():
-                start = [x.detach().requires_grad_() for x in state]
-                times = [x.detach().requires_grad_(self.moves) for x in self.steps.times(n, outputs)]
-                return start, times, *self.steps.take(n, start, times, outputs)
-
-        start, times, end, inside = take()
+        start, times, end, inside = self._with_graph(n, state, outputs)
         left = self.tape.length - 1 - n
         if left < 2:
             check_end(end[0] if left else inside[-1], self.tape.fingerprints[1 - left], state[0], self.parameters)
         elif (self.checks_all or n == 0) and self.following:
             check_end(end[0], sample(self.following[0]), state[0], self.parameters)
         if is_looked_at(n, self.tape.length):
-            self._check_leaves(end, (*start, *times), lambda: take()[2], first=n == 0)
+            self._check_leaves(end, (*start, *times), lambda: self._with_graph(n, state, outputs)[2], first=n == 0)
         moving = times if self.moves else []
         pairs = [(x, c.to(x.dtype)) for x, c in (*zip(end, after, strict=False), *zip(inside, mu, strict=True))]
         found = self.parameters.pull(pairs, (*start, *moving))
@@ -70,13 +63,20 @@ class HostStepSweep(Sweep):
             self.steps.place(self.cotangents, n, outputs, found[len(start) :])
         return found[: len(start)]
 
+    def _with_graph(self, n: int, state: State, outputs: slice) -> tuple[list[Tensor], list[Tensor], State, State]:
+        """Where and when step n starts, as leaves, where it ends, and the outputs inside it."""
+        with torch.enable_grad():
+            start = [x.detach().requires_grad_() for x in state]
+            times = [x.detach().requires_grad_(self.moves) for x in self.steps.times(n, outputs)]
+            return start, times, *self.steps.take(n, start, times, outputs)
+
     def _kept_step(
         self, n: int, state: State, pieces: Sequence[Piece], outputs: slice, mu: Tensor, after: list[Tensor]
     ) -> list[Tensor]:
         """The same by its graph, in one piece or in two; where it goes on from the step before, once that is here."""
         if is_looked_at(n, self.tape.length):
             for start, end, *_ in pieces:
-                self._check_leaves(end, start, lambda: self.steps.take(n, state, [], NONE)[0])
+                self._check_leaves(end, start, lambda: self._with_graph(n, state, NONE)[2])
         in_start, first, last = None, pieces[0].start[0], pieces[-1].end[0]
         if not self._asked:
             self._ask(pieces[-1].end, after)

@@ -102,7 +102,7 @@ class RungeKuttaSweep(Sweep):
             self.field.look_again()
         # A last stage at the end of the step is the next step's first, or of use to outputs inside the step alone.
         own = self.to_end if link or not len(mu) else self.last + 1
-        kept = self.graphs.steps.pop(n, None)
+        kept = self.graphs.take_out(n, self.field.parameters.retains)
         if kept is None:
             stages = self._slopes(n, state, own, graphs=self.whole_steps)
             self._check(n, state)

@@ -6,6 +6,7 @@ states are on the tape all the same, for what comes after the graphs are gone.
 
 from __future__ import annotations
 
+import copy
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple, TypeVar
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from steptape.torch._autograd.field import Stage
+from steptape.torch._autograd.leaves import leaf_of
 from steptape.torch._tape.ledger import Ledger, Token
 
 T = TypeVar("T")
@@ -60,13 +62,14 @@ class Graphs:
     """What keeps graphs in a solve, and after it those of the ``steps`` that it kept, each a tuple of its pieces.
 
     ``in_time``: whether evaluations are functions of their time, too. ``ledger``: counts what is held; where it has a
-    limit, graphs are built as long as there is room for them.
+    limit, graphs are built as long as there is room for them. ``solve``: what their leaves are known by.
     """
 
     def __init__(self, in_time: bool = False, ledger: Ledger | None = None):
         self.in_time, self.ledger = in_time, ledger
         self.steps: dict[int, Sequence[Any]] = {}
         self._recent: deque[_Recent] = deque(maxlen=_TRIES)
+        self.solve = object()
         self._most = 0
         self._full = False
 
@@ -74,8 +77,7 @@ class Graphs:
         """What func returns, and its evaluation with a graph if there is room for it."""
 
         def run() -> tuple[Tensor, Stage | None]:
-            at = t.detach().requires_grad_() if self.in_time else t
-            leaf = y.detach().requires_grad_()
+            at, leaf = leaf_of(self.solve, t) if self.in_time else t, leaf_of(self.solve, y)
             slope = func(at, leaf)
             # Of another shape, the replay refuses it; without a graph, it may be one taken over from elsewhere.
             known = slope.requires_grad and slope.shape == y.shape
@@ -92,7 +94,7 @@ class Graphs:
         chained = before is not None and before.place + 1 < _CHAIN
 
         def run() -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-            start = before.end if before and chained else tuple(x.detach().requires_grad_() for x in state)
+            start = before.end if before and chained else tuple(leaf_of(self.solve, x) for x in state)
             y, extra = step(start[0], start[1:])
             return start, (y, *extra)
 
@@ -103,12 +105,20 @@ class Graphs:
         self._recent.append(_Recent(after, made[1], before.place + 1 if before and chained else 0))
         return after, Piece(*made, chained, tokens)
 
+    def take_out(self, step: int, retain: bool) -> Sequence[Any] | None:
+        """Those of a step, if they are kept; ``retain``: and go on keeping them."""
+        return self.steps.get(step) if retain else self.steps.pop(step, None)
+
+    def are_of(self, steps: int) -> bool:
+        """Whether they are those of so many steps."""
+        return len(self.steps) == steps
+
     def keep(self, step: int, pieces: Sequence[Any]) -> None:
         """Keep those of a step."""
         self.steps[step] = pieces
 
     def finish(self) -> None:
-        """After the solve."""
+        """Let go, after the solve, of what another step would go on from."""
         self._recent.clear()
 
     def let_go(self) -> bool:
@@ -121,8 +131,8 @@ class Graphs:
 
     def handed_over(self) -> Graphs:
         """The same graphs, which are no longer here: each is pulled once."""
-        others = Graphs(self.in_time, self.ledger)
-        others.steps, self.steps = self.steps, {}
+        others = copy.copy(self)
+        self.steps = {}
         return others
 
     def _built(self, run: Callable[[], T], held: Callable[[T], Iterable[Tensor]]) -> tuple[T, tuple[Token, ...] | None]:

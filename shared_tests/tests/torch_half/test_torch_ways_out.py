@@ -185,6 +185,26 @@ refusal(
     lambda: solved(lambda t, y: -0.7 * y, adjoint_options={"memory": "graphs"}),
     lambda: solved(Drifting(), adjoint_options={"graph": "stage"}),
 )(lambda: solved(Drifting(), adjoint_options={"memory": "graphs"}))
+
+
+def averaging(what="kept", **call):
+    """A tenth of the state of the evaluation before, which is kept as it is, or without what leads to it."""
+    before = [torch.zeros(2, dtype=torch.float64)]
+
+    def field(t, y):
+        slope = -0.7 * y + (0.0 if what == "none" else 0.1 * before[0])
+        before[0] = y.detach() if what == "detached" else y
+        return slope
+
+    return solved(field, adjoint_options={"memory": "graphs"}, **call)
+
+
+refusal(
+    GradientError,
+    "an earlier one was given or computed from it",
+    lambda: averaging("detached"),
+    lambda: averaging("none"),
+)(averaging)
 WHOLE = "a step of an SDE solver is replayed as a whole"
 
 
