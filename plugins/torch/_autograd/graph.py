@@ -136,10 +136,12 @@ class Parameters:
             grads = self.taken(ends, cotangents, (*inputs, *self.params))
         shares: Any = grads[len(inputs) :]
         found = [i for i, grad in enumerate(shares) if grad is not None]
-        if found and len(found) == len(shares):
-            add_each(self.cotangents, shares)
-        elif found:
-            add_each([self.cotangents[i] for i in found], [shares[i] for i in found])
+        if len(found) < len(shares):
+            totals, shares = [self.cotangents[i] for i in found], [shares[i] for i in found]
+        else:
+            totals = self.cotangents
+        if found:
+            add_each(totals, shares)
         self._pulled = True
         self._used.update(found)
         return [self.zeros(x) if grad is None else grad for x, grad in zip(inputs, grads, strict=False)]

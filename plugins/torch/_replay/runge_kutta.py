@@ -79,6 +79,7 @@ class RungeKuttaSweep(Sweep):
         self.g = y0.new_zeros(len(self.k), *self.batch, y0.numel()).flatten(1) if self.batch else self.k
         self.slopes = self.k.view(len(self.k), *y0.shape).unbind()
         self.rows = self.g.view(len(self.g), *self.batch, *y0.shape).unbind()
+        self.at_end = self.g[-1]
         a = tableau.rows.to(y0)
         self.by_row = [(self.k[:i].T, a[i, :i]) for i in range(tableau.stages)]
         self.by_column = [(self.g[i + 1 :].T, a[i + 1 :, i].contiguous()) for i in range(tableau.stages)]
@@ -112,7 +113,7 @@ class RungeKuttaSweep(Sweep):
         if kept is None and link and own == self.last:
             stages[own] = link.stage
         inside = self.weights[outputs].T @ mu if len(mu) else None
-        self.g[-1] = end
+        self.at_end.copy_(end)
         handed_on = not self.tape.evaluates_first_stage[n]
         for i in range(self.last, handed_on - 1, -1):
             if i == own and not link:
@@ -152,7 +153,7 @@ class RungeKuttaSweep(Sweep):
         """ℓ_i, flat."""
         h = self.sizes[n]
         if inside is None:
-            return torch.addmv(self.g[-1], *self.by_column[i], alpha=h, beta=0)
+            return torch.addmv(self.at_end, *self.by_column[i], alpha=h, beta=0)
         return torch.addmv(inside[i], *self.by_column[i], alpha=h, beta=h)
 
     def advance(self, n: int, state: State) -> State:

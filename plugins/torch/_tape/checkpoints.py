@@ -117,6 +117,9 @@ def states_backward(
 
     ``advance(n, state)``: the state at the end of step n, for those that are not kept.
     """
+    if len(tape.states) == tape.length:
+        yield from ((n, moved(tape.states[n], device)) for n in reversed(range(tape.length)))
+        return
     states = dict(tape.states)
     for move, n in reversal(list(states), tape.length, tape.slots):
         if move == "load":

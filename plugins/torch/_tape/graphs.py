@@ -75,16 +75,22 @@ class Graphs:
 
     def evaluate(self, func: Callable[[Tensor, Tensor], Tensor], t: Tensor, y: Tensor) -> tuple[Tensor, Evaluation]:
         """What func returns, and its evaluation with a graph if there is room for it."""
-
-        def run() -> tuple[Tensor, Stage | None]:
-            at, leaf = leaf_of(self.solve, t) if self.in_time else t, leaf_of(self.solve, y)
-            slope = func(at, leaf)
-            # Of another shape, the replay refuses it; without a graph, it may be one taken over from elsewhere.
-            known = slope.requires_grad and slope.shape == y.shape
-            return slope, Stage(at, leaf, slope.to(y.dtype)) if known else None
-
-        (slope, stage), tokens = self._built(run, lambda made: made[1] or ())
+        if self.ledger is None:
+            with torch.enable_grad():
+                slope, stage = self._evaluated(func, t, y)
+            return slope.detach(), Evaluation(t, stage)
+        (slope, stage), tokens = self._built(lambda: self._evaluated(func, t, y), lambda made: made[1] or ())
         return slope.detach(), Evaluation(t, None if tokens is None else stage, tokens or ())
+
+    def _evaluated(
+        self, func: Callable[[Tensor, Tensor], Tensor], t: Tensor, y: Tensor
+    ) -> tuple[Tensor, Stage | None]:
+        t, leaf = leaf_of(self.solve, t) if self.in_time else t, leaf_of(self.solve, y)
+        slope = func(t, leaf)
+        # Of another shape, the replay refuses it; without a graph, it may be one taken over from elsewhere.
+        if not slope.requires_grad or slope.shape != y.shape:
+            return slope, None
+        return slope, Stage(t, leaf, slope if slope.dtype == y.dtype else slope.to(y.dtype))
 
     def take(
         self, step: Callable[..., tuple[Tensor, Iterable[Tensor]]], state: tuple[Tensor, ...]
