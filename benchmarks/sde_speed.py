@@ -1,8 +1,8 @@
 """Time and memory of the ways to a gradient through an SDE solve: a cell a method, a row a way.
 
 Back-propagation through ``torchsde.sdeint``, the host's own adjoint with its default method, and the replay of the
-steps, with all states, with their graphs, and with few states. The same solve for all: same Brownian path, same fixed steps. ``held``: the
-bytes between the passes.
+steps, with all states, with their graphs, and with few states. The same solve for all: same Brownian path, same fixed
+steps. ``held``: the bytes between the passes.
 """
 
 from __future__ import annotations

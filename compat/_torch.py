@@ -10,6 +10,7 @@ from math import prod
 from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.nn.utils import parametrize
 
 from steptape.compat._unsupported import unsupported
@@ -66,6 +67,26 @@ _saved_tensors_hooks = getattr(torch._C._autograd, "_top_saved_tensors_default_h
 def saved_tensors_are_hooked() -> bool:
     """Whether hooks act on what graphs save."""
     return _saved_tensors_hooks(False) is not None
+
+
+# Without what owns their nodes, torch before 2.7, edges do not keep graphs alive.
+_EDGES_OWN = "ownership_token" in GradientEdge._fields
+
+
+class GraphEnd(GradientEdge):
+    """What leads to a tensor, as far as a backward pass asks for it; without its values."""
+
+    requires_grad = True
+
+    @property
+    def grad_fn(self) -> Any:
+        """The node that made the tensor."""
+        return self.node
+
+
+def end_of(x: torch.Tensor) -> Any:
+    """The end of the graph of a tensor that requires a gradient; the tensor itself, where only that keeps its graph."""
+    return x if x.grad_fn is None or not _EDGES_OWN else GraphEnd(*get_gradient_edge(x))
 
 
 # Whether the backward pass that is running keeps its graph for another one.

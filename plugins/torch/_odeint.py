@@ -113,9 +113,9 @@ def odeint_adjoint(
         accepted evaluation of func, and its result, but none of the solver's arithmetic; graphs of rejected tries go
         with them. States alone are kept, and steps taken again, where a parameter was computed from another one, where
         hooks act on saved tensors (``save_on_cpu``, ``torch.utils.checkpoint``), and where a grid or ``step_size`` has
-        a gradient; so they are in a second pass over a retained graph, with ``create_graph=True``, and for a batch of
-        cotangents that an operation does not take. A size counts storages, each once, and not those of the inputs,
-        parameters and buffers; besides there is the evaluation at hand. Where steps start from slopes they cannot
+        a gradient; so they are with ``create_graph=True``, and for a batch of cotangents that an operation does not
+        take. A size counts storages, each once, and not those of the inputs, parameters and buffers; besides there is
+        the evaluation at hand. Where steps start from slopes they cannot
         recompute, these are held too: one per state for ``fehlberg2``, ``adaptive_heun`` and ``tsit5``, one per step or
         up to eleven per checkpoint for the Adams solvers. The backward pass adds the graph of one step or stage.
         ``"quadrature"`` holds the dense output, five states per accepted step, or ``checkpoints`` states. Of n
@@ -146,8 +146,8 @@ def odeint_adjoint(
         UnsupportedError: a solver or a use whose steps cannot be replayed exactly, or whose dense output not be read.
         GradientError: where a gradient would be wrong: after the solve, if what the first evaluation of func computed,
             and the next one used, was then computed anew; in the backward pass, if func uses a tensor that its first
-            evaluation did not, and that is neither named nor a parameter of a func that is a module; or if func
-            returns other values than before.
+            evaluation did not, and that is neither named nor a parameter of a func that is a module; if func returns
+            other values than before; or, with ``{"memory": ...}``, if it uses the state of an earlier evaluation.
 
     Source:
         Zhuang et al., arXiv 2006.02493 (the tape and its replay); Hu, arXiv 2402.15141 (the step's adjoint, and the

@@ -125,11 +125,11 @@ class Parameters:
         ends, cotangents = zip(*pairs, strict=True)
         return self._added(ends, cotangents, inputs)
 
-    def pull_one(self, end: Tensor, cotangent: Tensor, inputs: Sequence[Tensor]) -> list[Tensor]:
-        """The same of one output."""
+    def pull_one(self, end: Any, cotangent: Tensor, inputs: Sequence[Tensor]) -> list[Tensor]:
+        """The same of one output, or of the end of its graph."""
         if not end.requires_grad:
             return [self.zeros(x) for x in inputs]
-        return self._added((end,), (cotangent.view((*self.batch, *end.shape)),), inputs)
+        return self._added((end,), (cotangent,), inputs)
 
     def _added(self, ends: Sequence[Tensor], cotangents: Sequence[Tensor], inputs: Sequence[Tensor]) -> list[Tensor]:
         with shared_graphs_refused(self.call):

@@ -14,7 +14,9 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
+from steptape.compat._torch import end_of
 from steptape.torch._autograd.field import Stage
+from steptape.torch._autograd.graph import tensors_of
 from steptape.torch._autograd.leaves import leaf_of
 from steptape.torch._tape.ledger import Ledger, Token
 
@@ -79,18 +81,18 @@ class Graphs:
             with torch.enable_grad():
                 slope, stage = self._evaluated(func, t, y)
             return slope.detach(), Evaluation(t, stage)
-        (slope, stage), tokens = self._built(lambda: self._evaluated(func, t, y), lambda made: made[1] or ())
+        (slope, stage), tokens = self._built(lambda: self._evaluated(func, t, y), lambda made: tensors_of(made[1]))
         return slope.detach(), Evaluation(t, None if tokens is None else stage, tokens or ())
 
-    def _evaluated(
-        self, func: Callable[[Tensor, Tensor], Tensor], t: Tensor, y: Tensor
-    ) -> tuple[Tensor, Stage | None]:
+    def _evaluated(self, func: Callable[[Tensor, Tensor], Tensor], t: Tensor, y: Tensor) -> tuple[Tensor, Stage | None]:
         t, leaf = leaf_of(self.solve, t) if self.in_time else t, leaf_of(self.solve, y)
         slope = func(t, leaf)
         # Of another shape, the replay refuses it; without a graph, it may be one taken over from elsewhere.
         if not slope.requires_grad or slope.shape != y.shape:
             return slope, None
-        return slope, Stage(t, leaf, slope if slope.dtype == y.dtype else slope.to(y.dtype))
+        end = slope if slope.dtype == y.dtype else slope.to(y.dtype)
+        # Where times move, what they gain is asked of the slopes.
+        return slope, Stage(t, leaf, end if self.in_time else end_of(end))
 
     def take(
         self, step: Callable[..., tuple[Tensor, Iterable[Tensor]]], state: tuple[Tensor, ...]
