@@ -99,8 +99,8 @@ class Counted:
         self.complete = True
 
     def pack(self, x: Tensor) -> _Saved:
-        """What a graph saves instead of a tensor."""
-        ledger = self._ledger
+        """What a graph saves instead of a tensor, which may be its own output, so that the graph would hold itself."""
+        x, ledger = x.detach(), self._ledger
         if self.complete and (ledger.limit is None or ledger.has_room_for_graph(ledger.size_of(x))):
             return _Saved(x, x._version, Token(ledger, x))
         # This graph will not be kept, but func may need it to differentiate inside.
