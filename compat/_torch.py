@@ -10,16 +10,20 @@ from math import prod
 from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
-from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.nn.utils import parametrize
 
 from steptape.compat._unsupported import unsupported
 
 try:
-    # A batch of vmap's: what it is, and how to take it off and put it on again.
-    from torch._C._functorch import _add_batch_dim, get_unwrapped, is_legacy_batchedtensor, maybe_get_bdim
-
-    # Unlike debug_unwrap, which is public, it tells a batch from a level of differentiation.
+    # A batch of vmap's: what it is, and how to take it off and put it on again. Unlike debug_unwrap, which is public in
+    # later versions, they tell a batch from a level of differentiation.
+    from torch._C._functorch import (
+        _add_batch_dim,
+        get_unwrapped,
+        is_functorch_wrapped_tensor,
+        is_legacy_batchedtensor,
+        maybe_get_bdim,
+    )
     from torch._C._functorch import is_batchedtensor as is_batched
     from torch._C._functorch import maybe_get_level as level_of
 
@@ -59,40 +63,10 @@ try:
 except (ImportError, AttributeError, KeyError, TypeError) as error:
     raise unsupported("torch", error, "torch") from error
 
-
-# What acts on the tensors that graphs save, as torch.utils.checkpoint does; torch before 2.5 may not tell.
-_saved_tensors_hooks = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", lambda ignore_is_tracing: None)
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
-def saved_tensors_are_hooked() -> bool:
-    """Whether hooks act on what graphs save."""
-    return _saved_tensors_hooks(False) is not None
-
-
-# Without what owns their nodes, torch before 2.7, edges do not keep graphs alive.
-_EDGES_OWN = "ownership_token" in GradientEdge._fields
-
-
-class GraphEnd(GradientEdge):
-    """What leads to a tensor, as far as a backward pass asks for it; without its values."""
-
-    requires_grad = True
-
-    @property
-    def grad_fn(self) -> Any:
-        """The node that made the tensor."""
-        return self.node
-
-
-def end_of(x: torch.Tensor) -> Any:
-    """The end of the graph of a tensor that requires a gradient; the tensor itself, where only that keeps its graph."""
-    return x if x.grad_fn is None or not _EDGES_OWN else GraphEnd(*get_gradient_edge(x))
-
-
-# Whether the backward pass that is running keeps its graph for another one.
-graph_is_retained: Callable[[], bool] = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", lambda: False)
-
-
+@functools.lru_cache
 def gathers_parameters(kind: type) -> bool:
     """Whether modules of a class have their parameters for the time of an evaluation alone, as what FSDP wraps does."""
     # By name, since the import of torch.distributed takes longer than that of all else.
@@ -211,15 +185,24 @@ def outside_transforms() -> Iterator[Callable[[], AbstractContextManager[None]]]
         yield lambda: temporarily_restore_interpreter_stack(stack)
 
 
+def plainly(make: Function) -> Function:
+    """``make``, whose results are kept for all calls to come, without the modes that this one is in."""
+
+    @functools.wraps(make)
+    def made(*args: Any) -> Any:
+        with outside_transforms(), torch.inference_mode(False), torch.no_grad(), torch.device("cpu"):
+            return make(*args)
+
+    return cast(Function, made)
+
+
 def unwrapped(x: torch.Tensor) -> torch.Tensor | None:
     """The plain tensor inside all transforms, or None if there is a batch of them."""
-    while True:
+    while is_functorch_wrapped_tensor(x):
         if is_batched(x):
             return None
-        inner = torch.func.debug_unwrap(x, recurse=False)
-        if inner is x:
-            return x
-        x = inner
+        x = get_unwrapped(x)
+    return x
 
 
 _LOCK = threading.Lock()
@@ -252,6 +235,11 @@ def sequence_number(node: Any) -> int:
     return node._sequence_nr()
 
 
+def place_in_order() -> int:
+    """The place that the next node of this thread will have."""
+    return torch._C._autograd._get_sequence_nr()
+
+
 class OperationMode(TorchDispatchMode):
     """A block in which ``operate(run, args)`` is called for each operation on tensors, to run it."""
 
@@ -265,7 +253,6 @@ class OperationMode(TorchDispatchMode):
         raise NotImplementedError
 
 
-Function = TypeVar("Function", bound=Callable[..., Any])
 _NO_GRAPH = (
     "a solve takes its steps by the values of the state, which no graph of torch.compile has, so it runs between two. "
     "Leave out fullgraph=True for what contains the solve, as in torch.compile(model), or compile func alone, by "

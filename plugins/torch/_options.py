@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import warnings
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -15,11 +15,12 @@ from steptape._errors import GradientError, OptionError, SteptapeWarning
 from steptape.compat._torch import gathers_parameters, transforms_active
 from steptape.torch._autograd.graph import Call, is_one_of
 from steptape.torch._autograd.held import Held
-from steptape.torch._autograd.looks import Inside, place_in_order
+from steptape.torch._autograd.looks import Inside
 from steptape.torch._autograd.modules import modules_of
+from steptape.torch._autograd.stored import check_stored
 from steptape.torch._autograd.surroundings import Surroundings, same
 from steptape.torch._autograd.used import First, parameters_used, tensors_used, with_graph
-from steptape.torch._hosts.base import Solve
+from steptape.torch._hosts.base import Before, Solve
 from steptape.torch._tape.checkpoints import Keep
 
 _told: set[str] = set()
@@ -93,39 +94,37 @@ def _memory(memory: Any, call: str) -> Any:
 def with_parameters(
     solve: Any,
     given: Sequence[Tensor],
-    own: Callable[[Any], Iterable[Tensor]],
     adjoint_params: Iterable[Tensor] | None,
     spelling: str = "adjoint_params=(...)",
     since: int | None = None,
 ) -> tuple[Any, list[Tensor]]:
     """A ``Solve``, and what it is differentiated in besides what it is given: ``adjoint_params``, or all func uses.
 
-    Each once, and only those that require a gradient. ``own``: the parameters of a module, which func may use later on.
-    ``spelling``, of the argument they are passed in, words a refusal. ``since``: the place in the order of nodes where
-    the call began, if the host has evaluated anything before.
+    Each once, and only those that require a gradient. ``spelling``, of the argument they are passed in, words a
+    refusal. ``since``: the place in the order of nodes where the call began, if the host has evaluated anything before.
     """
     named = None if adjoint_params is None else _named(solve, adjoint_params, spelling)
     if not torch.is_grad_enabled() or transforms_active():
         return solve, []
     func = solve.user_func
-    inside, since = Inside(), place_in_order() if since is None else since
-    surroundings = Surroundings(given[0].device, func)
+    inside, surroundings = Inside(), Surroundings(given[0].device, func)
     _check_sharding(solve.call, surroundings.modules)
-    before = surroundings.side.note()
+    note = surroundings.side.note()
     with surroundings.looked_at():
         used = tensors_used(solve.around(inside).evaluated, given, since, inside, surroundings.side)
-    own_ones = own(func) if isinstance(func, torch.nn.Module) else ()
-    held = Held(func).tensors
-    near = [*held, *surroundings.parameters]
-    params = parameters_used(used, given, own_ones, near, named)
+    check_stored(func, used.stored)
+    own = surroundings.parameters
+    held = Held(func)
+    near = [*held.tensors, *own]
+    params = parameters_used(used, given, own if isinstance(func, torch.nn.Module) else (), near, named)
     if named:
         _tell_missed(solve, [x for x in used.tensors if not is_one_of(x, params)], spelling)
     if used.needs_graph:
         solve = solve.around(with_graph)
     kept, first = ([x for x in xs if is_one_of(x, params)] for xs in (used.kept, used.first))
-    call = solve.call._replace(named=named is not None)
-    solve = dataclasses.replace(solve, held_before=held, used_first=first, kept_tensors=kept, call=call)
-    if used.value is not None and not same(before, used.after):
+    before = Before(surroundings, held, first, kept)
+    solve = dataclasses.replace(solve, before=before, call=solve.call._replace(named=named is not None))
+    if used.value is not None and not same(note, used.after):
         solve = solve.beginning_with(First(given[0].detach().clone(), used.value, used.after))
     return solve, params
 

@@ -10,8 +10,7 @@ from torch import Tensor
 
 from steptape._errors import OptionError, UnsupportedError
 from steptape.compat import _torchsde as host
-from steptape.compat._torch import between_graphs, transforms_active
-from steptape.torch._autograd.looks import place_in_order
+from steptape.compat._torch import between_graphs, place_in_order, transforms_active
 from steptape.torch._hosts.torchsde import SdeSolve
 from steptape.torch._options import changed, keep_of, tell, with_parameters
 from steptape.torch._seminorm import with_seminorm
@@ -174,7 +173,7 @@ def sdeint_adjoint(
     extras = None if extra_solver_state is None else len(extra_solver_state)
     solve = SdeSolve(sde, user_sde, bm, ts, method, settings, keep, extras)
     given = (y0, *(extra_solver_state or ()))
-    solve, params = with_parameters(solve, given, torch.nn.Module.parameters, adjoint_params, since=since)
+    solve, params = with_parameters(solve, given, adjoint_params, since=since)
     ys, *after = recorded(solve, *given, *params)
     return host.parse_return(y0, ys, tuple(after), extra, logqp)
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from steptape.compat._torch import PARAMETRIZE
-from steptape.torch._autograd.modules import DEPTH, LONG, parts_of, slots_of
+from steptape.torch._autograd.modules import DEPTH, LONG, all_of, parts_of, slots_of
 from steptape.torch._autograd.snapshot import DICTIONARIES, Snapshot, held_by
 
 _OF_TORCH = frozenset(vars(torch.nn.Module()))
@@ -26,16 +26,28 @@ _MANY = 2000
 
 
 class Held:
-    """All of it as it is now, in ``snapshots``; ``tensors``: those among it that are no parameters."""
+    """All of it as it is now; ``tensors``: those among it that are no parameters."""
 
     def __init__(self, func: Any):
-        self.snapshots: list[Snapshot] = []
+        self._snapshots: list[Snapshot] = []
+        # Of most layers all hooks.
+        self._empty: list[dict[Any, Any]] = []
         self.tensors: list[Tensor] = []
         self._seen: set[int] = set()
         self._left = _MANY
         self._walk(func, DEPTH)
         if PARAMETRIZE["_cache_enabled"]:
             self._note(PARAMETRIZE, ("_cache", "_cache_enabled"), 0)
+
+    @property
+    def snapshots(self) -> list[Snapshot]:
+        """All of it but for what was empty and still is."""
+        return [*self._snapshots, *(Snapshot(one, {}, 0) for one in self._empty if one)]
+
+    @property
+    def holds(self) -> bool:
+        """Whether func still refers to all of it, and to nothing else."""
+        return not any(self._empty) and all(one.holds for one in self._snapshots)
 
     def _walk(self, holder: Any, depth: int) -> None:
         self._left -= 1
@@ -44,7 +56,7 @@ class Held:
         if isinstance(holder, Tensor):
             self.tensors.append(holder)
         elif isinstance(holder, torch.nn.Module):
-            for module in islice(holder.modules(), self._left):
+            for module in all_of([holder])[: self._left]:
                 self._note_module(module, depth)
         elif depth:
             self._seen.add(id(holder))
@@ -55,7 +67,9 @@ class Held:
     def _note_module(self, module: torch.nn.Module, depth: int) -> None:
         self._seen.add(id(module))
         attributes = vars(module)
-        self.snapshots += [Snapshot.of(attributes), *snapshots_of(module, _CHANGING)]
+        self._snapshots.append(Snapshot.of(attributes))
+        for one in (attributes[name] for name in _CHANGING if type(attributes.get(name)) in DICTIONARIES):
+            self._snapshots.append(Snapshot.of(one)) if one else self._empty.append(one)
         self._note_class(type(module))
         for name, value in attributes.items():
             if name not in _OF_TORCH:
@@ -68,15 +82,15 @@ class Held:
                 self._note(cell, (None,), depth)
         elif type(holder) is list:
             # Of a list, which may be a log, what has a gradient alone.
-            self._note(holder, [i for i, x in enumerate(holder[:LONG]) if _has_gradient(x)], depth)
+            self._note(holder, [i for i, x in enumerate(holder[:LONG]) if _has_gradient(x)], depth, len(holder))
         elif type(holder) in DICTIONARIES:
-            self._note(holder, list(islice(holder, LONG)), depth)
+            self._note(holder, list(islice(holder, LONG)), depth, len(holder))
         elif not isinstance(holder, type):
             self._note_class(type(holder))
             self._note(holder, slots_of(holder), depth)
             if hasattr(holder, "__dict__"):
-                self.snapshots.append(Snapshot.of(vars(holder)))
-                for value in self.snapshots[-1].values.values():
+                self._snapshots.append(Snapshot.of(vars(holder)))
+                for value in self._snapshots[-1].values.values():
                     self._look(value, depth)
 
     def _note_class(self, kind: type) -> None:
@@ -88,10 +102,10 @@ class Held:
                 self._seen.add(id(one))
                 self._note(one, [name for name, x in vars(one).items() if _is_data(name, x)], 0)
 
-    def _note(self, holder: Any, keys: Iterable[Any], depth: int) -> None:
+    def _note(self, holder: Any, keys: Iterable[Any], depth: int, size: int | None = None) -> None:
         values = {key: held_by(holder, key) for key in keys}
-        if values:
-            self.snapshots.append(Snapshot(holder, values))
+        if values or size is not None:
+            self._snapshots.append(Snapshot(holder, values, size))
         for value in values.values():
             self._look(value, depth)
 
@@ -110,13 +124,8 @@ class Held:
             found = {key: x for key, x in islice(entries, LONG) if isinstance(x, Tensor)}
             self.tensors += found.values()
             if not isinstance(value, tuple):
-                self.snapshots.append(Snapshot(value, {key: x for key, x in found.items() if _has_gradient(x)}))
-
-
-def snapshots_of(module: torch.nn.Module, names: Iterable[str]) -> list[Snapshot]:
-    """Of some of the dictionaries that a module consists of; a scripted one has others, which cannot be changed."""
-    attributes = vars(module)
-    return [Snapshot.of(one) for name in names if type(one := attributes.get(name)) in DICTIONARIES]
+                with_gradients = {key: x for key, x in found.items() if _has_gradient(x)}
+                self._snapshots.append(Snapshot(value, with_gradients, len(value)))
 
 
 def _has_gradient(x: Any) -> bool:

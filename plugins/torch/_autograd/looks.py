@@ -10,15 +10,14 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from steptape.compat._torch import OperationMode, running_node, sequence_number, uncompiled
-from steptape.torch._autograd.graph import Edge, edges_from, is_one_of, leaf_at, tensors_of
+from steptape.compat._torch import OperationMode, place_in_order, running_node, sequence_number, uncompiled
+from steptape.torch._autograd.graph import Edge, edges_from, leaf_at, tensors_of
 from steptape.torch._autograd.surroundings import SideState
 
 # The n-th evaluation of a solve, of what it is given.
 Evaluate = Callable[..., Any]
-_NEED_GRAPHS = (
-    *(torch.autograd.grad, torch.autograd.backward, Tensor.backward),
-    *(Tensor.register_hook, Tensor.retain_grad),
+_NEED_GRAPHS = frozenset(
+    (torch.autograd.grad, torch.autograd.backward, Tensor.backward, Tensor.register_hook, Tensor.retain_grad)
 )
 
 
@@ -37,19 +36,18 @@ class Inside:
             self.depth -= 1
 
 
-def place_in_order() -> int:
-    """The place of the next node of a graph in the order in which this thread makes them."""
-    with torch.enable_grad():
-        return sequence_number(torch.ones((), requires_grad=True).clone().grad_fn)
-
-
 class Seen(NamedTuple):
-    """What one evaluation used, whether it ``left_something`` that it computed, and whether it ``needs_graph``."""
+    """What one evaluation used, what it computed and ``left`` somewhere, and whether it ``needs_graph``.
+
+    ``began``: its place in the order of nodes. ``stores_state``: whether it left what it was given.
+    """
 
     used: list[Tensor]
-    left_something: bool
+    left: list[Tensor]
+    stores_state: bool
     needs_graph: bool
     value: Tensor | None
+    began: int
 
 
 def look(evaluate: Evaluate, n: int, given: Sequence[Tensor], inside: Inside, side: SideState) -> Seen:
@@ -88,14 +86,16 @@ def _seen(evaluate: Evaluate, n: int, given: Sequence[Tensor], noted: _Calls | O
     ends = _ends(outputs, outside, 0 if noted.sees_all else began)
     if ends is None:
         return None
-    ends = [x for x in ends if not is_one_of(x, apart)]
+    own = set(map(id, apart))
+    ends = [x for x in ends if id(x) not in own]
     used, leaves = [x for x in ends if not x.is_leaf], [weakref.ref(x) for x in ends if x.is_leaf]
+    state = weakref.ref(apart[0])
     # What the evaluation made for itself goes with its graph, leaves as well.
     del outputs, outside, apart, ends, x
     noted.entered.clear()
     used += [x for x in (leaf() for leaf in leaves) if x is not None]
-    left = any(x is not None and x.grad_fn is not None for x in (ref() for ref in made))
-    return Seen(used, left, noted.needs_graph, value)
+    left = [x for x in (ref() for ref in made) if x is not None and x.grad_fn is not None]
+    return Seen(used, left, state() is not None, noted.needs_graph, value, began)
 
 
 def _ends(outputs: Sequence[Tensor], outside: dict[Edge, Tensor], began: int) -> list[Tensor] | None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import operator
 import threading
 from collections import OrderedDict, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from types import CellType
 from typing import Any, NamedTuple
@@ -16,23 +17,33 @@ _LOCK = threading.RLock()
 
 
 class Snapshot(NamedTuple):
-    """Of a cell, a list, a dictionary or the attributes of an object; ``whole``: it held nothing else."""
+    """Of a cell, a container or the attributes of an object; ``size``: how much a container held, noted or not."""
 
     holder: Any
     values: dict[Any, Any]
-    whole: bool = False
+    size: int | None = None
 
     @classmethod
     def of(cls, dictionary: dict[Any, Any]) -> Snapshot:
         """Of all that a dictionary holds."""
-        return cls(dictionary, dict(dictionary), whole=True)
+        return cls(dictionary, dict(dictionary), len(dictionary))
+
+    @property
+    def holds(self) -> bool:
+        """Whether nothing has changed, as far as it was noted."""
+        return (self.size is None or len(self.holder) == self.size) and not self.changes()
 
     def changes(self) -> dict[Any, Any]:
         """What it holds now under the keys where that is something else."""
         holder = self.holder
+        # Most often nothing has changed, which takes least time to see so.
+        if isinstance(holder, dict) and _same_entries(holder, self.values):
+            return {}
         found = {k: now for k, x in self.values.items() if (now := held_by(holder, k)) is not x and not _same(now, x)}
-        if self.whole and len(holder) + sum(x is _MISSING for x in found.values()) != len(self.values):
-            found.update((k, x) for k, x in list(holder.items()) if k not in self.values)
+        if self.size == len(self.values) and isinstance(holder, dict):
+            missing = sum(x is _MISSING for x in found.values())
+            if len(holder) + missing != self.size:
+                found.update((k, x) for k, x in list(holder.items()) if k not in self.values)
         return found
 
     def restore(self, keys: Any) -> None:
@@ -71,8 +82,13 @@ def kept(snapshots: Sequence[Snapshot]) -> Iterator[None]:
     try:
         yield
     finally:
-        for one in snapshots:
-            one.restore(one.changes())
+        restore(snapshots)
+
+
+def restore(snapshots: Iterable[Snapshot]) -> None:
+    """Have all be as it was."""
+    for one in snapshots:
+        one.restore(one.changes())
 
 
 def held_by(holder: Any, key: Any) -> Any:
@@ -99,6 +115,10 @@ def _put(holder: Any, key: Any, value: Any) -> None:
         delattr(holder, key)
     else:
         setattr(holder, key, value)
+
+
+def _same_entries(a: dict[Any, Any], b: dict[Any, Any]) -> bool:
+    return a.keys() == b.keys() and all(map(operator.is_, a.values(), b.values()))
 
 
 def _same(a: Any, b: Any) -> bool:

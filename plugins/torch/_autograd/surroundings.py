@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from steptape.compat._torch_hooks import hooks_passed_by
-from steptape.torch._autograd.held import Held, snapshots_of
-from steptape.torch._autograd.modules import modules_of
-from steptape.torch._autograd.snapshot import given_back, kept
+from steptape.torch._autograd.held import Held
+from steptape.torch._autograd.modules import all_of, modules_of
+from steptape.torch._autograd.snapshot import Snapshot, given_back, kept
 
 Note = tuple[Tensor, ...]
 
@@ -30,9 +30,11 @@ class Surroundings:
     """
 
     def __init__(self, device: torch.device, func: Any = None):
-        self.modules = list({id(part): part for module in modules_of(func) for part in module.modules()}.values())
+        self.modules = all_of(modules_of(func))
         self.side = SideState(device, [x for module in self.modules for x in module._buffers.values() if x is not None])
-        self._lent = [one for module in self.modules for one in snapshots_of(module, ("_parameters", "_buffers"))]
+        holders = [one for module in self.modules for one in (module._parameters, module._buffers)]
+        # Those of a scripted module are no dictionaries, and cannot be lent others.
+        self._lent = [Snapshot.of(one) for one in holders if one and isinstance(one, dict)]
         self._func = func
         self._held: Held | None = None
         self._device = device
@@ -81,13 +83,13 @@ class Surroundings:
             finally:
                 _require_gradients(frozen, False)
 
-    def hold(self, before: Sequence[Tensor]) -> list[Tensor]:
+    def hold(self, before: Held) -> list[Tensor]:
         """Take what func refers to now for what the solve left; the tensors that are new, and have no history.
 
-        ``before``: those that it referred to.
+        ``before``: what it referred to before the solve.
         """
-        self._held = Held(self._func)
-        known = set(map(id, before))
+        self._held = before if before.holds else Held(self._func)
+        known = set(map(id, before.tensors))
         return [
             x
             for x in self._held.tensors

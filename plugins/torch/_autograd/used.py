@@ -29,7 +29,8 @@ class Used(NamedTuple):
     those that it has ``kept`` for the next ones.
 
     ``needs_graph``: whether it takes derivatives inside, or puts hooks on what it computes. ``value``: of the first
-    evaluation, and ``after``: what func changes besides, after it.
+    evaluation, and ``after``: what func changes besides, after it. ``stored``: whether func still holds some of what it
+    was given or has computed, for someone else than its next evaluations.
     """
 
     tensors: list[Tensor]
@@ -38,22 +39,27 @@ class Used(NamedTuple):
     needs_graph: bool
     value: Tensor | None
     after: Note
+    stored: bool
 
 
-def tensors_used(evaluate: Evaluate, given: Sequence[Tensor], since: int, inside: Inside, side: SideState) -> Used:
+def tensors_used(
+    evaluate: Evaluate, given: Sequence[Tensor], since: int | None, inside: Inside, side: SideState
+) -> Used:
     """The leaves, and the tensors computed before, that ``evaluate(0, *given)`` depends on other than by ``given``.
 
     ``evaluate(1, *given)``: another one, that uses what the first one may have kept; ``since``: the place in the order
-    of nodes after which the host may have evaluated for itself; ``inside``: what encloses func in the evaluations.
+    of nodes after which the host has evaluated for itself, if so; ``inside``: what encloses func in the evaluations.
     """
     looks = [look(evaluate, 0, given, inside, side)]
     after = side.note()
-    if looks[0].left_something:
+    if looks[0].left:
         looks += [look(evaluate, n, given, inside, side) for n in (0, 1)]
     used = list({id(x): x for look in looks for x in look.used}.values())
+    since = looks[0].began if since is None else since
     kept = [x for x in used if x.grad_fn is not None and sequence_number(x.grad_fn) >= since]
     first = looks[min(1, len(looks) - 1)].used
-    return Used(used, first, kept, looks[0].needs_graph, looks[0].value, after)
+    stored = any(look.stores_state or any(not is_one_of(x, used) for x in look.left) for look in looks)
+    return Used(used, first, kept, looks[0].needs_graph, looks[0].value, after, stored)
 
 
 def parameters_used(
@@ -88,9 +94,7 @@ def parameters_used(
         nodes = {x.grad_fn for x in before}
         near = [x for x in near if x.grad_fn in nodes]
     return params + [
-        x
-        for x in {id(x): x for x in near if x.requires_grad}.values()
-        if not is_one_of(x, params) and not is_source(x) and not leads_to(x, params)
+        x for x in {id(x): x for x in near if x.requires_grad}.values() if not is_one_of(x, params) and not is_source(x)
     ]
 
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from steptape.torch._autograd.graph import Call, Parameters
+from steptape.torch._autograd.held import Held
 from steptape.torch._autograd.surroundings import Surroundings
 from steptape.torch._hosts.tableau import Tableau
 from steptape.torch._tape.checkpoints import Keep
@@ -61,11 +62,24 @@ class HostSteps(abc.ABC):
         """Put the cotangents of ``times`` where they belong in those of the timeline."""
 
 
+class Before(NamedTuple):
+    """What is known of func before a solve: what it has around it and what it refers to, which it ``held``.
+
+    And of the parameters those that the first evaluation used, and those that it computed and ``kept`` for the others.
+    """
+
+    surroundings: Surroundings
+    held: Held
+    used_first: Sequence[Tensor]
+    kept: Sequence[Tensor]
+
+
 class Solve(abc.ABC):
     """One call of a host's function in its normal form, without the tensors that may need gradients.
 
     These are given in one order: y0, ``given`` of them in all, and then the parameters. ``user_func``: func as the user
-    passed it. ``back``: what makes the backward pass of a tape; None: its replay. ``method``: the name of the solver.
+    passed it. ``before``: where a gradient is asked for. ``back``: what makes the backward pass of a tape; None: its
+    replay. ``method``: the name of the solver.
     """
 
     call: Call
@@ -76,12 +90,7 @@ class Solve(abc.ABC):
     given: int
     # Tensors of the call besides those it is given, which are the user's own.
     others: tuple[Tensor, ...] = ()
-    # The tensors that func referred to before the solve.
-    held_before: Sequence[Tensor] = ()
-    # Of the parameters those that the first evaluation used.
-    used_first: Sequence[Tensor] = ()
-    # Those that the first evaluation computed, and kept for the others.
-    kept_tensors: Sequence[Tensor] = ()
+    before: Before | None = None
     # Whether func is told of each step: it may compute otherwise from then on, and a replay does not tell it.
     has_callbacks: bool = False
     # How many of the results, the last ones, have no gradient; the others are the solution and its state at the end.

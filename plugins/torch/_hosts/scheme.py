@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from steptape.compat import _torchdiffeq as host
+from steptape.compat._torch import plainly
 from steptape.compat._unsupported import unsupported
 from steptape.torch._autograd.surroundings import SideState
 from steptape.torch._hosts.recorder import AdaptiveRecorder, HostStepRecorder, Recorder
@@ -142,6 +143,7 @@ def _still_at_ends(positions: Tensor) -> Tensor:
 
 
 @functools.lru_cache
+@plainly
 def scheme_of(solver_class: Any, interp: str = "linear") -> Scheme | None:
     """How a solver class of torchdiffeq is replayed, or None if it cannot be."""
     name = host.FIXED_GRID_NAMES.get(solver_class)

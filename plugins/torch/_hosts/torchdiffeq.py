@@ -15,7 +15,7 @@ from steptape.compat import _torchdiffeq as host
 from steptape.torch._autograd.field import Field
 from steptape.torch._autograd.graph import Call, Parameters
 from steptape.torch._autograd.surroundings import SideState, Surroundings
-from steptape.torch._hosts.base import HostSteps, Solve, Timeline
+from steptape.torch._hosts.base import Before, HostSteps, Solve, Timeline
 from steptape.torch._hosts.loops import loop_of
 from steptape.torch._hosts.recorder import Recorder
 from steptape.torch._hosts.scheme import Scheme, scheme_of
@@ -44,9 +44,7 @@ class OdeSolve(Solve):
     keep: Keep
     event_fn: Any = None
     back: Any = None
-    held_before: Sequence[Tensor] = ()
-    used_first: Sequence[Tensor] = ()
-    kept_tensors: Sequence[Tensor] = ()
+    before: Before | None = None
     first: Callable[..., Tensor] | None = None
     call: Call = Call()  # noqa: RUF009
 

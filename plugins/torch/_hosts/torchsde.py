@@ -16,7 +16,7 @@ from steptape.compat import _torchsde as host
 from steptape.compat._unsupported import unsupported
 from steptape.torch._autograd.graph import Call, Parameters
 from steptape.torch._autograd.surroundings import Surroundings, same
-from steptape.torch._hosts.base import HostSteps, Solve, Timeline
+from steptape.torch._hosts.base import Before, HostSteps, Solve, Timeline
 from steptape.torch._hosts.brownian import NotingBrownian, Query, ReplayingBrownian, StillBrownian
 from steptape.torch._hosts.memo import REPEATING, Once
 from steptape.torch._tape.checkpoints import Keep, KeptStates, moved
@@ -137,9 +137,7 @@ class SdeSolve(Solve):
     settings: dict[str, Any]
     keep: Keep
     extras: int | None
-    held_before: Sequence[Tensor] = ()
-    used_first: Sequence[Tensor] = ()
-    kept_tensors: Sequence[Tensor] = ()
+    before: Before | None = None
     call: Call = Call("sdeint_adjoint", "sde")  # noqa: RUF009
 
     constants = 0

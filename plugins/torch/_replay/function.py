@@ -9,7 +9,8 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from steptape.compat._torch import Batches, graph_is_retained, transforms_active
+from steptape.compat._torch import Batches, transforms_active
+from steptape.compat._torch_graphs import graph_is_retained
 from steptape.torch._autograd.batch import BatchParameters, Unbatchable
 from steptape.torch._autograd.field import Field
 from steptape.torch._autograd.graph import Gate, Parameters
@@ -47,13 +48,14 @@ class Replay(torch.autograd.Function):
     def forward(ctx: Any, solve: Solve, *inputs: Tensor) -> tuple[Tensor, ...]:
         # A view of a leaf requires a gradient also where no graph is built, and func may go by that.
         given, params = [x.detach() for x in inputs[: solve.given]], inputs[solve.given :]
-        ctx.surroundings = Surroundings(given[0].device, solve.user_func)
+        assert solve.before is not None
+        ctx.surroundings, held, _, kept = solve.before
         ctx.graphs = graphs_of(solve, inputs, ctx.needs_input_grad[1:], ctx.surroundings)
         results, tape = solve.record(given, ctx.surroundings, ctx.graphs)
-        new = ctx.surroundings.hold(solve.held_before)
-        if (solve.kept_tensors or new) and not (ctx.graphs and ctx.graphs.are_of(tape.length)):
+        new = ctx.surroundings.hold(held)
+        if (kept or new) and not (ctx.graphs and ctx.graphs.are_of(tape.length)):
             with ctx.surroundings.looked_at():
-                check_kept(solve.kept_tensors, new, solve.evaluated, given, solve.call)
+                check_kept(kept, new, solve.evaluated, given, solve.call)
         # Saved parameters are watched for changes in place, but hooks such as save_on_cpu unpack other objects, and the
         # check of what func depends on goes by identity.
         ctx.solve, ctx.params = solve, params
@@ -90,7 +92,7 @@ def _pulled(ctx: Any, cotangents: Sequence[Tensor], size: int | None = None) -> 
     """The cotangents of the inputs as far as they are needed, of a batch of ``size`` if there is one."""
     solve, params, needed, saved = ctx.solve, ctx.params, ctx.needs_input_grad[1:], ctx.saved_tensors
     tape = ctx.tape.refilled(saved[solve.given + len(params) :])
-    about = (params, solve.call, ctx.surroundings.autocast, needed[solve.given :], solve.used_first)
+    about = (params, solve.call, ctx.surroundings.autocast, needed[solve.given :], solve.before.used_first)
     parameters = Parameters(*about) if size is None else BatchParameters(size, *about)
     back = (solve.back or ReplayBack)(solve, ctx.surroundings, tape, saved[: solve.given], parameters, needed)
     pull = back.differentiable if torch.is_grad_enabled() else back.plain

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from steptape.compat._torch import saved_tensors_are_hooked
+from steptape.compat._torch_graphs import saved_tensors_are_hooked
 from steptape.torch._autograd.graph import leads_to
 from steptape.torch._autograd.surroundings import Surroundings
 from steptape.torch._hosts.base import Solve

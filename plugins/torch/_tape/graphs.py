@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from steptape.compat._torch import end_of
+from steptape.compat._torch_graphs import end_of
 from steptape.torch._autograd.field import Stage
 from steptape.torch._autograd.graph import tensors_of
 from steptape.torch._autograd.leaves import leaf_of

@@ -111,6 +111,16 @@ def parametrized(model):
     return lambda t, y: net(y).tanh()
 
 
+def sparse(model):
+    matrix = (model.W * torch.eye(3)).to_sparse()
+    return lambda t, y: torch.sparse.mm(matrix, model.net(y).T).T.tanh()
+
+
+def used_later_on(model):
+    both = model.W.exp()
+    return lambda t, y: model.net(y).tanh() @ (model.W if t < 0.5 else both)
+
+
 def scripted(model):
     net = torch.jit.script(model.net)
     return lambda t, y: net(y).tanh() @ model.W * model.scale
@@ -145,6 +155,8 @@ FUNCS = (
     hypernetwork,
     kept_weight,
     parametrized,
+    sparse,
+    used_later_on,
     scripted,
     gradient_of_a_potential,
     hook_on_an_activation,
