@@ -3,6 +3,7 @@
 import gc
 import weakref
 
+import numpy as np
 import pytest
 import torch
 import torchdiffeq
@@ -347,17 +348,17 @@ def test_a_size_is_kept_and_the_gradient_stays_exact(method):
 
 def test_a_size_holds_while_the_solve_runs():
     """Storages of saved tensors, counted by a meter of our own at each evaluation."""
-    size, most, alive = 60_000, [], weakref.WeakSet()
+    size, most, alive = 60_000, [], []
 
     class Held(torch.autograd.Function):
         """Saves a large tensor, and notes how many bytes of these are alive."""
 
         @staticmethod
         def forward(ctx, x):
-            big = x.new_zeros(500)
-            alive.add(big)
-            ctx.save_for_backward(big)
-            most.append(sum(y.untyped_storage().nbytes() for y in alive))
+            array = np.zeros(500)
+            alive.append(weakref.ref(array))
+            ctx.save_for_backward(torch.from_numpy(array))
+            most.append(4_000 * sum(ref() is not None for ref in alive))
             return x.clone()
 
         @staticmethod
@@ -370,6 +371,29 @@ def test_a_size_holds_while_the_solve_runs():
     assert 8_000 < max(most) <= size + 4_000
     expected, inputs_ = solve(Field(), memory="states")
     assert distance(grad(ys.sum(), inputs), grad(expected.sum(), inputs_)) <= 1e-12
+
+
+@pytest.mark.parametrize("memory", ["graphs", 20_000])
+def test_graphs_that_are_not_kept_are_freed(memory):
+    """Also where what they save, which is counted, is their own output."""
+    alive = weakref.WeakSet()
+
+    class Watched(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            alive.add(ctx)
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, cotangent):
+            return cotangent
+
+    with record_solves() as solves:
+        ys, _ = solve(Field(lambda x: Watched.apply(x).tanh()), memory=memory, options={"first_step": 2.0}, rows=16)
+    evaluations = 6 * solves[0].accepted_steps + 1
+    assert len(alive) == evaluations if memory == "graphs" else 0 < len(alive) < evaluations
+    del ys
+    assert not alive
 
 
 def test_bytes_held_count_the_graphs():
