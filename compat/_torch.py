@@ -53,6 +53,9 @@ try:
     # torch.autograd.grad without its checks, which take as long as the backward pass of a small layer.
     _run_backward = torch.autograd.Variable._execution_engine.run_backward
 
+    # Sums of several tensors in place, in one call.
+    add_each = torch._foreach_add_
+
     # ``is_grads_batched=True`` makes batches of another kind, inside of a mode in which no random numbers are drawn.
     _add_legacy_batch_dim, _remove_legacy_batch_dim = torch._add_batch_dim, torch._remove_batch_dim
     _without_keys = torch._C._ExcludeDispatchKeyGuard
@@ -61,10 +64,6 @@ except (ImportError, AttributeError, KeyError, TypeError) as error:
     raise unsupported("torch", error, "torch") from error
 
 Function = TypeVar("Function", bound=Callable[..., Any])
-
-
-# Whether the backward pass that is running keeps its graph for another one; torch before 2.6 does not tell.
-graph_is_retained: Callable[[], bool] = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", lambda: True)
 
 
 @functools.lru_cache
@@ -80,10 +79,13 @@ def forward_mode_active() -> bool:
 
 
 def pull(
-    outputs: Sequence[torch.Tensor], cotangents: Sequence[torch.Tensor], inputs: Sequence[torch.Tensor]
+    outputs: Sequence[torch.Tensor],
+    cotangents: Sequence[torch.Tensor],
+    inputs: Sequence[torch.Tensor],
+    keep_graph: bool = False,
 ) -> Sequence[torch.Tensor | None]:
-    """The cotangents of ``inputs``, None where the outputs do not depend on one; frees the graph."""
-    keep_graph = create_graph = accumulate = False
+    """The cotangents of ``inputs``, None where the outputs do not depend on one; frees the graph unless it is kept."""
+    create_graph = accumulate = False
     return _run_backward(
         tuple(outputs), tuple(cotangents), keep_graph, create_graph, tuple(inputs), True, accumulate_grad=accumulate
     )
@@ -94,12 +96,14 @@ def pull_batch(
     cotangents: Sequence[torch.Tensor],
     inputs: Sequence[torch.Tensor],
     create_graph: bool = False,
+    keep_graph: bool = False,
 ) -> list[torch.Tensor | None]:
     """The same for a batch of cotangents, their first dimension; raises what an operation raises that takes none."""
     used: list[bool] = []
 
     def pull_one(*parts: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        grads = _run_backward(outputs, parts, create_graph, create_graph, tuple(inputs), True, accumulate_grad=False)
+        keeps = keep_graph or create_graph
+        grads = _run_backward(outputs, parts, keeps, create_graph, tuple(inputs), True, accumulate_grad=False)
         used[:] = [grad is not None for grad in grads]
         # What vmap maps must return something.
         return (parts[0], *(grad for grad in grads if grad is not None))

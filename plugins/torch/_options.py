@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import warnings
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any
@@ -38,6 +39,8 @@ def keep_of(
     options = dict(options or {})
     idle = [name for name in options if name in of_hosts]
     tell(function, [f"adjoint_options={{{name!r}: {options.pop(name)!r}}}" for name in idle])
+    takes_memory = adjoint_method == "aca"
+    memory = options.pop("memory", "states") if takes_memory else "states"
     checkpoints = options.pop("checkpoints", None)
     device = options.pop("checkpoint_device", None)
     graph = options.pop("graph", "step")
@@ -46,8 +49,9 @@ def keep_of(
     if options:
         name, value = next(iter(options.items()))
         raise OptionError(
-            f"{call}{name!r}: {value!r}}}): unknown option. The adaptive checkpoint adjoint takes 'checkpoints', "
-            f"'checkpoint_device'{',' if function == 'odeint_adjoint' else ', and for ODEs'} 'graph' and 'lean'."
+            f"{call}{name!r}: {value!r}}}): unknown option. The adaptive checkpoint adjoint takes 'memory', "
+            f"'checkpoints', 'checkpoint_device'{',' if function == 'odeint_adjoint' else ', and for ODEs'} 'graph' "
+            "and 'lean'."
         )
     if checkpoints is not None and (type(checkpoints) is not int or checkpoints < 1):
         raise OptionError(
@@ -61,7 +65,30 @@ def keep_of(
         device = None if device is None else torch.device(device)
     except (RuntimeError, TypeError) as error:
         raise OptionError(f"{call}'checkpoint_device': {device!r}}}): no torch device ({error}).") from error
-    return Keep(checkpoints, device, graph, lean=lean)
+    size = _memory(memory, call)
+    if size != "states" and not (checkpoints is None and device is None):
+        other = "checkpoints" if checkpoints is not None else "checkpoint_device"
+        raise OptionError(
+            f"{call}'memory': {memory!r}, {other!r}: ...}}): each says what is kept, and where. Leave out 'memory' for "
+            f"states alone, or leave out {other!r}."
+        )
+    return Keep(checkpoints, device, graph, lean=lean, memory=size)
+
+
+_UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+
+
+def _memory(memory: Any, call: str) -> Any:
+    """``"states"``, ``"graphs"``, or a number of bytes."""
+    if memory in ("states", "graphs") or (type(memory) is int and memory > 0):
+        return memory
+    size = re.fullmatch(r"(\d+(?:\.\d*)?) ?([KMG]?i?B)", memory, re.IGNORECASE) if isinstance(memory, str) else None
+    if size is not None and (count := int(float(size[1]) * _UNITS[size[2].upper()])) > 0:
+        return count
+    raise OptionError(
+        f"{call}'memory': {memory!r}}}): must be 'states', 'graphs', or a size, such as '2 GiB', '500 MB', or a number "
+        "of bytes."
+    )
 
 
 def with_parameters(

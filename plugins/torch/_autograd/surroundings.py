@@ -120,20 +120,20 @@ def _require_gradients(params: Sequence[Tensor], required: bool) -> None:
 
 
 class SideState:
-    """The default generators of the CPU and of the state's ``device``, and ``buffers`` of modules."""
+    """The default generators of the CPU and of the state's ``device``, and the ``buffers`` of modules."""
 
     def __init__(self, device: torch.device, buffers: Iterable[Tensor]):
         self._generators = [torch.default_generator]
         if device.type == "cuda":
             self._generators.append(torch.cuda.default_generators[device.index or 0])
-        self._buffers = list({id(x): x for x in buffers}.values())
+        self.buffers = list({id(x): x for x in buffers}.values())
         self._versions: list[int] = []
         self._values: list[Tensor] = []
 
     def note(self) -> Note:
         """The state now; buffers that have not changed since the last note share its copies."""
-        if self._versions != (versions := [buffer._version for buffer in self._buffers]):
-            self._versions, self._values = versions, [buffer.detach().clone() for buffer in self._buffers]
+        if self._versions != (versions := [buffer._version for buffer in self.buffers]):
+            self._versions, self._values = versions, [buffer.detach().clone() for buffer in self.buffers]
         return (*(generator.get_state() for generator in self._generators), *self._values)
 
     def set(self, note: Note) -> None:
@@ -141,10 +141,10 @@ class SideState:
         count = len(self._generators)
         for generator, state in zip(self._generators, note[:count], strict=True):
             generator.set_state(state)
-        for buffer, value in zip(self._buffers, note[count:], strict=True):
+        for buffer, value in zip(self.buffers, note[count:], strict=True):
             # Not a change that autograd is to see: the graphs of earlier evaluations do not read what follows.
             buffer.data.copy_(value)
-        self._versions, self._values = [buffer._version for buffer in self._buffers], list(note[count:])
+        self._versions, self._values = [buffer._version for buffer in self.buffers], list(note[count:])
 
     @contextmanager
     def kept(self) -> Iterator[None]:

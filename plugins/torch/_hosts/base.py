@@ -13,6 +13,7 @@ from steptape.torch._autograd.held import Held
 from steptape.torch._autograd.surroundings import Surroundings
 from steptape.torch._hosts.tableau import Tableau
 from steptape.torch._tape.checkpoints import Keep
+from steptape.torch._tape.graphs import Graphs
 from steptape.torch._tape.tape import State, Tape
 
 
@@ -51,6 +52,10 @@ class HostSteps(abc.ABC):
     @abc.abstractmethod
     def take(self, n: int, state: Sequence[Tensor], times: Sequence[Tensor], outputs: slice) -> tuple[State, State]:
         """The state at the end of step n, and y at each of the outputs inside it."""
+
+    def inside(self, n: int, y0: Tensor, y1: Tensor, outputs: slice) -> State:
+        """y at each of the outputs inside step n, where that takes its ends alone."""
+        raise NotImplementedError
 
     @abc.abstractmethod
     def place(self, cotangents: Timeline, n: int, outputs: slice, in_times: Sequence[Tensor]) -> None:
@@ -96,8 +101,10 @@ class Solve(abc.ABC):
         """Run the host's solver as it is: the solution, (len(t), *y0.shape), and what else it returns."""
 
     @abc.abstractmethod
-    def record(self, given: Sequence[Tensor], surroundings: Surroundings) -> tuple[tuple[Tensor, ...], Tape]:
-        """The same, and the tape of its accepted steps."""
+    def record(
+        self, given: Sequence[Tensor], surroundings: Surroundings, graphs: Graphs | None = None
+    ) -> tuple[tuple[Tensor, ...], Tape]:
+        """The same, and the tape of its accepted steps; ``graphs``: what is to keep those of the steps."""
 
     @abc.abstractmethod
     def evaluated(self, n: int, *given: Tensor) -> Any:

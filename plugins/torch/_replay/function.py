@@ -9,7 +9,8 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from steptape.compat._torch import Batches, graph_is_retained, transforms_active
+from steptape.compat._torch import Batches, transforms_active
+from steptape.compat._torch_graphs import graph_is_retained
 from steptape.torch._autograd.batch import BatchParameters, Unbatchable
 from steptape.torch._autograd.field import Field
 from steptape.torch._autograd.graph import Gate, Parameters
@@ -18,10 +19,12 @@ from steptape.torch._autograd.used import check_kept
 from steptape.torch._hosts.base import Solve, Timeline
 from steptape.torch._replay.checks import check_end, refuse_forward_mode
 from steptape.torch._replay.host_step import HostStepSweep
+from steptape.torch._replay.kept import graphs_of
 from steptape.torch._replay.runge_kutta import RungeKuttaSweep
 from steptape.torch._replay.sweep import Sweep
 from steptape.torch._replay.transforms import solve_in_transforms
 from steptape.torch._replay.unrolled import unrolled
+from steptape.torch._tape.graphs import Graphs
 from steptape.torch._tape.tape import OdeTape, Tape
 
 
@@ -47,9 +50,10 @@ class Replay(torch.autograd.Function):
         given, params = [x.detach() for x in inputs[: solve.given]], inputs[solve.given :]
         assert solve.before is not None
         ctx.surroundings, held, _, kept = solve.before
-        results, tape = solve.record(given, ctx.surroundings)
+        ctx.graphs = graphs_of(solve, inputs, ctx.needs_input_grad[1:], ctx.surroundings)
+        results, tape = solve.record(given, ctx.surroundings, ctx.graphs)
         new = ctx.surroundings.hold(held, params)
-        if kept or new:
+        if (kept or new) and not (ctx.graphs and ctx.graphs.are_of(tape.length)):
             with ctx.surroundings.looked_at():
                 check_kept(kept, new, solve.evaluated, given, solve.call)
         # Saved parameters are watched for changes in place, but hooks such as save_on_cpu unpack other objects, and the
@@ -96,6 +100,9 @@ def _pulled(ctx: Any, cotangents: Sequence[Tensor], size: int | None = None) -> 
     parameters = Parameters(*about) if size is None else BatchParameters(size, *about)
     back = (solve.back or ReplayBack)(solve, ctx.surroundings, tape, saved[: solve.given], parameters, needed)
     pull = back.differentiable if torch.is_grad_enabled() else back.plain
+    if ctx.graphs is not None and pull == back.plain:
+        parameters.retains, parameters.solve = graph_is_retained(), ctx.graphs.solve
+        back.graphs = ctx.graphs if parameters.retains else ctx.graphs.handed_over()
     with ctx.surroundings.replayed(changed=bool(tape.notes), params=params), ctx.surroundings.as_solved():
         grads = pull(cotangents)
     return [grad if need else None for grad, need in zip(grads, needed, strict=True)]
@@ -112,8 +119,10 @@ def _pulled_together(ctx: Any, cotangents: Sequence[Tensor], size: int) -> list[
 class ReplayBack:
     """One backward pass: from the cotangents of what a solve returns to those of its inputs.
 
-    ``needed``: which of these are.
+    ``needed``: which of these are. ``graphs``: of the steps that need not be taken again.
     """
+
+    graphs = Graphs()
 
     def __init__(
         self,
@@ -179,7 +188,11 @@ class ReplayBack:
         solve, tape, y0 = self._solve, self._tape, self._given[0]
         if solve.tableau is None or not isinstance(tape, OdeTape):
             steps = solve.host_steps(tape, timeline, self._given, self._parameters, self._surroundings)
-            return HostStepSweep(steps, tape, timeline, self._parameters, y0.device)
+            return HostStepSweep(steps, tape, timeline, self._parameters, y0.device, self._graphs_for(timeline))
         around, moves = self._surroundings, timeline.moves
         field = Field(solve.vector_field, around, tape.notes, y0.shape, self._parameters, in_time=moves)
-        return RungeKuttaSweep(solve.tableau, tape, timeline, field, y0, whole_steps=solve.keep.graph == "step")
+        whole_steps, graphs = solve.keep.graph == "step", self._graphs_for(timeline)
+        return RungeKuttaSweep(solve.tableau, tape, timeline, field, y0, whole_steps, graphs)
+
+    def _graphs_for(self, timeline: Timeline) -> Graphs:
+        return self.graphs if self.graphs.in_time or not timeline.moves else Graphs()
