@@ -145,8 +145,8 @@ class ReplayBack:
             leaves = [x.detach().requires_grad_(need) for x, need in zip(self._given, self._needed, strict=False)]
             start, timeline = self._solve.start(self._tape, leaves, self._surroundings)
         sweep = self._sweep(timeline)
-        sweep.checks_all = self._solve.has_callbacks
-        at_start = sweep.run(solution[1:], [torch.zeros_like(solution[0]), *at_end])
+        at_end = [torch.zeros_like(solution[0]), *at_end]
+        at_start = sweep.run(solution[1:], at_end, checks_all=self._solve.has_callbacks)
         at_start[0] = at_start[0] + solution[0]
         # What the solve starts from is given, or made of what is.
         places = {id(x): i for i, x in enumerate(leaves)}
