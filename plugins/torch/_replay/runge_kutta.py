@@ -85,7 +85,7 @@ class RungeKuttaSweep(Sweep):
         self.by_column = [(self.g[i + 1 :].T, a[i + 1 :, i].contiguous()) for i in range(tableau.stages)]
         self.to_the_end = (self.k[: self.to_end].T, a[-1, : self.to_end])
 
-    def run(self, at_outputs: Tensor, at_end: list[Tensor]) -> list[Tensor]:
+    def run(self, at_outputs: Tensor, at_end: list[Tensor], checks_all: bool = False) -> list[Tensor]:
         """The same, by flat states and flat batches of them."""
         (y,) = at_end
         (flat,) = super().run(at_outputs.reshape(len(at_outputs), y.numel()), [y.reshape(-1)])
