@@ -88,7 +88,7 @@ class RungeKuttaSweep(Sweep):
     def run(self, at_outputs: Tensor, at_end: list[Tensor], checks_all: bool = False) -> list[Tensor]:
         """The same, by flat states and flat batches of them."""
         (y,) = at_end
-        (flat,) = super().run(at_outputs.reshape(len(at_outputs), y.numel()), [y.reshape(-1)])
+        (flat,) = super().run(at_outputs.reshape(len(at_outputs), y.numel()), [y.reshape(-1)], checks_all)
         return [flat.view_as(y)]
 
     def _begun(self, at_end: list[Tensor]) -> _After:
