@@ -235,6 +235,23 @@ def sequence_number(node: Any) -> int:
     return node._sequence_nr()
 
 
+def is_freed(node: Any) -> bool:
+    """Whether a backward pass has freed what a node, or one that leads to it, had saved, as far as can be seen."""
+    waiting, seen = [node], set[Any]()
+    while waiting and len(seen) < 50:
+        node = waiting.pop()
+        seen.add(node)
+        try:
+            for name in dir(node):
+                if name.startswith("_saved_") or name == "saved_tensors":
+                    getattr(node, name)
+        except RuntimeError as error:
+            if "freed" in str(error):
+                return True
+        waiting += [before for before, _ in node.next_functions if before is not None and before not in seen]
+    return False
+
+
 def place_in_order() -> int:
     """The place that the next node of this thread will have."""
     return torch._C._autograd._get_sequence_nr()

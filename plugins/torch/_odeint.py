@@ -209,7 +209,7 @@ def odeint_adjoint(
         }
         back = functools.partial(QuadratureBack, solver, callbacks)
         solve = dataclasses.replace(solve, back=back, call=Call(method="quadrature"))
-    solve, params = with_parameters(solve, (y0, t), adjoint_params)
+    solve, params = with_parameters(solve, (y0, t, points), adjoint_params)
     solution, end = recorded(solve, y0, t, points, *params)
     if event_fn is not None:
         end = differentiable_time(solve, end.to(t), solution[-1], params)

@@ -17,9 +17,10 @@ from steptape.torch._autograd.graph import Call, is_one_of
 from steptape.torch._autograd.held import Held
 from steptape.torch._autograd.looks import Inside
 from steptape.torch._autograd.modules import modules_of
+from steptape.torch._autograd.snapshot import kept
 from steptape.torch._autograd.stored import check_stored
 from steptape.torch._autograd.surroundings import Surroundings, same
-from steptape.torch._autograd.used import First, parameters_used, tensors_used, with_graph
+from steptape.torch._autograd.used import First, parameters_used, tensors_used, used_later, with_graph
 from steptape.torch._hosts.base import Before, Solve
 from steptape.torch._tape.checkpoints import Keep
 
@@ -113,16 +114,19 @@ def with_parameters(
     with surroundings.looked_at():
         used = tensors_used(solve.around(inside).evaluated, given, since, inside, surroundings.side)
     check_stored(func, used.stored)
+    if used.needs_graph:
+        solve = solve.around(with_graph)
     own = surroundings.parameters
     held = Held(func)
     near = [*held.tensors, *own]
     params = parameters_used(used, given, own if isinstance(func, torch.nn.Module) else (), near, named)
+    if named is None:
+        with surroundings.looked_at(), kept(held.snapshots):
+            params += used_later(near, params, lambda: solve.integrate(*(x.detach() for x in given)))
     if named:
         _tell_missed(solve, [x for x in used.tensors if not is_one_of(x, params)], spelling)
-    if used.needs_graph:
-        solve = solve.around(with_graph)
-    kept, first = ([x for x in xs if is_one_of(x, params)] for xs in (used.kept, used.first))
-    before = Before(surroundings, held, first, kept)
+    kept_ones, first = ([x for x in xs if is_one_of(x, params)] for xs in (used.kept, used.first))
+    before = Before(surroundings, held, first, kept_ones)
     solve = dataclasses.replace(solve, before=before, call=solve.call._replace(named=named is not None))
     if used.value is not None and not same(note, used.after):
         solve = solve.beginning_with(First(given[0].detach().clone(), used.value, used.after))

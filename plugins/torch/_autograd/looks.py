@@ -113,6 +113,21 @@ def _ends(outputs: Sequence[Tensor], outside: dict[Edge, Tensor], began: int) ->
     return ends
 
 
+class Noticed(TorchFunctionMode):
+    """Which of some tensors, by identity, enter an operation in a block: those ``found``."""
+
+    def __init__(self, tensors: dict[int, Tensor]):
+        super().__init__()
+        self._waiting, self.found = dict(tensors), list[Tensor]()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if self._waiting:
+            entered = {id(x) for x in tensors_of((args, kwargs))}
+            self.found += [self._waiting.pop(key) for key in entered & self._waiting.keys()]
+        return func(*args, **kwargs)
+
+
 class _Noted:
     """What is noted in a block: the tensors that ``entered`` and require a gradient, and which were made in it.
 

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from steptape._errors import GradientError
-from steptape.compat._torch import sequence_number, uncompiled
+from steptape.compat._torch import is_freed, sequence_number, uncompiled
 from steptape.torch._autograd.graph import Call, is_one_of, leads_to, place_of, places_from, tensors_of
-from steptape.torch._autograd.looks import Evaluate, Inside, Operations, look
+from steptape.torch._autograd.looks import Evaluate, Inside, Noticed, Operations, look
 from steptape.torch._autograd.surroundings import Note, SideState
 
 # Each parameter that is not used takes time in each pull.
@@ -72,8 +72,7 @@ def parameters_used(
     """What to differentiate with respect to besides what a solve is given: all that func uses, and ``own``.
 
     ``own``: the parameters of a module, used or not yet; not those that only tensors are computed from that are used
-    in the place of the module's own. ``near``: tensors that func refers to, and may use later on; not those computed
-    elsewhere than what it uses, such as the last solve's solution, whose graph may have gone.
+    in the place of the module's own. ``near``: tensors that func refers to, and may use later on.
     ``named``: of all these, those alone that are named, or computed from what is named or given.
     """
     found = used.tensors
@@ -96,6 +95,20 @@ def parameters_used(
     return params + [
         x for x in {id(x): x for x in near if x.requires_grad}.values() if not is_one_of(x, params) and not is_source(x)
     ]
+
+
+def used_later(near: Sequence[Tensor], params: Sequence[Tensor], solve: Callable[[], Any]) -> list[Tensor]:
+    """Of tensors ``near`` that were computed before, and are no ``params`` yet, those that func uses in the solve.
+
+    An earlier solve's solution is such a tensor too, which func's object may have kept: were it a parameter that is not
+    used, a backward pass would run through the graph of that solve again. So the solve is taken once to see.
+    """
+    late = {id(x): x for x in near if x.grad_fn is not None and not is_one_of(x, params) and not is_freed(x.grad_fn)}
+    if not late:
+        return []
+    with torch.no_grad(), uncompiled(), Noticed(late) as noticed:
+        solve()
+    return noticed.found
 
 
 class First:

@@ -9,6 +9,7 @@ import torchdiffeq
 
 from steptape.shared_tests.oracles.distance import distance
 from steptape.torch import odeint_adjoint
+from steptape.torch._autograd.graph import tensors_of
 
 T = torch.tensor([0.0, 0.5, 1.0], dtype=torch.float64)
 Y0 = torch.linspace(-1, 1, 12, dtype=torch.float64).view(4, 3)
@@ -313,7 +314,7 @@ class Storing(torch.nn.Module):
 @pytest.mark.parametrize("backward", [True, False])
 @pytest.mark.parametrize("store", [lambda x: x, lambda x: [x], lambda x: {"loss": x}], ids=["as it is", "list", "dict"])
 def test_an_earlier_solve_that_func_s_object_keeps_is_none_of_the_next_one(store, backward):
-    """Neither does its graph run again, nor is it held by the next solve, and so on."""
+    """Neither does its graph run again, nor is it held by the next solve, and so on; and it can be pulled later."""
 
     def tensors():
         gc.collect()
@@ -324,3 +325,7 @@ def test_an_earlier_solve_that_func_s_object_keeps_is_none_of_the_next_one(store
         model.step(backward)
         counts.append(tensors())
     assert counts[1] == counts[2]
+    if not backward:
+        earlier = model.kept
+        model.step(backward=True)
+        (earlier if isinstance(earlier, torch.Tensor) else next(iter(tensors_of(earlier)))).backward()
