@@ -78,7 +78,7 @@ class Field:
 
     def pull(self, stage: Stage, cotangent: Tensor) -> tuple[Tensor, Tensor | None]:
         """The cotangents of the stage's y and t, if wanted, from a flat one of its slope."""
-        cotangent = cotangent.view(*self.parameters.batch, *stage.y.shape)
+        cotangent = cotangent.view((*self.parameters.batch, *stage.y.shape))
         if not self._in_time:
             return self.parameters.pull_one(stage.slope, cotangent, (stage.y,))[0], None
         in_y, in_t = self.parameters.pull_one(stage.slope, cotangent, (stage.y, stage.t))
