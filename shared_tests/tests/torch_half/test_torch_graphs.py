@@ -85,8 +85,12 @@ def test_graphs_give_the_gradients_of_back_propagation(method, lean):
     assert_exact(bound, method=method, lean=lean, options=options)
 
 
-def test_decreasing_times_tuples_and_complex_states_are_exact():
+def test_decreasing_times_tuples_scalars_and_complex_states_are_exact():
     assert_exact(t=T.flip(0))
+    a = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
+    first = {"first_step": 0.1}
+    scalars = [grad(odeint(lambda t, y: -a * y * y, a, T, options=first, **ours)[-1], a)[0] for odeint, ours in WAYS]
+    assert distance(scalars[1:], scalars[:1]) <= 1e-12
     y0 = torch.tensor([0.3 + 1j, -1.0]).to(torch.complex128).requires_grad_()
     w = torch.tensor(0.7 - 0.2j, dtype=torch.complex128, requires_grad=True)
 
