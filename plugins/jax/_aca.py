@@ -10,8 +10,8 @@ from jaxtyping import PyTree
 
 from steptape._errors import OptionError
 from steptape.compat._diffrax import loop
-from steptape.compat._equinox import while_loop
-from steptape.jax._replay.accepted_step import build_accepted_step, has_times
+from steptape.jax._replay.accepted_step import build_accepted_step
+from steptape.jax._replay.host_loops import Loops
 from steptape.jax._replay.loop import replayed_while_loop
 from steptape.jax._types import Args, Controller, HostArguments, LoopState, ScalarLike, Solved, Solver, Terms
 
@@ -108,8 +108,6 @@ class AdaptiveCheckpointAdjoint(diffrax.AbstractAdjoint):
     ) -> Solved:
         """Run diffrax's loop; called by ``diffeqsolve``."""
         del throw, passed_controller_state
-        inner_while_loop = functools.partial(while_loop, kind="checkpointed")
-        host_loop = functools.partial(loop, max_steps=max_steps, inner_while_loop=inner_while_loop, **kwargs)
         solve: HostArguments = {
             "terms": terms,
             "args": args,
@@ -120,27 +118,22 @@ class AdaptiveCheckpointAdjoint(diffrax.AbstractAdjoint):
             "t1": t1,
             "init_state": init_state,
         }
+        loops = Loops(functools.partial(loop, max_steps=max_steps, **kwargs))
         refusal = _refusal(terms, max_steps)
-        accepted_step = None
+        accepted_step = tried = None
         if not refusal:
-            accepted_step = build_accepted_step(
-                host_loop, passed_solver_state=passed_solver_state, by_stage=self.graph == "stage", **solve
-            )
-        by_step = accepted_step is not None and accepted_step.times_exact
-        lean = accepted_step is not None and accepted_step.times_exact and accepted_step.advance is not None
-        # A loop that is never transposed compiles faster without the means for it, and knows forward mode.
-        if by_step:
-            solve["inner_while_loop"] = functools.partial(while_loop, kind="lax")
-        if lean and solver.scan_kind is None:
-            solve["solver"] = eqx.tree_at(lambda s: s.scan_kind, solver, "lax", is_leaf=lambda x: x is None)
+            by_stage = self.graph == "stage"
+            accepted_step = build_accepted_step(loops, passed_solver_state=passed_solver_state, by_stage=by_stage, **solve)
+            if accepted_step is None or not accepted_step.times_exact:
+                tried = loops.body(reverse=True, progress_meter=progress_meter, **solve)
         outer_while_loop = functools.partial(
             replayed_while_loop,
+            tried=tried,
             accepted_step=accepted_step,
             refusal=refusal,
             checkpoints=self.checkpoints,
-            only_reverse=not lean and (getattr(solver, "scan_kind", "") is None or (not by_step and has_times(saveat))),
         )
-        return host_loop(outer_while_loop=outer_while_loop, progress_meter=progress_meter, **solve)
+        return loops.run(outer_while_loop=outer_while_loop, progress_meter=progress_meter, **solve)
 
 
 def _refusal(terms: Terms, max_steps: int | None) -> str | None:

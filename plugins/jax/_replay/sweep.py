@@ -44,7 +44,7 @@ class Sweep(eqx.Module):
     tape: Tape
     fun: Callable  # the step
     p_fun: Mask
-    advance: Callable | None  # see AcceptedStep
+    advance: Callable  # see AcceptedStep
     state: LoopState  # any state of the loop, for the leaves that are not on the tape
     written: Mask  # true for the buffers
 
@@ -86,8 +86,7 @@ class Sweep(eqx.Module):
     def _advance(self, i: IntScalar, states: LoopState) -> LoopState:
         """The states on the tape after step ``i``, recomputed."""
         state, times = self._before(i, states)
-        after = self.replay.step(self.fun, times, state) if self.advance is None else self.advance(times, state)
-        return _like(states, after)
+        return _like(states, self.advance(times, state))
 
     def _before(self, i: IntScalar, states: LoopState) -> tuple[LoopState, Times]:
         """The state before step ``i``, and its times.
