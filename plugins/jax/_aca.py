@@ -119,7 +119,7 @@ class AdaptiveCheckpointAdjoint(diffrax.AbstractAdjoint):
             "init_state": init_state,
         }
         loops = Loops(functools.partial(loop, max_steps=max_steps, **kwargs))
-        refusal = _refusal(terms, max_steps)
+        refusal = _refusal(terms, max_steps, self.checkpoints)
         accepted_step = tried = None
         if not refusal:
             by_stage = self.graph == "stage"
@@ -136,18 +136,19 @@ class AdaptiveCheckpointAdjoint(diffrax.AbstractAdjoint):
         return loops.run(outer_while_loop=outer_while_loop, progress_meter=progress_meter, **solve)
 
 
-def _refusal(terms: Terms, max_steps: int | None) -> str | None:
+def _refusal(terms: Terms, max_steps: int | None, checkpoints: int | None) -> str | None:
     """Why this solve cannot be differentiated, if so; the solve itself is diffrax's in any case."""
     call = "`diffeqsolve(..., adjoint=AdaptiveCheckpointAdjoint())`"
-    if max_steps is None:
+    if max_steps is None and checkpoints is None:
         return (
-            f"{call} cannot be differentiated with `max_steps=None`: JAX must know how many accepted steps the tape "
-            "is to hold. Pass `max_steps=...`, or `adjoint=diffrax.RecursiveCheckpointAdjoint(checkpoints=...)`."
+            f"{call} has no gradient in reverse mode with `max_steps=None` and `checkpoints=None`: JAX must know how "
+            "many states the tape is to hold. Pass `AdaptiveCheckpointAdjoint(checkpoints=k)`, such as k = 64, or "
+            "`max_steps=...`."
         )
     paths = jax.tree.leaves(terms, is_leaf=lambda x: isinstance(x, diffrax.UnsafeBrownianPath))
     if any(isinstance(x, diffrax.UnsafeBrownianPath) for x in paths):
         return (
-            f"{call} cannot be differentiated with an `UnsafeBrownianPath`: a replayed step would not see the noise "
-            "of the solve. Use `diffrax.VirtualBrownianTree`, or `adjoint=diffrax.ForwardMode()` in forward mode."
+            f"{call} has no gradient in reverse mode with an `UnsafeBrownianPath`: a replayed step would not see the "
+            "noise of the solve. Use `diffrax.VirtualBrownianTree`, or forward mode."
         )
     return None

@@ -6,6 +6,8 @@ from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
 
 Axes: TypeAlias = tuple[int | None, ...]
 
@@ -27,24 +29,64 @@ def _completed(axes: Axes, count: int) -> Axes:
     return axes + (0,) * (count - len(axes))
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
 class BatchedFunction:
-    """A ``modes.Function`` for each of a batch."""
+    """A ``modes.Function`` for each of a batch.
 
-    inner: Any
-    batch: Batch
-    of_x: Axes
+    ``axes`` are those of its values, once it has been called: None for whole numbers that all share, as those are by
+    which a loop counts, and 0 for all others.
+    """
+
+    def __init__(self, inner: Any, batch: Batch, of_x: Axes) -> None:
+        self.inner, self.batch, self.of_x = inner, batch, of_x
+        self.axes: Axes = ()
 
     def value(self, x):
         """f(x) for each x."""
-        return self.batch.each(self.inner.value, (tuple(x),), (self.of_x,))
+        return self.through(lambda *x: self.inner.value(x), x)
+
+    def through(self, run, x):
+        """``run(*x)`` for each x, which is what ``inner`` does."""
+        differs: set[int] = set()
+
+        def note(i):
+            differs.add(i)
+
+        def noted(*x):
+            return [_noted(a, i, note) for i, a in enumerate(run(*x))]
+
+        values = self.batch.each(noted, tuple(x), self.of_x)
+        shared = [not jnp.issubdtype(a.dtype, jnp.inexact) and i not in differs for i, a in enumerate(values)]
+        self.axes = tuple(None if common else 0 for common in shared)
+        return [a[0] if common else a for a, common in zip(values, shared, strict=True)]
 
     def derived(self, mask):
         """The derivative, for each."""
         derived = self.inner.derived(mask)
         of_v = tuple(axis for axis, m in zip(self.of_x, mask, strict=True) if m)
         function = BatchedFunction(derived.function, self.batch, self.of_x)
-        return derived._replace(function=function, linear=BatchedLinear(derived.linear, self.batch, self.of_x, of_v, ()))
+
+        def linear():
+            of_x = self.of_x + function.axes[len(self.axes) :]
+            return BatchedLinear(derived.linear(), self.batch, of_x, of_v, ())
+
+        return derived._replace(function=function, linear=linear)
+
+
+def _noted(x, i, note):
+    return x if jnp.issubdtype(x.dtype, jnp.inexact) else _noted_p.bind(x, i=i, note=note)
+
+
+def _note(args, axes, *, i, note):
+    note(i)
+    return args[0], axes[0]
+
+
+_noted_p = Primitive("steptape_noted")
+_noted_p.def_impl(lambda x, **_: x)
+_noted_p.def_abstract_eval(lambda x, **_: x)
+ad.primitive_jvps[_noted_p] = lambda x, t, **_: (x[0], t[0])
+batching.primitive_batchers[_noted_p] = _note
+mlir.register_lowering(_noted_p, lambda ctx, x, **_: [x])
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

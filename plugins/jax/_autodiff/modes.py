@@ -45,11 +45,11 @@ class Linear(Protocol):
 class Derived(NamedTuple):
     """A function's derivative: the Jacobian, of the values that ``moving`` marks, and what it is found with.
 
-    ``function`` gives the values and, after them, what ``linear`` is told beside x.
+    ``function`` gives the values and, after them, what ``linear()`` is told beside x; it is asked for afterwards.
     """
 
     function: "Function"
-    linear: Linear
+    linear: Callable[[], Linear]
     moving: Flags | None = None  # None for all
 
 
@@ -135,7 +135,7 @@ class _Pull:
         return self.linear.pull(xw[: self.count], xw[self.count :])
 
     def derived(self, mask: Flags) -> Derived:
-        return Derived(self, self.linear.of_pull(mask[: self.count], mask[self.count :]))
+        return Derived(self, lambda: self.linear.of_pull(mask[: self.count], mask[self.count :]))
 
 
 def call(function: Function, x: Arrays) -> Sequence[Array]:
@@ -164,16 +164,15 @@ def _call_jvp(x, tangents, *, function, jaxpr):
     moving = moving or (True,) * len(y)
     out = tuple((jnp.shape(a), jnp.result_type(a)) for a in marked(y, moving))
     v = marked(tangents, mask)
-    pushed = iter(_push_p.bind(*x, *more, *v, linear=linear, count=len(x) + len(more), out=out) if out else ())
+    pushed = iter(_push_p.bind(*x, *more, *v, linear=linear(), count=len(x) + len(more), out=out) if out else ())
     return y, [next(pushed) if m else ad.Zero(a.to_tangent_aval()) for a, m in zip(jaxpr.out_avals, moving, strict=True)]
 
 
 def _call_batch(size, name, _, x, axes, *, function, jaxpr):
     if all(axis is None for axis in axes):
         return _call_p.bind(*x, function=function, jaxpr=jaxpr), (None,) * len(jaxpr.out_avals)
-    batch, axes = Batch(size, name), tuple(axes)
-    values = _bind(BatchedFunction(function, batch, axes), lambda x: batch.each(jaxpr_as_fun(jaxpr), x, axes), x)
-    return values, (0,) * len(values)
+    batched = BatchedFunction(function, Batch(size, name), tuple(axes))
+    return _bind(batched, lambda x: batched.through(jaxpr_as_fun(jaxpr), x), x), batched.axes
 
 
 def _push(*args: Array, linear: Linear, count: int, out: tuple) -> Sequence[Array]:

@@ -139,7 +139,7 @@ def _backward(
     dt0 = forward.overrides.get("dt0", blocks.record.last_step())
     # As many as forward, where it may be that none is longer, those that are rejected, and those that end with a block
     # or at an output.
-    steps = 2 * forward.solve["max_steps"] + blocks.record.tape.slots.steps + len(ts)
+    steps = 2 * forward.solve["max_steps"] + blocks.record.tape.states.slots.steps + len(ts)
     max_steps = forward.overrides.get("max_steps", steps)
     tried = whole & jnp.isfinite(scale)
     a, integral, ok = solve_backward(

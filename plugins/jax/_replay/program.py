@@ -43,7 +43,8 @@ class Solve:
     def derived(self, mask: Flags) -> Derived:
         """By a run that leaves a tape."""
         recording = self.recording(mask)
-        return Derived(_Taped(self, mask), _Swept(self, self, mask, recording.moving, True), recording.moving)
+        linear = _Swept(self, self, mask, recording.moving, told=True)
+        return Derived(_Taped(self, mask), lambda: linear, recording.moving)
 
     def recording(self, mask: Flags) -> Recording:
         """How a run is recorded for the gradient in those of x that are marked."""
@@ -81,7 +82,8 @@ class _Taped:
         mine, other = (self.solve.recording(m) for m in (self.mask, mask))
         moving, told = other.moving + mine.inexact * self.copies, mine.kind == other.kind
         function = dataclasses.replace(self, copies=self.copies + told)
-        return Derived(function, _Swept(self.solve, self, mask, moving, told), moving)
+        linear = _Swept(self.solve, self, mask, moving, told)
+        return Derived(function, lambda: linear, moving)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

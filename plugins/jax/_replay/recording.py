@@ -22,8 +22,8 @@ from steptape._errors import UnsupportedError
 from steptape.jax._autodiff.activity import active_leaves
 from steptape.jax._autodiff.modes import Arrays
 from steptape.jax._replay.accepted_step import AcceptedStep
+from steptape.jax._replay.blocks import Blocks, Room, Walk
 from steptape.jax._replay.sweep import Replay, Sweep
-from steptape.jax._tape.plan import Slots
 from steptape.jax._tape.tape import Tape, Times
 from steptape.jax._types import LoopState, Mask
 
@@ -80,18 +80,30 @@ class Recording:
         if settings.refusal is not None:
             return jax.tree.leaves(parts.run()), []
 
+        room = Room.of(settings.max_steps, settings.checkpoints)
+
+        def row(state: LoopState) -> LoopState:
+            return eqx.filter(state, kept)
+
+        def whole(state: LoopState) -> LoopState:
+            return eqx.filter(state, settings.written, inverse=True)
+
         def body_on_tape(taped):
             carry, tape = taped
-            return parts.body(carry), tape.write(replay.count(carry[-1]), eqx.filter(carry[-1], kept))
+            state = carry[-1]
+            more = () if room.blocks is None else (whole(state),)
+            return parts.body(carry), tape.write(replay.count(state), row(state), *more)
 
-        assert settings.max_steps is not None
-        row = eqx.filter(parts.carry[-1], kept)
-        tape = Tape.blank(Slots.for_steps(settings.max_steps, settings.checkpoints), row, self._proposals)
+        start = parts.carry[-1]
+        if room.blocks is None:
+            tape = Tape.blank(room.steps, row(start), self._proposals)
+        else:
+            tape = Blocks.blank(room, row(start), self._proposals, whole(start))
         carry, tape = lax.while_loop(lambda c: parts.cond(c[0]), body_on_tape, (parts.carry, tape))
         final = carry[-1]
         count = replay.count(final)
-        taped = (count, tape.close(count, eqx.filter(final, kept)), eqx.filter(final, settings.written))
-        leaves, self._structure = jax.tree.flatten(taped)
+        tape = tape.close(count, row(final))
+        leaves, self._structure = jax.tree.flatten((count, tape, eqx.filter(final, settings.written)))
         self.inexact = tuple(map(eqx.is_inexact_array, leaves))
         return jax.tree.leaves(final), leaves
 
@@ -110,8 +122,15 @@ class Recording:
         g_state = jax.tree.map(lambda moves: next(values) if moves else None, replay.active)
         g_fun = jax.tree.map(lambda x, p: jnp.zeros_like(x) if p else None, fun, p_fun)
         if jax.tree.leaves(g_state):
-            sweep = Sweep(replay, recorded, fun, p_fun, advance, state, settings.written)
-            g_state, g_fun = sweep.run(count, g_state, g_fun)
+
+            def pull_back(wanted, pull, cotangents):
+                if isinstance(recorded, Tape):
+                    return pull(recorded, count, cotangents)
+                walk = Walk(replay, parts.body, state, self._kept, settings.written, self._proposals, count)
+                return walk.pull_back(recorded, wanted, pull, cotangents)
+
+            sweep = Sweep(replay, fun, p_fun, advance, state, settings.written)
+            g_state, g_fun = sweep.run(pull_back, g_state, g_fun)
         nothing = jax.tree.map(lambda _: None, parts)
         return dataclasses.replace(nothing, carry=(None, None, None, g_state), **{name: g_fun})
 
