@@ -98,7 +98,7 @@ class Walk:
     kept: Mask  # true for what is on the tape
     written: Mask  # true for the buffers
     proposals: bool
-    count: IntScalar  # the number of steps of the solve
+    count: IntScalar  # the number of steps of the solve, of the type that blocks are counted in
 
     def recorded(self, block: IntScalar, start: LoopState, room: Slots) -> tuple[LoopState, Tape]:
         """The state after ``block``, which begins with ``start``, and the tape of it.
@@ -109,11 +109,14 @@ class Walk:
         end = jnp.minimum(self.count, first + room.steps)
         start = jax.tree.map(lambda x, y: select_if_vmap(first < self.count, x, y), start, self._filtered(self.state))
 
+        def at(state: LoopState) -> IntScalar:
+            return self.replay.count(state).astype(end.dtype)
+
         def runs(state: LoopState) -> BoolScalar:
-            return (first < self.count) & (self.replay.count(state) < end)
+            return (first < self.count) & (at(state) < end)
 
         def row(state: LoopState) -> tuple[IntScalar, LoopState]:
-            return jnp.clip(self.replay.count(state) - first, 0, room.steps), eqx.filter(state, self.kept)
+            return jnp.clip(at(state) - first, 0, room.steps), eqx.filter(state, self.kept)
 
         def take(walked: tuple[LoopState, Tape]) -> tuple[LoopState, Tape]:
             state, tape = walked
@@ -129,7 +132,7 @@ class Walk:
     def pull_back(self, blocks: Blocks, wanted: BoolScalar, pull: Callable, cotangents: Pulled) -> Pulled:
         """Pull ``cotangents`` back through all blocks, with ``pull`` through that on a tape."""
         room = blocks.tape.states.slots
-        count = jnp.where(wanted, self.count.astype(jnp.int32), 0)
+        count = jnp.where(wanted, self.count, 0)
         trips = nonbatchable(unvmap_max((count + room.steps - 1) // room.steps))
 
         def again(block, left):

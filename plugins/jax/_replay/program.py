@@ -80,7 +80,7 @@ class _Taped:
     def derived(self, mask: Flags) -> Derived:
         """That of the tape as well, from which nothing is pulled back."""
         mine, other = (self.solve.recording(m) for m in (self.mask, mask))
-        moving, told = other.moving + mine.inexact * self.copies, mine.kind == other.kind
+        moving, told = other.moving + other.moving_on(mine) * self.copies, mine.kind == other.kind
         function = dataclasses.replace(self, copies=self.copies + told)
         linear = _Swept(self.solve, self, mask, moving, told)
         return Derived(function, lambda: linear, moving)

@@ -19,8 +19,9 @@ import jax.numpy as jnp
 from jax import lax
 
 from steptape._errors import UnsupportedError
+from steptape.compat._diffrax import with_fields
 from steptape.jax._autodiff.activity import active_leaves
-from steptape.jax._autodiff.modes import Arrays
+from steptape.jax._autodiff.modes import Arrays, Flags
 from steptape.jax._replay.accepted_step import AcceptedStep
 from steptape.jax._replay.blocks import Blocks, Room, Walk
 from steptape.jax._replay.sweep import Replay, Sweep
@@ -59,15 +60,18 @@ class Recording:
 
     Attributes:
         moving: which arrays of the final state carry a derivative.
-        inexact: which arrays of the tape may carry one, once it has been made.
     """
 
     def __init__(self, perturbed: Parts, parts: Parts, settings: Settings) -> None:
         self._perturbed, self._settings = perturbed, settings
         self._replay, self._kept, self._proposals = _choose_replay(perturbed, parts, settings)
+        self._room = None if settings.refusal else Room.of(settings.max_steps, settings.checkpoints)
+        # Of the loop's whole state more moves than what a replayed step reads, such as a last stage.
+        blocks = self._room is not None and self._room.blocks is not None
+        self._moves_whole = _replay_of(True, "body", perturbed, parts).active if blocks else None
         self.moving = tuple(jax.tree.leaves(self._replay.active))
-        self.inexact: tuple[bool, ...] = ()
         self._structure: Any = None
+        self._inexact: Any = None
 
     @property
     def kind(self) -> tuple[bool, bool]:
@@ -77,10 +81,10 @@ class Recording:
     def run(self, parts: Parts) -> tuple[list, list]:
         """The arrays of the final state, and those of the tape."""
         settings, replay, kept = self._settings, self._replay, self._kept
-        if settings.refusal is not None:
+        if self._room is None:
             return jax.tree.leaves(parts.run()), []
 
-        room = Room.of(settings.max_steps, settings.checkpoints)
+        room = self._room
 
         def row(state: LoopState) -> LoopState:
             return eqx.filter(state, kept)
@@ -103,9 +107,26 @@ class Recording:
         final = carry[-1]
         count = replay.count(final)
         tape = tape.close(count, row(final))
-        leaves, self._structure = jax.tree.flatten((count, tape, eqx.filter(final, settings.written)))
-        self.inexact = tuple(map(eqx.is_inexact_array, leaves))
+        taped = (count.astype(jnp.int32), tape, eqx.filter(final, settings.written))
+        leaves, self._structure = jax.tree.flatten(taped)
+        self._inexact = jax.tree.map(eqx.is_inexact_array, taped)
         return jax.tree.leaves(final), leaves
+
+    def moving_on(self, tape: "Recording") -> Flags:
+        """Which arrays of that tape, which has been made, move with what is perturbed here."""
+        if tape._room is None:
+            return ()
+        active = self._replay.active
+        _, taped, outputs = tape._inexact
+        blocks = None
+        if isinstance(taped, Blocks):
+            before = with_fields(taped.before, rows=_both(self._moves_whole, taped.before.rows))
+            blocks, taped = with_fields(taped, before=before), taped.tape
+        states = with_fields(taped.states, rows=_both(active, taped.states.rows))
+        proposed = None if taped.proposed is None else active.tnext
+        taped = with_fields(taped, scalars=_both(active, taped.scalars), states=states, proposed=proposed)
+        taped = taped if blocks is None else with_fields(blocks, tape=taped)
+        return tuple(jax.tree.leaves((False, taped, _both(active, outputs))))
 
     def sweep(self, parts: Parts, tape: Arrays, w: Arrays) -> Parts:
         """The gradient in what is perturbed, given the cotangents of what is moving; None where it is zero."""
@@ -135,16 +156,23 @@ class Recording:
         return dataclasses.replace(nothing, carry=(None, None, None, g_state), **{name: g_fun})
 
 
+def _both(active: Mask, inexact: Mask) -> Mask:
+    """What is marked in both, where there is something in the second."""
+    return jax.tree.map(lambda a, x: None if x is None else a and x, active, inexact)
+
+
+def _replay_of(by_try: bool, name: str, perturbed: Parts, parts: Parts) -> Replay:
+    """The replay by one of the parts, with what carries a derivative in it."""
+    state, p_state = parts.carry[-1], perturbed.carry[-1]
+    times, step = Times(state.tnext, state.tnext, state.tnext), Replay(by_try).step
+    fun, p_fun = getattr(parts, name), getattr(perturbed, name)
+    return Replay(by_try, active_leaves(lambda f, s: step(f, times, s), fun, p_fun, state, p_state))
+
+
 def _choose_replay(perturbed: Parts, parts: Parts, settings: Settings) -> tuple[Replay, Mask, bool]:
     """Replay by accepted step where that is exact, else by try; which leaves to keep, whether to note proposals."""
-    state, p_state = parts.carry[-1], perturbed.carry[-1]
-    times, accepted_step = Times(state.tnext, state.tnext, state.tnext), settings.accepted_step
-
-    def replay(by_try: bool, name: str) -> Replay:
-        step = Replay(by_try).step
-        fun, p_fun = getattr(parts, name), getattr(perturbed, name)
-        return Replay(by_try, active_leaves(lambda f, s: step(f, times, s), fun, p_fun, state, p_state))
-
+    accepted_step = settings.accepted_step
+    replay = functools.partial(_replay_of, perturbed=perturbed, parts=parts)
     if accepted_step is not None and accepted_step.times_exact:
         by_step = replay(False, "step")
         return by_step, accepted_step.kept, accepted_step.rescales and _times_move(by_step.active)
