@@ -26,7 +26,7 @@ class AdaptiveCheckpointAdjoint(diffrax.AbstractAdjoint):
 
     Args:
         checkpoints: keep at most so many states at any moment, recompute the others by the best schedule there is.
-            ``None``: ``2 sqrt(max_steps)``, or 64 if that is more.
+            ``None``: ``2 sqrt(max_steps)``, or 64 if that is more; with ``max_steps=None`` a number must be given.
         graph: ``"step"``, the default: differentiate one step at a time; ``"stage"``: one evaluation of the field at a
             time, which takes each one twice. For explicit Runge-Kutta methods; others do as diffrax does.
 
@@ -37,7 +37,9 @@ class AdaptiveCheckpointAdjoint(diffrax.AbstractAdjoint):
 
     Memory:
         ``checkpoints`` states and one at hand, in forward and backward pass together, plus a few numbers per step of
-        ``max_steps``. A solve of no more accepted steps recomputes none; a longer one each step at most once up to
+        ``max_steps``, if that is at most 4096. Where it is more, or None, steps are recorded in blocks of
+        ``16 * checkpoints``, at least 256 and at most 4096: there is room for one, a quarter of the checkpoints are for
+        the loop's whole state before blocks, and all but the last are solved once more. A solve of no more accepted steps recomputes none; a longer one each step at most once up to
         about ``checkpoints**2 / 2`` steps, and so by default. In a batch, the element that takes the most steps says
         which are kept and recomputed. A state is one ``y``; solvers that carry more than ``y`` from step to step, a
         solve with an event and one that goes on from a ``solver_state`` keep that too.
@@ -51,14 +53,12 @@ class AdaptiveCheckpointAdjoint(diffrax.AbstractAdjoint):
           ``dtmax``, every try is replayed by diffrax's own loop body: as exact, but with rejected tries, and it is
           the tries that are kept and recomputed.
         - Output: ``SaveAt`` in all its forms.
-        - Transforms: ``jit``, ``vmap``, ``scan``, ``checkpoint``, reverse mode, and forward over reverse mode, so
-          ``jax.hessian``, where accepted steps are replayed with a step of ours or the solver was made with
-          ``scan_kind="bounded"``.
+        - Transforms: ``jit``, ``vmap``, ``scan``, ``checkpoint``; reverse mode, forward mode, and each over each.
 
     Raises:
         steptape.OptionError: for arguments other than these.
-        steptape.UnsupportedError: when the solve is differentiated, not when it runs: with ``max_steps=None``, with
-            an ``UnsafeBrownianPath``, in forward mode, and for second derivatives other than those above.
+        steptape.UnsupportedError: when the solve is differentiated in reverse mode, not when it runs: with an
+            ``UnsafeBrownianPath``, and with ``max_steps=None`` without ``checkpoints``.
 
     Source:
         Zhuang et al., "Adaptive Checkpoint Adjoint Method for Gradient Estimation in Neural ODE", ICML 2020,
@@ -123,7 +123,9 @@ class AdaptiveCheckpointAdjoint(diffrax.AbstractAdjoint):
         accepted_step = tried = None
         if not refusal:
             by_stage = self.graph == "stage"
-            accepted_step = build_accepted_step(loops, passed_solver_state=passed_solver_state, by_stage=by_stage, **solve)
+            accepted_step = build_accepted_step(
+                loops, passed_solver_state=passed_solver_state, by_stage=by_stage, **solve
+            )
             if accepted_step is None or not accepted_step.times_exact:
                 tried = loops.body(reverse=True, progress_meter=progress_meter, **solve)
         outer_while_loop = functools.partial(

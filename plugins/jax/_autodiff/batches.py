@@ -110,7 +110,9 @@ class BatchedLinear:
     def _each(self, run, x, moving, axes, out):
         results = self.batch.each(run, (tuple(x), tuple(moving)), (_completed(self.of_x, len(x)), axes))
         out = _completed(out, len(results))
-        return [jnp.sum(a, 0) if axis is None else jnp.moveaxis(a, 0, axis) for a, axis in zip(results, out, strict=True)]
+        return [
+            jnp.sum(a, 0) if axis is None else jnp.moveaxis(a, 0, axis) for a, axis in zip(results, out, strict=True)
+        ]
 
     def of_push(self, in_x, in_v):
         """The Jacobian of ``push``, for each."""

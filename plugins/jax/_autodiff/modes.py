@@ -3,8 +3,8 @@
 JAX derives reverse mode from forward mode by transposing it, which it cannot do to a loop of unknown length. Here the
 transpose is given: the tangent of y = f(x) is an operation that is linear in it, which forward mode evaluates, as
 J(x) v, and whose transpose is J(x)^T w. Both may be differentiated forward, and that is enough for all that follows:
-the derivative of J(x)^T w in x is symmetric, so that its transpose is itself, d/de J(x + e v)^T w, forward over reverse,
-and in w it is J(x)^T, whose transpose is J(x) v. These are again a function and its vector-Jacobian product.
+the derivative of J(x)^T w in x is symmetric, so that its transpose is itself, d/de J(x + e v)^T w, forward over
+reverse, and in w it is J(x)^T, whose transpose is J(x) v. These are again a function and its vector-Jacobian product.
 
 Values are in flat sequences, and so are the flags that mark some of them.
 """
@@ -20,7 +20,7 @@ from jax.extend.core import ClosedJaxpr, Primitive, jaxpr_as_fun
 from jax.interpreters import ad, batching, mlir
 from jaxtyping import Array
 
-from steptape.jax._autodiff.batches import Axes, Batch, BatchedFunction, BatchedLinear
+from steptape.jax._autodiff.batches import Batch, BatchedFunction, BatchedLinear
 
 Arrays: TypeAlias = Sequence[Array]
 Flags: TypeAlias = tuple[bool, ...]
@@ -102,7 +102,11 @@ class Jacobian:
         count, places = len(in_x), marked(range(len(in_x)), self.mask)
 
         def pull_back(xv, w, mask):
-            (x, v), by_x, by_v = (xv[:count], xv[count:]), marked(range(count), mask[:count]), marked(places, mask[count:])
+            (x, v), by_x, by_v = (
+                (xv[:count], xv[count:]),
+                marked(range(count), mask[:count]),
+                marked(places, mask[count:]),
+            )
             asked = tuple(i in by_x or i in by_v for i in range(count))
             (at, _), (moved, y) = along(lambda x: self.pull_back(x, w, asked), x, self.mask, v)
             row = {i: row for row, i in enumerate(marked(range(count), asked))}
@@ -165,7 +169,9 @@ def _call_jvp(x, tangents, *, function, jaxpr):
     out = tuple((jnp.shape(a), jnp.result_type(a)) for a in marked(y, moving))
     v = marked(tangents, mask)
     pushed = iter(_push_p.bind(*x, *more, *v, linear=linear(), count=len(x) + len(more), out=out) if out else ())
-    return y, [next(pushed) if m else ad.Zero(a.to_tangent_aval()) for a, m in zip(jaxpr.out_avals, moving, strict=True)]
+    return y, [
+        next(pushed) if m else ad.Zero(a.to_tangent_aval()) for a, m in zip(jaxpr.out_avals, moving, strict=True)
+    ]
 
 
 def _call_batch(size, name, _, x, axes, *, function, jaxpr):

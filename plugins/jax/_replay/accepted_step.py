@@ -20,8 +20,9 @@ class AcceptedStep(eqx.Module):
     """A step of diffrax's loop that is known to be accepted, to be replayed.
 
     ``step(times, state)`` is the loop's body without the search, and ``kept`` is true for the leaves of a state that
-    it reads. ``advance`` does as ``step``, of explicit methods for ``y`` alone, and is not transposed. ``rescales``: rejected tries may have shrunk a step. ``times_exact``: ``step`` knows how
-    all times move; else it takes them from the tape, and will not do where they move.
+    it reads. ``advance`` does as ``step``, of explicit methods for ``y`` alone, in a form that is never transposed and
+    knows forward mode. ``rescales``: rejected tries may have shrunk a step. ``times_exact``: ``step`` knows how all
+    times move; else it takes them from the tape, and will not do where they move.
     """
 
     step: Callable[[Times, LoopState], LoopState] | None

@@ -79,7 +79,6 @@ class Blocks(eqx.Module):
         tape = dataclasses.replace(self.tape, states=states).write(place, row, first, block == furthest)
         return Blocks(tape, before, furthest, i)
 
-
     def close(self, i: IntScalar, row: LoopState) -> "Blocks":
         """Note where the step after the last one, ``i``, would have begun and ended."""
         i = i.astype(jnp.int32)

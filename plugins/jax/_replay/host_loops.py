@@ -9,7 +9,7 @@ from jaxtyping import PyTree
 
 from steptape.compat._diffrax import with_fields
 from steptape.compat._equinox import while_loop
-from steptape.jax._types import HostArguments, LoopState, Solved, Solver
+from steptape.jax._types import LoopState, Solved, Solver
 
 
 class Loops:
@@ -23,8 +23,7 @@ class Loops:
 
     def run(self, *, reverse: bool = False, **solve: PyTree) -> Solved:
         """Run it, by default for forward mode."""
-        kind = "checkpointed" if reverse else "lax"
-        inner_while_loop = functools.partial(while_loop, kind=kind)
+        inner_while_loop = functools.partial(while_loop, kind="checkpointed" if reverse else "lax")
         solver = _with_scans(solve["solver"], reverse)
         return self._host_loop(inner_while_loop=inner_while_loop, **{**solve, "solver": solver})
 
@@ -41,7 +40,7 @@ class Loops:
 
 
 def _with_scans(solver: Solver, reverse: bool) -> Solver:
-    """``solver`` and those in it with loops over their stages that the mode knows, whatever kind they were made with."""
+    """``solver`` and those in it, with loops over the stages that the mode knows, whatever they were made with."""
 
     def changed(node):
         if not _scans(node):

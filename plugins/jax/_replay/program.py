@@ -1,15 +1,15 @@
 """A solve as a function of all arrays that it reads, in the terms of ``_autodiff.modes``.
 
-Its Jacobian is that of diffrax's loop, differentiated forward; what is pulled back goes over the tape that the loop left.
+Its Jacobian is that of diffrax's loop, differentiated forward; what is pulled back goes over the tape of the loop.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from steptape.jax._autodiff.modes import Arrays, Derived, Flags, Jacobian, along, marked
 from steptape.jax._replay.recording import Parts, Recording, Settings
@@ -19,7 +19,8 @@ class Solve:
     """The final state of a loop, as a function of the arrays in its parts: a ``modes.Function``."""
 
     def __init__(self, parts: Parts, settings: Settings) -> None:
-        leaves, self._structure = jax.tree.flatten(parts)
+        leaves, structure = jax.tree.flatten(parts)
+        self._structure: Any = structure
         self._is_array = tuple(map(eqx.is_array, leaves))
         self._rest = [None if a else leaf for leaf, a in zip(leaves, self._is_array, strict=True)]
         self._shapes = jax.eval_shape(lambda *x: x, *marked(leaves, self._is_array))
@@ -50,8 +51,11 @@ class Solve:
         """How a run is recorded for the gradient in those of x that are marked."""
         if mask not in self._recordings:
             found: list[Recording] = []
-            # Only traced: nothing of it is ever run.
-            note = lambda *x: found.append(Recording(self.flags(mask), self.parts(x), self._settings))
+
+            # Only traced, never run.
+            def note(*x):
+                found.append(Recording(self.flags(mask), self.parts(x), self._settings))
+
             jax.eval_shape(note, *self._shapes)
             self._recordings[mask] = found[0]
         return self._recordings[mask]

@@ -99,6 +99,7 @@ class Recording:
             return parts.body(carry), tape.write(replay.count(state), row(state), *more)
 
         start = parts.carry[-1]
+        tape: Tape | Blocks
         if room.blocks is None:
             tape = Tape.blank(room.steps, row(start), self._proposals)
         else:
@@ -150,6 +151,7 @@ class Recording:
                 walk = Walk(replay, parts.body, state, self._kept, settings.written, self._proposals, count)
                 return walk.pull_back(recorded, wanted, pull, cotangents)
 
+            assert advance is not None
             sweep = Sweep(replay, fun, p_fun, advance, state, settings.written)
             g_state, g_fun = sweep.run(pull_back, g_state, g_fun)
         nothing = jax.tree.map(lambda _: None, parts)

@@ -82,8 +82,8 @@ class Sweep(eqx.Module):
             return i, left, g_moving, jax.tree.map(operator.add, g_fun, g_more)
 
         loop = (trips, tape.states.before(trips), *cotangents)
-        _, _, *cotangents = lax.while_loop(lambda loop: loop[0] > 0, pull_last, loop)
-        return tuple(cotangents)
+        _, _, g_moving, g_fun = lax.while_loop(lambda loop: loop[0] > 0, pull_last, loop)
+        return g_moving, g_fun
 
     def _pull(self, before: LoopState, times: Times, g: LoopState) -> tuple[LoopState, Gradient]:
         """The vector-Jacobian product of a step: for the state before it, and for the step's closed-over arrays."""

@@ -35,8 +35,10 @@ class Kept(eqx.Module):
             return self
         return dataclasses.replace(self, holds=nonbatchable(jnp.where(empty, self.slots.steps, self.holds)))
 
-    def write(self, i: IntScalar, states: LoopState, first: IntScalar | None = None, asked: BoolScalarLike = True) -> "Kept":
-        """Keep ``states`` for step ``i``, if the plan says so and if ``asked``; ``first`` is the furthest of a batch."""
+    def write(
+        self, i: IntScalar, states: LoopState, first: IntScalar | None = None, asked: BoolScalarLike = True
+    ) -> "Kept":
+        """Keep ``states`` for step ``i`` if ``asked`` and in the plan; ``first``: that of the furthest of a batch."""
         if self.holds is None:
             return dataclasses.replace(self, rows=put(self.rows, i, states))
         first = unvmap_max(i) if first is None else first

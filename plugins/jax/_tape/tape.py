@@ -5,7 +5,6 @@ next one and what remains is the accepted steps. In a batch, what is kept goes b
 """
 
 import dataclasses
-from collections.abc import Callable
 from typing import NamedTuple
 
 import equinox as eqx
@@ -13,7 +12,7 @@ import jax.numpy as jnp
 
 from steptape.compat._diffrax import with_fields
 from steptape.jax._tape.kept import Kept
-from steptape.jax._tape.plan import Checkpoints, Slots
+from steptape.jax._tape.plan import Slots
 from steptape.jax._tape.rows import allocate, get, put
 from steptape.jax._types import BoolScalar, BoolScalarLike, IntScalar, LoopState, Rows, Scalar, Vector
 
