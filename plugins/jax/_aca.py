@@ -39,10 +39,11 @@ class AdaptiveCheckpointAdjoint(diffrax.AbstractAdjoint):
         ``checkpoints`` states and one at hand, in forward and backward pass together, plus a few numbers per step of
         ``max_steps``, if that is at most 4096. Where it is more, or None, steps are recorded in blocks of
         ``16 * checkpoints``, at least 256 and at most 4096: there is room for one, a quarter of the checkpoints are for
-        the loop's whole state before blocks, and all but the last are solved once more. A solve of no more accepted steps recomputes none; a longer one each step at most once up to
-        about ``checkpoints**2 / 2`` steps, and so by default. In a batch, the element that takes the most steps says
-        which are kept and recomputed. A state is one ``y``; solvers that carry more than ``y`` from step to step, a
-        solve with an event and one that goes on from a ``solver_state`` keep that too.
+        the loop's whole state before blocks, and all but the last are solved once more. A solve of no more accepted
+        steps recomputes none; a longer one each step at most once up to about ``checkpoints**2 / 2`` steps, and so by
+        default. In a batch, the element that takes the most steps says which are kept and recomputed. A state is one
+        ``y``; solvers that carry more than ``y`` from step to step, a solve with an event and one that goes on from a
+        ``solver_state`` keep that too.
 
     Supports:
         - Problems: ODEs, SDEs with a ``VirtualBrownianTree``, CDEs; pytree states; time running either way.

@@ -12,20 +12,20 @@ Values are in flat sequences, and so are the flags that mark some of them.
 import dataclasses
 import itertools
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Primitive, jaxpr_as_fun
 from jax.interpreters import ad, batching, mlir
-from jaxtyping import Array
 
 from steptape.jax._autodiff.batches import Batch, BatchedFunction, BatchedLinear
 
-Arrays: TypeAlias = Sequence[Array]
+Arrays: TypeAlias = Sequence[Any]  # constants among them may come back as literals, which are no arrays
 Flags: TypeAlias = tuple[bool, ...]
 
 
+@runtime_checkable
 class Linear(Protocol):
     """The Jacobian of a function at x: ``push`` is J(x) v, ``pull`` is J(x)^T w."""
 
@@ -53,6 +53,7 @@ class Derived(NamedTuple):
     moving: Flags | None = None  # None for all
 
 
+@runtime_checkable
 class Function(Protocol):
     """A function that knows its own derivative."""
 
@@ -142,17 +143,17 @@ class _Pull:
         return Derived(self, lambda: self.linear.of_pull(mask[: self.count], mask[self.count :]))
 
 
-def call(function: Function, x: Arrays) -> Sequence[Array]:
+def call(function: Function, x: Arrays) -> Sequence:
     """f(x), to be differentiated as the function says."""
     return _bind(function, function.value, x)
 
 
-def _bind(function: Function, value: Callable, x: Arrays) -> Sequence[Array]:
+def _bind(function: Function, value: Callable, x: Arrays) -> Sequence:
     jaxpr = jax.make_jaxpr(lambda *x: list(value(x)))(*x)
     return _call_p.bind(*x, function=function, jaxpr=jaxpr)
 
 
-def _call(*x: Array, function: Function, jaxpr: ClosedJaxpr) -> Sequence[Array]:
+def _call(*x: Any, function: Function, jaxpr: ClosedJaxpr) -> Sequence:
     return jaxpr_as_fun(jaxpr)(*x)
 
 
@@ -181,7 +182,7 @@ def _call_batch(size, name, _, x, axes, *, function, jaxpr):
     return _bind(batched, lambda x: batched.through(jaxpr_as_fun(jaxpr), x), x), batched.axes
 
 
-def _push(*args: Array, linear: Linear, count: int, out: tuple) -> Sequence[Array]:
+def _push(*args: Any, linear: Linear, count: int, out: tuple) -> Sequence:
     return linear.push(args[:count], args[count:])
 
 
