@@ -447,7 +447,7 @@ def test_every_refusal_in_the_source_has_a_way_out_that_is_tried():
     for path in sorted(folder.rglob("*.py")):
         for text in _refusals(path):
             assert any(_in(says, text) for says in tried.get(path.stem, [])), (path.stem, text)
-    assert sum(len(_refusals(path)) for path in folder.rglob("*.py")) >= 35
+    assert sum(len(_refusals(path)) for path in folder.rglob("*.py")) >= 32
 
 
 def _in(says, text):
