@@ -1,6 +1,7 @@
 """The project's checks. `nox` runs the default ones; `nox -l` lists them all; CI is `.ci/run`."""
 
 import os
+import sys
 from pathlib import Path
 
 import nox
@@ -17,15 +18,36 @@ TORCH = "torch==2.13.0"
 EXTRA = {"torch": "sde", "jax": "jax"}
 # What each half's tests run on; where it is not there they fail, and are not skipped.
 ASKED = {"torch": "torch,sde", "jax": "jax"}
+# A thread a worker: as many workers as cores share them.
+ALL = {"STEPTAPE_TEST_BACKENDS": ",".join(ASKED.values()), "OMP_NUM_THREADS": "1"}
+SPREAD = ("-n", "auto", "--dist", "worksteal")
 
 # Half the time of a test in JAX, which is that to compile a program; `minimums` and `matrix` have XLA as it is.
 HASTE = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1 --xla_backend_optimization_level="
 
 
+# More than half the time of an installation is to compile what most sessions never import: what they do import is
+# compiled then, and kept also where the machine says otherwise, for the many processes of a session.
+LAZY = "--no-compile"
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
+
 def install(session: nox.Session, *extras: str, group: str, pins: list[str] | None = None) -> None:
     """Install steptape's wheel with some extras, and the tools of a dependency group."""
     tools = nox.project.dependency_groups(PYPROJECT, group)
-    session.install(*([TORCH] if pins is None else pins), f".[{','.join(extras)}]", *tools)
+    session.install(LAZY, *([TORCH] if pins is None else pins), f".[{','.join(extras)}]", *tools)
+
+
+def in_one(session: nox.Session, program: str, *arguments: str, env: dict[str, str] | None = None) -> None:
+    """Run a program in `.nox/all`, where all hosts are and the tools of `types` and `tests`, for several sessions."""
+    folder = Path(".nox", "all").resolve()
+    programs = folder / ("Scripts" if os.name == "nt" else "bin")
+    if not programs.exists():
+        session.run_install(sys.executable, "-m", "venv", str(folder), external=True)
+    tools = nox.project.dependency_groups(PYPROJECT, "test", "types")
+    pip = (str(programs / "python"), "-m", "pip", "install", "--quiet", LAZY)
+    session.run_install(*pip, TORCH, ".[all]", *tools, external=True)
+    session.run(str(programs / program), *arguments, env=env, external=True)
 
 
 def named(*arguments: object) -> object:
@@ -62,35 +84,30 @@ def quick(session: nox.Session) -> None:
 @nox.session
 def lint(session: nox.Session) -> None:
     """Style and format, by ruff, and the arrows between the rooms, by import-linter."""
-    session.install(*nox.project.dependency_groups(PYPROJECT, "lint"))
+    session.install(LAZY, *nox.project.dependency_groups(PYPROJECT, "lint"))
     session.install("--no-deps", ".")
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
     session.run("lint-imports")
 
 
-@nox.session
+@nox.session(python=False)
 def types(session: nox.Session) -> None:
     """Type check of the installed package and of the benchmarks, by mypy."""
-    install(session, "all", group="types")
-    session.run("mypy", "-p", "steptape", "-p", "benchmarks")
+    in_one(session, "mypy", "-p", "steptape", "-p", "benchmarks")
 
 
-@nox.session
+@nox.session(python=False)
 def tests(session: nox.Session) -> None:
     """Every promise, on the default versions of the hosts, with few values of each; arguments go to pytest."""
-    install(session, "all", group="test")
-    asked = {"STEPTAPE_TEST_BACKENDS": ",".join(ASKED.values()), "XLA_FLAGS": f"{HASTE}0"}
-    session.run("pytest", "-n", "auto", "--dist", "worksteal", *session.posargs, env=asked)
+    in_one(session, "pytest", *SPREAD, *session.posargs, env={**ALL, "XLA_FLAGS": f"{HASTE}0"})
 
 
-@nox.session
+@nox.session(python=False)
 def full(session: nox.Session) -> None:
     """The tests that `tests` leaves out: exhaustive products of what it tries by parts; arguments go to pytest."""
-    install(session, "all", group="test")
     # At level 0 a program may round otherwise than another one of the same solve.
-    asked = {"STEPTAPE_TEST_BACKENDS": ",".join(ASKED.values()), "XLA_FLAGS": f"{HASTE}1"}
-    session.run("pytest", "-n", "auto", "--dist", "worksteal", "-m", "full", *session.posargs, env=asked)
+    in_one(session, "pytest", *SPREAD, "-m", "full", *session.posargs, env={**ALL, "XLA_FLAGS": f"{HASTE}1"})
 
 
 @nox.session
@@ -101,7 +118,7 @@ def clients(session: nox.Session) -> None:
     for half in ("torch", "jax"):
         files = [str(path) for path in sorted(Path("shared_tests/tests/clients").glob(f"test_{half}*.py"))]
         # Without torchtyping's plugin, which imports torch.
-        pytest = ("pytest", "-n", "auto", "--dist", "worksteal", "-p", "no:torchtyping")
+        pytest = ("pytest", *SPREAD, "-p", "no:torchtyping")
         session.run(*pytest, *files, *session.posargs, env={"STEPTAPE_TEST_CLIENTS": "1", "OMP_NUM_THREADS": "1"})
 
 
@@ -131,11 +148,10 @@ def report(session: nox.Session) -> None:
     session.run("steptape", "report", "matrix-report", *session.posargs)
 
 
-@nox.session
+@nox.session(python=False)
 def parity(session: nox.Session) -> None:
     """The cross-framework gradient parity report; arguments go to `steptape parity`."""
-    install(session, "all", group="test")
-    session.run("steptape", "parity", *session.posargs)
+    in_one(session, "steptape", "parity", *session.posargs)
 
 
 @nox.session

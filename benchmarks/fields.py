@@ -137,6 +137,7 @@ _LARGE = Setup("large", 64, 256, 512, 1e-5, torch.float32, span=16)
 _PLAIN = (SMALL, _LARGE, dataclasses.replace(SMALL, name="100 outputs", outputs=100))
 SPEED = (
     *_PLAIN,
+    Setup("tiny", 2, 32, 8, 1e-6, torch.float64, span=10),
     Setup("50,000 parameters", 2, 222, 1, 1e-6, torch.float64, span=6),
     *(dataclasses.replace(x, name=f"{x.name}, random weights", span=1.4 * x.span, turning=False) for x in _PLAIN),
 )

@@ -1,8 +1,8 @@
-"""Time and memory of three ways to a gradient through an SDE solve: a cell a method, a row a way.
+"""Time and memory of the ways to a gradient through an SDE solve: a cell a method, a row a way.
 
 Back-propagation through ``torchsde.sdeint``, the host's own adjoint with its default method, and the replay of the
-steps, with all states and with few of them. The same solve for all: same Brownian path, same fixed steps. ``held``: the
-bytes between the passes.
+steps, with all states, with their graphs, and with few states. The same solve for all: same Brownian path, same fixed
+steps. ``held``: the bytes between the passes.
 """
 
 from __future__ import annotations
@@ -73,6 +73,7 @@ WAYS: dict[str, Callable[..., Any]] = {
     "back-propagation": torchsde.sdeint,
     "host's adjoint": torchsde.sdeint_adjoint,
     "aca": functools.partial(sdeint_adjoint, adjoint_method="aca"),
+    "aca, graphs": functools.partial(sdeint_adjoint, adjoint_method="aca", adjoint_options={"memory": "graphs"}),
     "aca, 32 states": functools.partial(sdeint_adjoint, adjoint_method="aca", adjoint_options={"checkpoints": 32}),
 }
 

@@ -1,6 +1,7 @@
 """The names of the ways to a gradient that the page asks for, without the frameworks that they need."""
 
 HOST, HOST_ADJOINT, OURS = "odeint", "odeint_adjoint", "steptape"
+GRAPHS = f'{OURS}, memory="graphs"'
 RECURSIVE, ADAPTIVE = "RecursiveCheckpointAdjoint", "AdaptiveCheckpointAdjoint"
 DEFAULT, REPLAY = f"{RECURSIVE}()", f"{ADAPTIVE}()"
 BACKPROP = "back-propagation"

@@ -15,10 +15,15 @@ from torch.nn.utils import parametrize
 from steptape.compat._unsupported import unsupported
 
 try:
-    # A batch of vmap's: what it is, and how to take it off and put it on again.
-    from torch._C._functorch import _add_batch_dim, get_unwrapped, is_legacy_batchedtensor, maybe_get_bdim
-
-    # Unlike debug_unwrap, which is public, it tells a batch from a level of differentiation.
+    # A batch of vmap's: what it is, and how to take it off and put it on again. Unlike debug_unwrap, which is public in
+    # later versions, they tell a batch from a level of differentiation.
+    from torch._C._functorch import (
+        _add_batch_dim,
+        get_unwrapped,
+        is_functorch_wrapped_tensor,
+        is_legacy_batchedtensor,
+        maybe_get_bdim,
+    )
     from torch._C._functorch import is_batchedtensor as is_batched
     from torch._C._functorch import maybe_get_level as level_of
 
@@ -48,6 +53,9 @@ try:
     # torch.autograd.grad without its checks, which take as long as the backward pass of a small layer.
     _run_backward = torch.autograd.Variable._execution_engine.run_backward
 
+    # Sums of several tensors in place, in one call.
+    add_each = torch._foreach_add_
+
     # ``is_grads_batched=True`` makes batches of another kind, inside of a mode in which no random numbers are drawn.
     _add_legacy_batch_dim, _remove_legacy_batch_dim = torch._add_batch_dim, torch._remove_batch_dim
     _without_keys = torch._C._ExcludeDispatchKeyGuard
@@ -55,11 +63,14 @@ try:
 except (ImportError, AttributeError, KeyError, TypeError) as error:
     raise unsupported("torch", error, "torch") from error
 
+Function = TypeVar("Function", bound=Callable[..., Any])
 
-def gathers_parameters(module: torch.nn.Module) -> bool:
-    """Whether a module has its parameters for the time of an evaluation alone, as those that FSDP wraps do."""
+
+@functools.lru_cache
+def gathers_parameters(kind: type) -> bool:
+    """Whether modules of a class have their parameters for the time of an evaluation alone, as what FSDP wraps does."""
     # By name, since the import of torch.distributed takes longer than that of all else.
-    return any(kind.__name__ in ("FullyShardedDataParallel", "FSDPModule") for kind in type(module).__mro__)
+    return any(base.__name__ in ("FullyShardedDataParallel", "FSDPModule") for base in kind.__mro__)
 
 
 def forward_mode_active() -> bool:
@@ -68,10 +79,13 @@ def forward_mode_active() -> bool:
 
 
 def pull(
-    outputs: Sequence[torch.Tensor], cotangents: Sequence[torch.Tensor], inputs: Sequence[torch.Tensor]
+    outputs: Sequence[torch.Tensor],
+    cotangents: Sequence[torch.Tensor],
+    inputs: Sequence[torch.Tensor],
+    keep_graph: bool = False,
 ) -> Sequence[torch.Tensor | None]:
-    """The cotangents of ``inputs``, None where the outputs do not depend on one; frees the graph."""
-    keep_graph = create_graph = accumulate = False
+    """The cotangents of ``inputs``, None where the outputs do not depend on one; frees the graph unless it is kept."""
+    create_graph = accumulate = False
     return _run_backward(
         tuple(outputs), tuple(cotangents), keep_graph, create_graph, tuple(inputs), True, accumulate_grad=accumulate
     )
@@ -82,12 +96,14 @@ def pull_batch(
     cotangents: Sequence[torch.Tensor],
     inputs: Sequence[torch.Tensor],
     create_graph: bool = False,
+    keep_graph: bool = False,
 ) -> list[torch.Tensor | None]:
     """The same for a batch of cotangents, their first dimension; raises what an operation raises that takes none."""
     used: list[bool] = []
 
     def pull_one(*parts: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        grads = _run_backward(outputs, parts, create_graph, create_graph, tuple(inputs), True, accumulate_grad=False)
+        keeps = keep_graph or create_graph
+        grads = _run_backward(outputs, parts, keeps, create_graph, tuple(inputs), True, accumulate_grad=False)
         used[:] = [grad is not None for grad in grads]
         # What vmap maps must return something.
         return (parts[0], *(grad for grad in grads if grad is not None))
@@ -169,15 +185,24 @@ def outside_transforms() -> Iterator[Callable[[], AbstractContextManager[None]]]
         yield lambda: temporarily_restore_interpreter_stack(stack)
 
 
+def plainly(make: Function) -> Function:
+    """``make``, whose results are kept for all calls to come, without the modes that this one is in."""
+
+    @functools.wraps(make)
+    def made(*args: Any) -> Any:
+        with outside_transforms(), torch.inference_mode(False), torch.no_grad(), torch.device("cpu"):
+            return make(*args)
+
+    return cast(Function, made)
+
+
 def unwrapped(x: torch.Tensor) -> torch.Tensor | None:
     """The plain tensor inside all transforms, or None if there is a batch of them."""
-    while True:
+    while is_functorch_wrapped_tensor(x):
         if is_batched(x):
             return None
-        inner = torch.func.debug_unwrap(x, recurse=False)
-        if inner is x:
-            return x
-        x = inner
+        x = get_unwrapped(x)
+    return x
 
 
 _LOCK = threading.Lock()
@@ -210,6 +235,28 @@ def sequence_number(node: Any) -> int:
     return node._sequence_nr()
 
 
+def is_freed(node: Any) -> bool:
+    """Whether a backward pass has freed what a node, or one that leads to it, had saved, as far as can be seen."""
+    waiting, seen = [node], set[Any]()
+    while waiting and len(seen) < 50:
+        node = waiting.pop()
+        seen.add(node)
+        try:
+            for name in dir(node):
+                if name.startswith("_saved_") or name == "saved_tensors":
+                    getattr(node, name)
+        except RuntimeError as error:
+            if "freed" in str(error):
+                return True
+        waiting += [before for before, _ in node.next_functions if before is not None and before not in seen]
+    return False
+
+
+def place_in_order() -> int:
+    """The place that the next node of this thread will have."""
+    return torch._C._autograd._get_sequence_nr()
+
+
 class OperationMode(TorchDispatchMode):
     """A block in which ``operate(run, args)`` is called for each operation on tensors, to run it."""
 
@@ -223,7 +270,6 @@ class OperationMode(TorchDispatchMode):
         raise NotImplementedError
 
 
-Function = TypeVar("Function", bound=Callable[..., Any])
 _NO_GRAPH = (
     "a solve takes its steps by the values of the state, which no graph of torch.compile has, so it runs between two. "
     "Leave out fullgraph=True for what contains the solve, as in torch.compile(model), or compile func alone, by "

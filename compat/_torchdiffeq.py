@@ -13,9 +13,6 @@ try:
     from torchdiffeq._impl import event_handling, fixed_adams, fixed_grid, interp, misc, rk_common
     from torchdiffeq._impl.adjoint import OdeintAdjointMethod
 
-    # The parameters odeint_adjoint differentiates, also inside a DataParallel replica.
-    from torchdiffeq._impl.adjoint import find_parameters as find_parameters
-
     # The host's own functions, whatever their names stand for later.
     from torchdiffeq._impl.adjoint import odeint_adjoint as odeint_adjoint
 

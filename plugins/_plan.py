@@ -43,6 +43,8 @@ class Keeper:
         self.kept: list[int] = []
         # Per place, for ``_cheapest``: what the places up to it change, the least cost among them, and whose it is.
         self._best: list[tuple[float, float, int]] = [(0, inf, 0)]
+        # Whether those kept are the ones that would be had there been this limit from the start.
+        self._even = True
 
     def offer(self, step: int) -> int | None:
         """Keep the state at which ``step`` starts. Returns the step whose state goes for it, if one must."""
@@ -51,12 +53,19 @@ class Keeper:
             return None
         return self.kept.pop(self._cheapest())
 
+    def shrink(self) -> int:
+        """Keep one state less from now on. Returns the step whose state goes."""
+        self._even = self._even and self.slots is None
+        self.slots = len(self.kept) - 1
+        self._best = [(0, inf, 0)]
+        return self.kept.pop(self._cheapest())
+
     def _cheapest(self) -> int:
         """The place in ``kept`` to give up: what comes before it joins with it, and what comes after gains a slot."""
         assert self.slots is not None
         # As long as no step need be taken again twice, the segments fill up one after the other.
         to_come = self.slots * (self.slots + 1) // 2 - (self.kept[-1] - self.slots)
-        if to_come > 0:
+        if to_come > 0 and self._even:
             return self.slots - (isqrt(8 * to_come - 7) - 1) // 2
         # A place's cost, less what all segments cost with a slot gained, depends on those up to it alone: it is still
         # known for the places well before the one last given up.
@@ -107,19 +116,22 @@ def reversal(kept: Sequence[int], steps: int, slots: int | None) -> Iterator[Act
 
 def _segment(start: int, end: int, slots: int) -> Iterator[Action]:
     """Reverse the steps of a segment whose start is in a slot; frees that slot at the end."""
-    while end - start > 1:
-        middle = start + _split(end - start, slots)
+    parts = [(start, end, slots)]
+    while parts:
+        start, end, slots = parts.pop()
         yield Action("load", start)
+        if end - start == 1:
+            yield Action("replay", start)
+            yield Action("drop", start)
+            continue
+        middle = start + _split(end - start, slots)
         yield from (Action("advance", step) for step in range(start, middle))
+        parts.append((start, middle, slots))
         if end - middle == 1:
             yield Action("replay", middle)
         else:
             yield Action("keep", middle)
-            yield from _segment(middle, end, slots - 1)
-        end = middle
-    yield Action("load", start)
-    yield Action("replay", start)
-    yield Action("drop", start)
+            parts.append((middle, end, slots - 1))
 
 
 def _split(steps: int, slots: int) -> int:

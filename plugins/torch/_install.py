@@ -39,7 +39,8 @@ def install(
     - With ``override=True``, so do those that name an adjoint of the host's own, and plain ``odeint``, ``sdeint`` and
       ``odeint_event`` where gradients are on. The solution stays the host's. Plain calls that are known not to be
       replayed stay the host's whole, since back-propagation through them is as exact: those with a solver that is none
-      of torchdiffeq's, or is ``scipy_solver``; with an option that requires a gradient; in forward mode, and inside the
+      of torchdiffeq's, or is ``scipy_solver``; with an option that requires a gradient; with a func whose first
+      evaluation stores its state or what it computes, such as a penalty for the loss; in forward mode, and inside the
       transforms of ``torch.func``. What shows only while func is evaluated, or in the backward pass, is refused:
       evaluated anew, func could draw other random numbers.
 

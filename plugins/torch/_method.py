@@ -54,7 +54,7 @@ class AcaSolver:
         func, y0, rtol, atol, method, options = self._call
         solve, points = OdeSolve.from_call(func, y0, t, rtol, atol, method, options, self._keep, event_fn)
         spelling = "options={'adjoint_params': (...)}"
-        solve, params = with_parameters(solve, (y0, t), host.find_parameters, self._params, spelling)
+        solve, params = with_parameters(solve, (y0, t, points), self._params, spelling)
         solution, end = recorded(solve, y0, t, points, *params)
         if event_fn is not None:
             end = differentiable_time(solve, end.to(t), solution[-1], params)

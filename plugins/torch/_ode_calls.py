@@ -11,6 +11,7 @@ from steptape._errors import OptionError
 from steptape.compat import _torchdiffeq as host
 from steptape.compat._torch import between_graphs, forward_mode_active, transforms_active
 from steptape.torch import _odeint
+from steptape.torch._autograd.stored import replayed_or
 from steptape.torch._hosts.scheme import Adaptive
 from steptape.torch._setting import INSTALLATIONS, Setting
 
@@ -39,7 +40,9 @@ def odeint(*args: Any, **kwargs: Any) -> Any:
     setting = INSTALLATIONS.setting
     if setting is None or not setting.override or not _is_ours(setting, **kwargs):
         return host.odeint(*args, **kwargs)
-    return _replayed(setting, args, kwargs)
+    by_host = functools.partial(host.odeint, *args, **kwargs)
+    func, y0 = _func_and_y0(*args, **kwargs)
+    return replayed_or(by_host, func, y0, lambda: _replayed(setting, args, kwargs))
 
 
 @functools.wraps(host.odeint_event)
@@ -56,6 +59,10 @@ def _replayed(setting: Setting, args: Any, kwargs: dict[str, Any]) -> Any:
     asked = {**kwargs, "adjoint_method": setting.default, "adjoint_options": options or None}
     with setting.explained("such as adjoint_method='dopri5'"):
         return _odeint.odeint_adjoint(*args, **asked)
+
+
+def _func_and_y0(func: Any, y0: Any, *_: Any, **__: Any) -> tuple[Any, Any]:
+    return func, y0
 
 
 @between_graphs

@@ -71,18 +71,22 @@ def odeint_adjoint(
             a cotangent scaled to a largest entry of 1. With ``"aca"``, which solves nothing backward, they have no
             effect, nor have options of the host's solvers in ``adjoint_options``; a ``SteptapeWarning`` says so once.
         adjoint_method: ``"aca"``, ``"quadrature"``, or one of the host's methods.
-        adjoint_options: with ``"aca"``, any of ``"checkpoints"`` (int: keep at most so many states, recompute the
-            others with their known step sizes; None, the default, keeps all), ``"checkpoint_device"`` (keep them on
-            another device, such as ``"cpu"``), ``"graph"`` (``"step"``, the default: build the graphs of one step
-            at a time; ``"stage"``: of one evaluation of func at a time, which takes each one twice) and ``"lean"``
-            (True, the default: adaptive solvers step in a loop of ours, equal to the host's to the bit, which leaves
-            out what no one looks at, such as interpolants without an output; False: in the host's own). With
-            ``"quadrature"``, ``"checkpoints"``, ``"checkpoint_device"`` and ``"lean"``; ``"method"``, the solver of the
-            backward solve, by default that of the forward one, and any option of its own, by default that of the
-            forward solve; and ``"nodes"`` (int: integrate for the parameters by so many Gauss–Legendre nodes in each
-            backward step; None, the default: by the scheme of the backward solver, at the stages it evaluates anyway).
-            Its ``"norm"`` is of a cotangent in the shape of the state; ``"seminorm"`` and ``seminorm(y0)`` are
-            understood.
+        adjoint_options: with ``"aca"``, any of ``"memory"`` (``"states"``, the default: one state per accepted step, of
+            which the backward pass takes each again; ``"graphs"``: the graphs of its evaluations as well, which the
+            solve builds and the backward pass pulls once and frees, so that nothing is evaluated twice; or a size, such
+            as ``"2 GiB"``, ``"500 MB"`` or a number of bytes, for both together: graphs while they fit, then states
+            alone, then as many states as fit; not with the next two), ``"checkpoints"`` (int: keep at most so many
+            states, recompute the others with their known step sizes; None, the default, keeps all),
+            ``"checkpoint_device"`` (keep them on another device, such as ``"cpu"``), ``"graph"`` (``"step"``, the
+            default: build the graphs of one step at a time; ``"stage"``: of one evaluation of func at a time, which
+            takes each one twice) and ``"lean"`` (True, the default: adaptive solvers step in a loop of ours, equal to
+            the host's to the bit, which leaves out what no one looks at, such as interpolants without an output; False:
+            in the host's own). With ``"quadrature"``, ``"checkpoints"``, ``"checkpoint_device"`` and ``"lean"``;
+            ``"method"``, the solver of the backward solve, by default that of the forward one, and any option of its
+            own, by default that of the forward solve; and ``"nodes"`` (int: integrate for the parameters by so many
+            Gauss–Legendre nodes in each backward step; None, the default: by the scheme of the backward solver, at the
+            stages it evaluates anyway). Its ``"norm"`` is of a cotangent in the shape of the state; ``"seminorm"`` and
+            ``seminorm(y0)`` are understood.
         adjoint_params: the tensors besides ``y0`` and ``t`` to differentiate with respect to, and no others: ``()`` for
             none. By default every tensor that func's first evaluation uses and that requires a gradient, be it a leaf
             or computed before the solve or by that evaluation, and the parameters of a func that is a ``nn.Module``.
@@ -105,11 +109,18 @@ def odeint_adjoint(
 
     Memory:
         Held between forward and backward: one state per accepted step, or ``checkpoints`` states, and a scalar per
-        stage of each step, besides the solution itself. Where steps start from slopes they cannot recompute, these are
-        held too: one per state for ``fehlberg2``, ``adaptive_heun`` and ``tsit5``, one per step or up to eleven per
-        checkpoint for the Adams solvers. The backward pass adds the graph of one step or stage. ``"quadrature"`` holds
-        the dense output, five states per accepted step, or ``checkpoints`` states. Of n cotangents at once, the
-        backward pass holds n states for each stage, and n times each gradient that is asked for.
+        stage of each step, besides the solution itself. With ``{"memory": "graphs"}`` also what autograd saves of each
+        accepted evaluation of func, and its result, but none of the solver's arithmetic; graphs of rejected tries go
+        with them. States alone are kept, and steps taken again, where a parameter was computed from another one, where
+        hooks act on saved tensors (``save_on_cpu``, ``torch.utils.checkpoint``), and where a grid or ``step_size`` has
+        a gradient; so they are with ``create_graph=True``, and for a batch of cotangents that an operation does not
+        take. A size counts storages, each once, and not those of the inputs, parameters and buffers; besides there is
+        the evaluation at hand. Where steps start from slopes they cannot
+        recompute, these are held too: one per state for ``fehlberg2``, ``adaptive_heun`` and ``tsit5``, one per step or
+        up to eleven per checkpoint for the Adams solvers. The backward pass adds the graph of one step or stage.
+        ``"quadrature"`` holds the dense output, five states per accepted step, or ``checkpoints`` states. Of n
+        cotangents at once, the backward pass holds n states for each stage, and n times each gradient that is asked
+        for.
 
     Supports:
         Several cotangents at once (``is_grads_batched=True``, ``jacobian`` and ``hessian`` with ``vectorize=True``,
@@ -135,8 +146,8 @@ def odeint_adjoint(
         UnsupportedError: a solver or a use whose steps cannot be replayed exactly, or whose dense output not be read.
         GradientError: where a gradient would be wrong: after the solve, if what the first evaluation of func computed,
             and the next one used, was then computed anew; in the backward pass, if func uses a tensor that its first
-            evaluation did not, and that is neither named nor a parameter of a func that is a module; or if func
-            returns other values than before.
+            evaluation did not, and that is neither named nor a parameter of a func that is a module; if func returns
+            other values than before; or, with ``{"memory": ...}``, if it uses the state of an earlier evaluation.
 
     Source:
         Zhuang et al., arXiv 2006.02493 (the tape and its replay); Hu, arXiv 2402.15141 (the step's adjoint, and the
@@ -198,7 +209,7 @@ def odeint_adjoint(
         }
         back = functools.partial(QuadratureBack, solver, callbacks)
         solve = dataclasses.replace(solve, back=back, call=Call(method="quadrature"))
-    solve, params = with_parameters(solve, (y0, t), host.find_parameters, adjoint_params)
+    solve, params = with_parameters(solve, (y0, t, points), adjoint_params)
     solution, end = recorded(solve, y0, t, points, *params)
     if event_fn is not None:
         end = differentiable_time(solve, end.to(t), solution[-1], params)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import warnings
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -14,11 +15,13 @@ from steptape._errors import GradientError, OptionError, SteptapeWarning
 from steptape.compat._torch import gathers_parameters, transforms_active
 from steptape.torch._autograd.graph import Call, is_one_of
 from steptape.torch._autograd.held import Held
-from steptape.torch._autograd.looks import Inside, place_in_order
+from steptape.torch._autograd.looks import Inside
 from steptape.torch._autograd.modules import modules_of
+from steptape.torch._autograd.snapshot import kept
+from steptape.torch._autograd.stored import check_stored
 from steptape.torch._autograd.surroundings import Surroundings, same
-from steptape.torch._autograd.used import First, differentiating, parameters_used, tensors_used
-from steptape.torch._hosts.base import Solve
+from steptape.torch._autograd.used import First, parameters_used, tensors_used, used_later, with_graph
+from steptape.torch._hosts.base import Before, Solve
 from steptape.torch._tape.checkpoints import Keep
 
 _told: set[str] = set()
@@ -37,6 +40,8 @@ def keep_of(
     options = dict(options or {})
     idle = [name for name in options if name in of_hosts]
     tell(function, [f"adjoint_options={{{name!r}: {options.pop(name)!r}}}" for name in idle])
+    takes_memory = adjoint_method == "aca"
+    memory = options.pop("memory", "states") if takes_memory else "states"
     checkpoints = options.pop("checkpoints", None)
     device = options.pop("checkpoint_device", None)
     graph = options.pop("graph", "step")
@@ -45,8 +50,9 @@ def keep_of(
     if options:
         name, value = next(iter(options.items()))
         raise OptionError(
-            f"{call}{name!r}: {value!r}}}): unknown option. The adaptive checkpoint adjoint takes 'checkpoints', "
-            f"'checkpoint_device'{',' if function == 'odeint_adjoint' else ', and for ODEs'} 'graph' and 'lean'."
+            f"{call}{name!r}: {value!r}}}): unknown option. The adaptive checkpoint adjoint takes 'memory', "
+            f"'checkpoints', 'checkpoint_device'{',' if function == 'odeint_adjoint' else ', and for ODEs'} 'graph' "
+            "and 'lean'."
         )
     if checkpoints is not None and (type(checkpoints) is not int or checkpoints < 1):
         raise OptionError(
@@ -60,51 +66,75 @@ def keep_of(
         device = None if device is None else torch.device(device)
     except (RuntimeError, TypeError) as error:
         raise OptionError(f"{call}'checkpoint_device': {device!r}}}): no torch device ({error}).") from error
-    return Keep(checkpoints, device, graph, lean=lean)
+    size = _memory(memory, call)
+    if size != "states" and not (checkpoints is None and device is None):
+        other = "checkpoints" if checkpoints is not None else "checkpoint_device"
+        raise OptionError(
+            f"{call}'memory': {memory!r}, {other!r}: ...}}): each says what is kept, and where. Leave out 'memory' for "
+            f"states alone, or leave out {other!r}."
+        )
+    return Keep(checkpoints, device, graph, lean=lean, memory=size)
+
+
+_UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+
+
+def _memory(memory: Any, call: str) -> Any:
+    """``"states"``, ``"graphs"``, or a number of bytes."""
+    if memory in ("states", "graphs") or (type(memory) is int and memory > 0):
+        return memory
+    size = re.fullmatch(r"(\d+(?:\.\d*)?) ?([KMG]?i?B)", memory, re.IGNORECASE) if isinstance(memory, str) else None
+    if size is not None and (count := int(float(size[1]) * _UNITS[size[2].upper()])) > 0:
+        return count
+    raise OptionError(
+        f"{call}'memory': {memory!r}}}): must be 'states', 'graphs', or a size, such as '2 GiB', '500 MB', or a number "
+        "of bytes."
+    )
 
 
 def with_parameters(
     solve: Any,
     given: Sequence[Tensor],
-    own: Callable[[Any], Iterable[Tensor]],
     adjoint_params: Iterable[Tensor] | None,
     spelling: str = "adjoint_params=(...)",
     since: int | None = None,
 ) -> tuple[Any, list[Tensor]]:
     """A ``Solve``, and what it is differentiated in besides what it is given: ``adjoint_params``, or all func uses.
 
-    Each once, and only those that require a gradient. ``own``: the parameters of a module, which func may use later on.
-    ``spelling``, of the argument they are passed in, words a refusal. ``since``: the place in the order of nodes where
-    the call began, if the host has evaluated anything before.
+    Each once, and only those that require a gradient. ``spelling``, of the argument they are passed in, words a
+    refusal. ``since``: the place in the order of nodes where the call began, if the host has evaluated anything before.
     """
     named = None if adjoint_params is None else _named(solve, adjoint_params, spelling)
     if not torch.is_grad_enabled() or transforms_active():
         return solve, []
     func = solve.user_func
-    inside, since = Inside(), place_in_order() if since is None else since
-    surroundings = Surroundings(given[0].device, func)
-    _check_sharding(solve.call, surroundings.module)
-    before = surroundings.side.note()
+    inside, surroundings = Inside(), Surroundings(given[0].device, func)
+    _check_sharding(solve.call, surroundings.modules)
+    note = surroundings.side.note()
     with surroundings.looked_at():
         used = tensors_used(solve.around(inside).evaluated, given, since, inside, surroundings.side)
-    own_ones = own(func) if isinstance(func, torch.nn.Module) else ()
-    held = Held(func).tensors
-    near = [*held, *surroundings.module.parameters()]
-    params = parameters_used(used, given, own_ones, near, named)
+    check_stored(func, used.stored)
+    if used.needs_graph:
+        solve = solve.around(with_graph)
+    own = surroundings.parameters
+    held = Held(func)
+    near = [*held.tensors, *own]
+    params = parameters_used(used, given, own if isinstance(func, torch.nn.Module) else (), near, named)
+    if named is None:
+        with surroundings.looked_at(), kept(held.snapshots):
+            params += used_later(near, params, lambda: solve.integrate(*(x.detach() for x in given)))
     if named:
         _tell_missed(solve, [x for x in used.tensors if not is_one_of(x, params)], spelling)
-    if used.differentiates:
-        solve = solve.around(differentiating)
-    kept, first = ([x for x in xs if is_one_of(x, params)] for xs in (used.kept, used.first))
-    call = solve.call._replace(named=named is not None)
-    solve = dataclasses.replace(solve, held_before=held, used_first=first, kept_tensors=kept, call=call)
-    if used.value is not None and not same(before, used.after):
+    kept_ones, first = ([x for x in xs if is_one_of(x, params)] for xs in (used.kept, used.first))
+    before = Before(surroundings, held, first, kept_ones)
+    solve = dataclasses.replace(solve, before=before, call=solve.call._replace(named=named is not None))
+    if used.value is not None and not same(note, used.after):
         solve = solve.beginning_with(First(given[0].detach().clone(), used.value, used.after))
     return solve, params
 
 
-def _check_sharding(call: Call, module: torch.nn.Module) -> None:
-    if any(map(gathers_parameters, module.modules())):
+def _check_sharding(call: Call, modules: Iterable[torch.nn.Module]) -> None:
+    if any(map(gathers_parameters, set(map(type, modules)))):
         raise GradientError(
             f"{call}: {call.func} is sharded by FSDP, or a part of it is, which gathers its parameters for "
             "each evaluation and reduces their gradients after it, as often as it is evaluated. Wrap the model that "

@@ -10,8 +10,7 @@ from torch import Tensor
 
 from steptape._errors import OptionError, UnsupportedError
 from steptape.compat import _torchsde as host
-from steptape.compat._torch import between_graphs, transforms_active
-from steptape.torch._autograd.looks import place_in_order
+from steptape.compat._torch import between_graphs, place_in_order, transforms_active
 from steptape.torch._hosts.torchsde import SdeSolve
 from steptape.torch._options import changed, keep_of, tell, with_parameters
 from steptape.torch._seminorm import with_seminorm
@@ -66,9 +65,11 @@ def sdeint_adjoint(
         adjoint_method: ``"aca"``, or one of the host's methods.
         adjoint_adaptive, adjoint_rtol, adjoint_atol: without effect with ``"aca"``, which solves nothing backward, as
             the host's adjoint options; a ``SteptapeWarning`` says so once.
-        adjoint_options: with ``"aca"``, any of ``"checkpoints"`` (int: keep at most so many states, take the steps
-            between them again, and ask ``bm`` for their increments again; None, the default, keeps all, and the
-            increments) and ``"checkpoint_device"`` (keep them on another device, such as ``"cpu"``).
+        adjoint_options: with ``"aca"``, any of ``"memory"`` (``"states"``, the default, or ``"graphs"``: the graph of
+            each accepted step as well, which the solve builds and the backward pass pulls once and frees, so that
+            nothing is evaluated twice; not with the next two), ``"checkpoints"`` (int: keep at most so many states,
+            take the steps between them again, and ask ``bm`` for their increments again; None, the default, keeps all,
+            and the increments) and ``"checkpoint_device"`` (keep them on another device, such as ``"cpu"``).
         adjoint_params: the tensors besides ``y0`` and ``extra_solver_state`` to differentiate with respect to, and no
             others: ``()`` for none. By default every tensor that the first step uses and that requires a gradient, be
             it a leaf or computed before the solve or by that step, and the parameters of an sde that is a
@@ -87,7 +88,8 @@ def sdeint_adjoint(
         Held between forward and backward: one state and one increment per accepted step (those of its two halves if
         ``adaptive``), with the Lévy areas where the method uses them; or ``checkpoints`` states and a few numbers per
         increment; besides the solution itself. A state of ``reversible_heun`` has its drift and diffusion with it. The
-        backward pass adds the graph of one step.
+        backward pass adds the graph of one step. With ``{"memory": "graphs"}`` the graphs of all accepted steps are
+        held, as by back-propagation; not where hooks act on saved tensors, or a parameter was computed from another.
 
     Supports:
         Every method of the host, with each kind of noise it takes, on fixed and adaptive steps; every Brownian object;
@@ -171,7 +173,7 @@ def sdeint_adjoint(
     extras = None if extra_solver_state is None else len(extra_solver_state)
     solve = SdeSolve(sde, user_sde, bm, ts, method, settings, keep, extras)
     given = (y0, *(extra_solver_state or ()))
-    solve, params = with_parameters(solve, given, torch.nn.Module.parameters, adjoint_params, since=since)
+    solve, params = with_parameters(solve, given, adjoint_params, since=since)
     ys, *after = recorded(solve, *given, *params)
     return host.parse_return(y0, ys, tuple(after), extra, logqp)
 
@@ -202,6 +204,12 @@ def _keep_of(adjoint_options: dict[str, Any] | None) -> Keep:
         raise UnsupportedError(
             "sdeint_adjoint(..., adjoint_method='aca', adjoint_options={'graph': 'stage'}): a step of an SDE solver is "
             "replayed as a whole. Leave out 'graph'."
+        )
+    if not isinstance(keep.memory, str):
+        raise UnsupportedError(
+            f"sdeint_adjoint(..., adjoint_method='aca', adjoint_options={{'memory': {keep.memory}}}): a size, of a "
+            "tape of which the increments are the most. Use 'memory': 'graphs' or 'states', or 'checkpoints', which "
+            "asks the Brownian object for them again."
         )
     return keep
 

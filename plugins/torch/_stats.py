@@ -16,6 +16,7 @@ from steptape.compat._torch import transforms_active
 from steptape.torch._autograd.surroundings import Surroundings
 from steptape.torch._hosts.base import Solve
 from steptape.torch._replay.function import run
+from steptape.torch._tape.graphs import Graphs
 from steptape.torch._tape.tape import Tape
 
 
@@ -26,9 +27,9 @@ class SolveStats:
     ``method``: the solver. ``accepted_steps``, ``rejected_steps``: its tries. ``evaluations_forward``,
     ``evaluations_backward``: calls of func, or of an sde's methods (f, g, g_prod, ...), each of which counts as one.
     ``states_kept``: the states on the tape, that of ``y0`` included, and five for each step's dense output.
-    ``bytes_held``: what the tape holds from the forward to the backward pass, beyond the inputs and the solution; 0
-    where no gradient is asked for. ``seconds_forward``, ``seconds_backward``: wall time; a GPU's work is waited for.
-    ``backward_passes``: how many there were so far.
+    ``bytes_held``: what the tape and kept graphs hold from the forward to the backward pass, beyond the inputs and the
+    solution; 0 where no gradient is asked for. ``seconds_forward``, ``seconds_backward``: wall time; a GPU's work is
+    waited for. ``backward_passes``: how many there were so far.
     """
 
     method: str
@@ -114,10 +115,12 @@ class _Meter:
 
     def __init__(self, solve: Solve, device: torch.device):
         self.stats = SolveStats(solve.method)
-        self._solve = solve.around(self._counted)
+        counted: Any = solve.around(self._counted)
+        self._solve = dataclasses.replace(counted, keep=dataclasses.replace(solve.keep, counts=True))
         self._device = device
         self._forward = True
         self._held: list[Tensor] = []
+        self._in_graphs: set[tuple[int, int]] = set()
         self._began = 0.0
 
     def __getattr__(self, name: str) -> Any:
@@ -129,15 +132,18 @@ class _Meter:
         self._held = []
         return results
 
-    def record(self, *arguments: Any) -> tuple[tuple[Tensor, ...], Tape]:
+    def record(
+        self, given: Sequence[Tensor], surroundings: Surroundings, graphs: Graphs | None = None
+    ) -> tuple[tuple[Tensor, ...], Tape]:
         """The solve's own record."""
         began = self._now()
-        results, tape = self._solve.record(*arguments)
+        results, tape = self._solve.record(given, surroundings, graphs)
         stats = self.stats
         stats.seconds_forward = self._now() - began
         stats.accepted_steps, stats.rejected_steps = tape.length, tape.rejected
         stats.states_kept = len(tape.states) + sum(map(len, getattr(tape, "interpolants", ())))
         self._held = tape.held()
+        self._in_graphs = graphs.ledger.storages if graphs and graphs.ledger else set()
         return results, tape
 
     def finish(self, results: Sequence[Tensor], inputs: Sequence[Tensor]) -> None:
@@ -148,7 +154,7 @@ class _Meter:
         if solution.grad_fn is None or not held:
             return
         own = {_memory(x) for x in (*inputs, *results)}
-        self.stats.bytes_held = sum(size for _, size in {_memory(x) for x in held} - own)
+        self.stats.bytes_held = sum(size for _, size in ({_memory(x) for x in held} | self._in_graphs) - own)
         solution.grad_fn.register_prehook(self._begin_backward)
         solution.grad_fn.register_hook(self._end_backward)
 

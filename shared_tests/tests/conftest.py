@@ -5,7 +5,9 @@ worker has had more after some two thousand tests, and XLA aborted.
 
 What is marked ``full`` is of ``nox -s full``, and runs by default nowhere. ``by_default(where=...)`` on a test of a
 product of parameters says of which of them it runs by default; ``by_default(every=k)``: where the places of the values
-sum to a multiple of k, so that each value still meets some of the others. The rest is ``full``.
+sum to a multiple of k, so that each value still meets some of the others. The rest is ``full``; with
+``rest="elsewhere"`` another test of the default ones, or of the full, holds the same, and it runs only where one file
+has to hold all: in ``nox -s minimums`` and ``nox -s matrix``.
 """
 
 import gc
@@ -25,13 +27,13 @@ gc.set_threshold(100_000, 20, 50)
 
 
 def pytest_itemcollected(item):
-    """Mark as ``full`` what a test's ``by_default`` leaves out."""
+    """Mark as ``full``, or as the test says, what its ``by_default`` leaves out."""
     for mark in item.iter_markers("by_default"):
         every, where = mark.kwargs.get("every", 1), mark.kwargs.get("where", lambda: True)
         given = {name: item.callspec.params[name] for name in inspect.signature(where).parameters}
         places = [_place(product, item.callspec.params) for product in item.iter_markers("parametrize")]
         if sum(places) % every or not where(**given):
-            item.add_marker("full")
+            item.add_marker(mark.kwargs.get("rest", "full"))
 
 
 def _place(product, given):

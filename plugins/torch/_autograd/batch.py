@@ -25,7 +25,7 @@ class BatchParameters(Parameters):
     def _taken(
         self, ends: Sequence[Tensor], cotangents: Sequence[Tensor], inputs: Sequence[Tensor]
     ) -> list[Tensor | None]:
-        return _pulled(ends, cotangents, inputs)
+        return _pulled(ends, cotangents, inputs, keep_graph=self.retains)
 
     def taken_with_graph(
         self, ends: Sequence[Tensor], cotangents: Sequence[Tensor], inputs: Sequence[Tensor]

@@ -15,11 +15,11 @@ from steptape.torch._autograd.surroundings import Note, Restored, Surroundings
 
 
 class Stage(NamedTuple):
-    """One evaluation slope = f(t, y) and the graph that leads to it."""
+    """One evaluation slope = f(t, y) and the graph that leads to it; ``slope``: or that graph's end alone."""
 
     t: Tensor
     y: Tensor
-    slope: Tensor
+    slope: Any
 
 
 class Field:
@@ -78,9 +78,17 @@ class Field:
 
     def pull(self, stage: Stage, cotangent: Tensor) -> tuple[Tensor, Tensor | None]:
         """The cotangents of the stage's y and t, if wanted, from a flat one of its slope."""
-        inputs = (stage.y, stage.t) if self._in_time else (stage.y,)
-        in_y, *in_t = self.parameters.pull([(stage.slope, cotangent)], inputs)
-        return in_y, in_t[0] if in_t else None
+        cotangent = cotangent.view((*self.parameters.batch, *stage.y.shape))
+        if not self._in_time:
+            return self.parameters.pull_one(stage.slope, cotangent, (stage.y,))[0], None
+        in_y, in_t = self.parameters.pull_one(stage.slope, cotangent, (stage.y, stage.t))
+        return in_y, in_t
+
+    def check_kept(self, stage: Stage) -> None:
+        """The same as of a stage that is evaluated, of one whose graph was kept."""
+        if self._looks:
+            with torch.enable_grad():
+                self.check(stage.slope, stage.t, stage.y)
 
     def look_again(self) -> None:
         """Look at what the next evaluation depends on: func may use other tensors than before."""

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from steptape._errors import GradientError
-from steptape.compat._torch import pull, uncompiled
+from steptape.compat._torch import add_each, pull, uncompiled
 
 # A node of a graph and the place of one of its outputs: which tensor it is.
 Edge = tuple[Any, int]
@@ -45,10 +45,13 @@ class Parameters:
     cotangent ends there. ``replaced``: those that have one. ``needed``: which are to have a gradient, all by default;
     the others get none. ``rough``: whether func computes with them in less precision than the state's, as under
     autocast. ``used_first``: those that the first evaluation of the solve used. ``batch``: the leading dimensions of
-    cotangents, none where they come one at a time.
+    cotangents, none where they come one at a time. ``retains``: whether graphs are kept for another backward pass.
+    ``solve``: what the leaves are known by of the graphs that the solve itself built.
     """
 
     batch: tuple[int, ...] = ()
+    retains = False
+    solve = object()
 
     def __init__(
         self,
@@ -63,7 +66,7 @@ class Parameters:
         self.replaced = [p for p in params if leads_to(p, params)]
         self._exchange(_leaf)
         self.cotangents = [self.zeros(p) for p in self.params]
-        self._used = [False] * len(params)
+        self._used: set[int] = set()
         self._pulled = False
 
     def _exchange(self, stand_in: Callable[[Tensor], Tensor]) -> None:
@@ -93,7 +96,7 @@ class Parameters:
     def taken(
         self, ends: Sequence[Tensor], cotangents: Sequence[Tensor], inputs: Sequence[Tensor]
     ) -> Sequence[Tensor | None]:
-        """The cotangents of ``inputs`` that need one, none added up; frees the graph."""
+        """The cotangents of ``inputs`` that need one, none added up; frees the graph unless it is retained."""
         if not self._left_out:
             return self._taken(ends, cotangents, inputs)
         wanted = [x for x in inputs if id(x) not in self._left_out]
@@ -103,7 +106,7 @@ class Parameters:
     def _taken(
         self, ends: Sequence[Tensor], cotangents: Sequence[Tensor], inputs: Sequence[Tensor]
     ) -> Sequence[Tensor | None]:
-        return pull(ends, cotangents, inputs)
+        return pull(ends, cotangents, inputs, self.retains)
 
     def taken_with_graph(
         self, ends: Sequence[Tensor], cotangents: Sequence[Tensor], inputs: Sequence[Tensor]
@@ -120,41 +123,69 @@ class Parameters:
         if not pairs:
             return [self.zeros(x) for x in inputs]
         ends, cotangents = zip(*pairs, strict=True)
+        return self._added(ends, cotangents, inputs)
+
+    def pull_one(self, end: Any, cotangent: Tensor, inputs: Sequence[Tensor]) -> list[Tensor]:
+        """The same of one output, or of the end of its graph."""
+        if not end.requires_grad:
+            return [self.zeros(x) for x in inputs]
+        return self._added((end,), (cotangent,), inputs)
+
+    def _added(self, ends: Sequence[Tensor], cotangents: Sequence[Tensor], inputs: Sequence[Tensor]) -> list[Tensor]:
         with shared_graphs_refused(self.call):
             grads = self.taken(ends, cotangents, (*inputs, *self.params))
-        self.use(grads[len(inputs) :])
-        for total, grad in zip(self.cotangents, grads[len(inputs) :], strict=True):
-            if grad is not None:
-                total.add_(grad)
+        shares: Any = grads[len(inputs) :]
+        found = [i for i, grad in enumerate(shares) if grad is not None]
+        if len(found) < len(shares):
+            totals, shares = [self.cotangents[i] for i in found], [shares[i] for i in found]
+        else:
+            totals = self.cotangents
+        if found:
+            add_each(totals, shares)
+        self._pulled = True
+        self._used.update(found)
         return [self.zeros(x) if grad is None else grad for x, grad in zip(inputs, grads, strict=False)]
 
     def use(self, grads: Sequence[Tensor | None]) -> None:
         """Note which of the parameters an evaluation depends on, by their shares in its gradient."""
         self._pulled = True
-        if not all(self._used):
-            self._used = [used or grad is not None for used, grad in zip(self._used, grads, strict=True)]
+        self._used.update(i for i, grad in enumerate(grads) if grad is not None)
 
     @property
     def found(self) -> list[Tensor | None]:
         """The cotangents, but for those of parameters that no evaluation used: None, as by back-propagation."""
         if not self._pulled:
             return [*self.cotangents]
-        return [total if used else None for total, used in zip(self.cotangents, self._used, strict=True)]
+        return [total if i in self._used else None for i, total in enumerate(self.cotangents)]
 
 
-@contextmanager
-def shared_graphs_refused(call: Call) -> Iterator[None]:
+class shared_graphs_refused:  # noqa: N801
     """A block in which a graph that is used a second time is an error in words of ours."""
-    try:
-        yield
-    except RuntimeError as error:
-        if isinstance(error, GradientError) or "a second time" not in str(error):
-            raise
-        raise GradientError(
-            f"{call}: {call.func} uses a tensor that was computed before this evaluation, and that its first one "
-            "neither used nor computed. Evaluations cannot share its graph. Compute it in each of them; or before the "
-            "solve, and name it: adjoint_params=(*func.parameters(), x, ...)."
-        ) from error
+
+    __slots__ = ("_call",)
+
+    def __init__(self, call: Call):
+        self._call = call
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if not isinstance(error, RuntimeError) or isinstance(error, GradientError):
+            return
+        call = self._call
+        if "a second time" in str(error):
+            raise GradientError(
+                f"{call}: {call.func} uses a tensor that was computed before this evaluation, and that its first one "
+                "neither used nor computed. Evaluations cannot share its graph. Compute it in each of them; or before "
+                "the solve, and name it: adjoint_params=(*func.parameters(), x, ...)."
+            ) from error
+        if "modified by an inplace operation" in str(error):
+            raise GradientError(
+                f"{call}: a tensor that {call.func} uses has been modified by an inplace operation since its graph was "
+                f"built. Let {call.func} make a new tensor of it instead; or, of an ODE, have one graph at a time by "
+                "adjoint_options={'graph': 'stage'} without 'memory'."
+            ) from error
 
 
 def is_one_of(x: Tensor, tensors: Iterable[Tensor]) -> bool:

@@ -1,96 +1,69 @@
 """What func refers to, as the solve left it: a replay finds it so, whatever has been put in its place since.
 
-A closure over a loop's variable, an attribute that is set for each solve, a cache that is cleared: between the passes
-they come to hold other values, and back-propagation does not mind, since its graph holds the old ones.
+A closure over a loop's variable, an attribute that is set for each solve, a cache that is cleared, a hook that is
+removed: between the passes they come to hold other values, and back-propagation does not mind, since its graph holds
+the old ones.
 """
 
 from __future__ import annotations
 
-import threading
-from collections import OrderedDict, defaultdict
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from itertools import islice
-from types import CellType, FunctionType
-from typing import Any, NamedTuple
+from types import FunctionType
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from steptape.compat._torch import PARAMETRIZE
-from steptape.torch._autograd.modules import DEPTH, LONG, parts_of
+from steptape.torch._autograd.modules import DEPTH, LONG, all_of, parts_of, slots_of
+from steptape.torch._autograd.snapshot import DICTIONARIES, Snapshot, held_by
 
-_MISSING = object()
-_OF_TORCH = frozenset(vars(torch.nn.Module())) - {"training"}
-_LOCK = threading.RLock()
-# Others may load what they hold when it is asked for.
-_DICTIONARIES = (dict, OrderedDict, defaultdict)
+_OF_TORCH = frozenset(vars(torch.nn.Module()))
+_CHANGING = ("_modules", "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 # Of what holds more, the rest is left as it is.
 _MANY = 2000
 
 
-class _Place(NamedTuple):
-    """Where a value is held: a cell, or a key of a dictionary or an index of a list."""
-
-    holder: Any
-    key: Any
-    value: Any
-
-    def now(self) -> Any:
-        try:
-            return self.holder.cell_contents if isinstance(self.holder, CellType) else self.holder[self.key]
-        except (ValueError, LookupError):
-            return _MISSING
-
-    def put(self, value: Any) -> None:
-        if isinstance(self.holder, CellType):
-            self.holder.cell_contents = value
-        elif isinstance(self.holder, list):
-            if value is not _MISSING and self.key < len(self.holder):
-                self.holder[self.key] = value
-        elif value is not _MISSING:
-            self.holder[self.key] = value
-        else:
-            self.holder.pop(self.key, None)
-
-
 class Held:
-    """All of it as it is now; ``tensors``: those among it."""
+    """All of it as it is now; ``tensors``: those among it that are no parameters."""
 
     def __init__(self, func: Any):
-        self._places: list[_Place] = []
+        self._snapshots: list[Snapshot] = []
+        # Of most layers all hooks.
+        self._empty: list[dict[Any, Any]] = []
         self.tensors: list[Tensor] = []
         self._seen: set[int] = set()
         self._left = _MANY
         self._walk(func, DEPTH)
         if PARAMETRIZE["_cache_enabled"]:
-            self._places += [_Place(PARAMETRIZE, name, PARAMETRIZE[name]) for name in ("_cache", "_cache_enabled")]
+            self._note(PARAMETRIZE, ("_cache", "_cache_enabled"), 0)
 
-    @contextmanager
-    def given_back(self) -> Iterator[None]:
-        """A block in which it is so again; whole numbers that are counted on in it are counted on after it."""
-        if all(_same(place.now(), place.value) for place in self._places):
-            yield
+    def let_go(self, tensors: Sequence[Tensor]) -> None:
+        """Hold some tensors no longer, nor what has one of them; and note no tensors."""
+        self.tensors = []
+        if not tensors:
             return
-        with _LOCK:
-            changed = [(place, now) for place in self._places if not _same(now := place.now(), place.value)]
-            try:
-                for place, _ in changed:
-                    place.put(place.value)
-                yield
-            finally:
-                for place, now in changed:
-                    place.put(_counted_on(place, now))
+        those = set(map(id, tensors))
+        gone = {id(x) for one in self._snapshots for x in one.values.values() if _has_one_of(x, those, DEPTH)}
+        self._snapshots = [one for one in self._snapshots if id(one.holder) not in gone]
+        for one in self._snapshots:
+            for key in [key for key, x in one.values.items() if id(x) in gone]:
+                del one.values[key]
 
-    @contextmanager
-    def kept(self) -> Iterator[None]:
-        """A block after which it is so again."""
-        try:
-            yield
-        finally:
-            for place in self._places:
-                if not _same(place.now(), place.value):
-                    place.put(place.value)
+    def clear(self) -> None:
+        """Hold nothing."""
+        self.tensors, self._snapshots, self._empty = [], [], []
+
+    @property
+    def snapshots(self) -> list[Snapshot]:
+        """All of it but for what was empty and still is."""
+        return [*self._snapshots, *(Snapshot(one, {}, 0) for one in self._empty if one)]
+
+    @property
+    def holds(self) -> bool:
+        """Whether func still refers to all of it, and to nothing else."""
+        return not any(self._empty) and all(one.holds for one in self._snapshots)
 
     def _walk(self, holder: Any, depth: int) -> None:
         self._left -= 1
@@ -99,56 +72,87 @@ class Held:
         if isinstance(holder, Tensor):
             self.tensors.append(holder)
         elif isinstance(holder, torch.nn.Module):
-            for module in islice(holder.modules(), self._left):
-                self._note(vars(module), (name for name in vars(module) if name not in _OF_TORCH), depth)
+            for module in all_of([holder])[: self._left]:
+                self._note_module(module, depth)
         elif depth:
             self._seen.add(id(holder))
-            if isinstance(holder, FunctionType):
-                self._note(holder.__globals__, (x for x in holder.__code__.co_names if x in holder.__globals__), 0)
-                for cell in holder.__closure__ or ():
-                    self._note_one(_Place(cell, None, _MISSING), depth)
-            elif type(holder) is list:
-                # Of a list, which may be a log, what has a gradient alone.
-                self._note(holder, [i for i, x in enumerate(holder[:LONG]) if _has_gradient(x)], depth)
-            elif type(holder) in _DICTIONARIES:
-                self._note(holder, list(islice(holder, LONG)), depth)
-            elif hasattr(holder, "__dict__") and not isinstance(holder, type):
-                self._note(vars(holder), list(vars(holder)), depth)
+            self._note_parts(holder, depth)
             for part in parts_of(holder):
                 self._walk(part, depth - 1)
 
-    def _note(self, holder: Any, keys: Any, depth: int) -> None:
-        for key in keys:
-            self._note_one(_Place(holder, key, _MISSING), depth)
+    def _note_module(self, module: torch.nn.Module, depth: int) -> None:
+        self._seen.add(id(module))
+        attributes = vars(module)
+        self._snapshots.append(Snapshot.of(attributes))
+        for one in (attributes[name] for name in _CHANGING if type(attributes.get(name)) in DICTIONARIES):
+            self._snapshots.append(Snapshot.of(one)) if one else self._empty.append(one)
+        self._note_class(type(module))
+        for name, value in attributes.items():
+            if name not in _OF_TORCH:
+                self._look(value, depth)
 
-    def _note_one(self, place: _Place, depth: int) -> None:
+    def _note_parts(self, holder: Any, depth: int) -> None:
+        if isinstance(holder, FunctionType):
+            self._note(holder.__globals__, (x for x in holder.__code__.co_names if x in holder.__globals__), 0)
+            for cell in holder.__closure__ or ():
+                self._note(cell, (None,), depth)
+        elif type(holder) is list:
+            # Of a list, which may be a log, what has a gradient alone.
+            self._note(holder, [i for i, x in enumerate(holder[:LONG]) if _has_gradient(x)], depth, len(holder))
+        elif type(holder) in DICTIONARIES:
+            self._note(holder, list(islice(holder, LONG)), depth, len(holder))
+        elif not isinstance(holder, type):
+            self._note_class(type(holder))
+            self._note(holder, slots_of(holder), depth)
+            if hasattr(holder, "__dict__"):
+                self._snapshots.append(Snapshot.of(vars(holder)))
+                for value in self._snapshots[-1].values.values():
+                    self._look(value, depth)
+
+    def _note_class(self, kind: type) -> None:
+        """What a class of the user's holds for all its objects."""
+        for one in kind.__mro__:
+            if one.__module__.partition(".")[0] in ("torch", "builtins"):
+                return
+            if id(one) not in self._seen:
+                self._seen.add(id(one))
+                self._note(one, [name for name, x in vars(one).items() if _is_data(name, x)], 0)
+
+    def _note(self, holder: Any, keys: Iterable[Any], depth: int, size: int | None = None) -> None:
+        values = {key: held_by(holder, key) for key in keys}
+        if values or size is not None:
+            self._snapshots.append(Snapshot(holder, values, size))
+        for value in values.values():
+            self._look(value, depth)
+
+    def _look(self, value: Any, depth: int) -> None:
         self._left -= 1
         if self._left < 0:
             return
-        value = place.now()
-        self._places.append(place._replace(value=value))
         if isinstance(value, Tensor):
             self.tensors.append(value)
-        elif type(value) not in (list, tuple, *_DICTIONARIES):
+        elif type(value) not in (list, tuple, *DICTIONARIES):
             return
         elif depth > 1:
             self._walk(value, depth - 1)
         else:
             entries = value.items() if isinstance(value, dict) else enumerate(value)
-            found = [(key, x) for key, x in islice(entries, LONG) if isinstance(x, Tensor)]
-            self.tensors += [x for _, x in found]
+            found = {key: x for key, x in islice(entries, LONG) if isinstance(x, Tensor)}
+            self.tensors += found.values()
             if not isinstance(value, tuple):
-                self._places += [_Place(value, key, x) for key, x in found if _has_gradient(x)]
+                with_gradients = {key: x for key, x in found.items() if _has_gradient(x)}
+                self._snapshots.append(Snapshot(value, with_gradients, len(value)))
+
+
+def _has_one_of(holder: Any, tensors: set[int], depth: int) -> bool:
+    if isinstance(holder, (Tensor, torch.nn.Module)) or not depth:
+        return id(holder) in tensors
+    return any(_has_one_of(part, tensors, depth - 1) for part in parts_of(holder))
 
 
 def _has_gradient(x: Any) -> bool:
     return isinstance(x, Tensor) and x.requires_grad
 
 
-def _same(a: Any, b: Any) -> bool:
-    return a is b or (type(a) is type(b) and isinstance(a, (bool, int, float, str)) and a == b)
-
-
-def _counted_on(place: _Place, now: Any) -> Any:
-    after = place.now()
-    return now + (after - place.value) if all(type(x) is int for x in (after, now, place.value)) else now
+def _is_data(name: str, x: Any) -> bool:
+    return not name.startswith("__") and not callable(x) and not hasattr(type(x), "__get__")

@@ -8,7 +8,14 @@ from typing import Any, NoReturn
 from torch import Tensor
 
 from steptape._errors import GradientError
-from steptape.torch._autograd.graph import Parameters, edges_from, leaf_at, place_of
+from steptape.torch._autograd.graph import Call, Parameters, edges_from, leaf_at, place_of
+
+
+def leaf_of(solve: object, x: Tensor) -> Tensor:
+    """What a graph starts from that is kept in a solve, known for it: no other graph may lead there."""
+    leaf: Any = x.detach().requires_grad_()
+    leaf.of_solve = solve
+    return leaf
 
 
 def is_looked_at(n: int, steps: int) -> bool:
@@ -42,6 +49,8 @@ class LeafCheck:
         unknown = self._unknown(outputs, known)
         if first:
             self._check_first()
+        if any(getattr(x, "of_solve", None) is parameters.solve for x in unknown):
+            _refuse_history(parameters.call)
         # As many as were made for themselves before.
         if parameters.call.named or len(unknown) <= self._passing:
             return
@@ -70,6 +79,14 @@ class LeafCheck:
         for x in self._parameters.used_first:
             if place_of(x) not in self._reached:
                 _refuse_forgotten(x, self._parameters)
+
+
+def _refuse_history(call: Call) -> NoReturn:
+    raise GradientError(
+        f"{call}: an evaluation of {call.func} uses what an earlier one was given or computed from it, and kept. The "
+        f"gradient in that would be lost. Let {call.func} compute it in each evaluation; or detach() what it keeps, if "
+        "that needs no gradient."
+    )
 
 
 def _refuse_unknown(unknown: Sequence[Tensor], parameters: Parameters) -> NoReturn:

@@ -10,13 +10,15 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from steptape.compat._torch import OperationMode, running_node, sequence_number, uncompiled
-from steptape.torch._autograd.graph import Edge, edges_from, is_one_of, leaf_at, tensors_of
+from steptape.compat._torch import OperationMode, place_in_order, running_node, sequence_number, uncompiled
+from steptape.torch._autograd.graph import Edge, edges_from, leaf_at, tensors_of
 from steptape.torch._autograd.surroundings import SideState
 
 # The n-th evaluation of a solve, of what it is given.
 Evaluate = Callable[..., Any]
-_DERIVATIVES = (torch.autograd.grad, torch.autograd.backward, Tensor.backward)
+_NEED_GRAPHS = frozenset(
+    (torch.autograd.grad, torch.autograd.backward, Tensor.backward, Tensor.register_hook, Tensor.retain_grad)
+)
 
 
 class Inside:
@@ -34,30 +36,30 @@ class Inside:
             self.depth -= 1
 
 
-def place_in_order() -> int:
-    """The place of the next node of a graph in the order in which this thread makes them."""
-    with torch.enable_grad():
-        return sequence_number(torch.ones((), requires_grad=True).clone().grad_fn)
-
-
 class Seen(NamedTuple):
-    """What one evaluation used, whether it ``left_something`` that it computed, and whether it differentiates."""
+    """What one evaluation used, what it computed and ``left`` somewhere, and whether it ``needs_graph``.
+
+    ``began``: its place in the order of nodes. ``stores_state``: whether it left what it was given.
+    """
 
     used: list[Tensor]
-    left_something: bool
-    differentiates: bool
+    left: list[Tensor]
+    stores_state: bool
+    needs_graph: bool
     value: Tensor | None
+    began: int
 
 
 def look(evaluate: Evaluate, n: int, given: Sequence[Tensor], inside: Inside, side: SideState) -> Seen:
     """By calls, which takes least time, and where they do not show all, as in scripted modules, by operations."""
     before = side.note()
-    seen = _seen(evaluate, n, given, _Calls(inside))
+    calls = _Calls(inside)
+    seen = _seen(evaluate, n, given, calls)
     if seen is None:
         side.set(before)
         seen = _seen(evaluate, n, given, Operations(inside))
-    assert seen is not None
-    return seen
+        assert seen is not None
+    return seen._replace(needs_graph=seen.needs_graph or calls.needs_graph)
 
 
 def _seen(evaluate: Evaluate, n: int, given: Sequence[Tensor], noted: _Calls | Operations) -> Seen | None:
@@ -84,14 +86,16 @@ def _seen(evaluate: Evaluate, n: int, given: Sequence[Tensor], noted: _Calls | O
     ends = _ends(outputs, outside, 0 if noted.sees_all else began)
     if ends is None:
         return None
-    ends = [x for x in ends if not is_one_of(x, apart)]
+    own = set(map(id, apart))
+    ends = [x for x in ends if id(x) not in own]
     used, leaves = [x for x in ends if not x.is_leaf], [weakref.ref(x) for x in ends if x.is_leaf]
+    state = weakref.ref(apart[0])
     # What the evaluation made for itself goes with its graph, leaves as well.
     del outputs, outside, apart, ends, x
     noted.entered.clear()
     used += [x for x in (leaf() for leaf in leaves) if x is not None]
-    left = any(x is not None and x.grad_fn is not None for x in (ref() for ref in made))
-    return Seen(used, left, noted.differentiated, value)
+    left = [x for x in (ref() for ref in made) if x is not None and x.grad_fn is not None]
+    return Seen(used, left, state() is not None, noted.needs_graph, value, began)
 
 
 def _ends(outputs: Sequence[Tensor], outside: dict[Edge, Tensor], began: int) -> list[Tensor] | None:
@@ -109,17 +113,32 @@ def _ends(outputs: Sequence[Tensor], outside: dict[Edge, Tensor], began: int) ->
     return ends
 
 
+class Noticed(TorchFunctionMode):
+    """Which of some tensors, by identity, enter an operation in a block: those ``found``."""
+
+    def __init__(self, tensors: dict[int, Tensor]):
+        super().__init__()
+        self._waiting, self.found = dict(tensors), list[Tensor]()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if self._waiting:
+            entered = {id(x) for x in tensors_of((args, kwargs))}
+            self.found += [self._waiting.pop(key) for key in entered & self._waiting.keys()]
+        return func(*args, **kwargs)
+
+
 class _Noted:
     """What is noted in a block: the tensors that ``entered`` and require a gradient, and which were made in it.
 
-    ``differentiated``: whether func took derivatives.
+    ``needs_graph``: whether func took derivatives, or put hooks on what it computes.
     """
 
     def __init__(self, inside: Inside) -> None:
         super().__init__()
         self._inside = inside
         self.entered: list[Tensor] = []
-        self.differentiated = False
+        self.needs_graph = False
         self._made: set[int] = set()
 
     def _enter(self, args: Iterable[Any]) -> None:
@@ -144,8 +163,8 @@ class _Calls(_Noted, TorchFunctionMode):
         return id(x) in self._made
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in _DERIVATIVES and self._inside.depth:
-            self.differentiated = True
+        if func in _NEED_GRAPHS and self._inside.depth:
+            self.needs_graph = True
         self._enter(args)
         if not kwargs:
             return self._make(func(*args))
@@ -172,5 +191,5 @@ class Operations(_Noted, OperationMode):
         self._enter(args)
         self.all_entered.update(map(id, tensors_of(args)))
         if self._inside.depth and running_node() is not self._around:
-            self.differentiated = True
+            self.needs_graph = True
         return self._make(run())

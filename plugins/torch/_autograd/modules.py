@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from types import FunctionType, MethodType, ModuleType
 from typing import Any
@@ -20,8 +20,20 @@ def modules_of(func: Any) -> list[torch.nn.Module]:
     if isinstance(func, torch.nn.Module):
         return [func]
     found = {id(module): module for module in _reached(func, DEPTH, set())}
-    inner = {id(part) for module in found.values() for part in module.modules() if part is not module}
+    inner = {id(part) for module in found.values() for part in all_of([module])[1:]}
     return [module for key, module in found.items() if key not in inner]
+
+
+def all_of(modules: Iterable[torch.nn.Module]) -> list[torch.nn.Module]:
+    """Modules and all that they consist of, each once; in less time than ``modules()`` takes."""
+    found: dict[int, torch.nn.Module] = {}
+    waiting = [*modules]
+    while waiting:
+        module = waiting.pop()
+        if id(module) not in found:
+            found[id(module)] = module
+            waiting += [part for part in module._modules.values() if part is not None]
+    return [*found.values()]
 
 
 def _reached(holder: Any, depth: int, seen: set[int]) -> Iterator[torch.nn.Module]:
@@ -54,5 +66,15 @@ def parts_of(holder: Any) -> Iterator[Any]:
         yield from holder[:LONG]
     elif isinstance(holder, dict):
         yield from islice(holder.values(), LONG)
-    elif not isinstance(holder, (torch.Tensor, type, ModuleType)) and hasattr(holder, "__dict__"):
-        yield from vars(holder).values()
+    elif not isinstance(holder, (torch.Tensor, type, ModuleType)):
+        yield from (getattr(holder, name) for name in slots_of(holder))
+        yield from getattr(holder, "__dict__", {}).values()
+
+
+def slots_of(holder: Any) -> list[str]:
+    """The names of what an object holds besides its dictionary."""
+    if type(holder).__module__ == "builtins":
+        return []
+    slots = [getattr(kind, "__slots__", ()) for kind in type(holder).__mro__]
+    names = [name for some in slots for name in ((some,) if isinstance(some, str) else some)]
+    return [name for name in names if name not in ("__dict__", "__weakref__") and hasattr(holder, name)]

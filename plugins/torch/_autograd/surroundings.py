@@ -8,39 +8,45 @@ the rest. Rejected tries have changed it too, which is why each step has notes o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from itertools import chain
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from steptape.compat._torch_hooks import hooks_passed_by
+from steptape.torch._autograd.graph import is_one_of
 from steptape.torch._autograd.held import Held
-from steptape.torch._autograd.modules import modules_of
+from steptape.torch._autograd.modules import all_of, modules_of
+from steptape.torch._autograd.snapshot import Snapshot, given_back, kept
 
-T = TypeVar("T")
 Note = tuple[Tensor, ...]
 
 
 class Surroundings:
     """All of it as it is when a solve of ``func`` begins; ``side``: what evaluations change; ``autocast``: if so.
 
-    ``module``: that of func, or one that has all of them.
+    ``modules``: all of func's, and of those.
     """
 
     def __init__(self, device: torch.device, func: Any = None):
-        modules = modules_of(func)
-        self.module = module = modules[0] if len(modules) == 1 else torch.nn.ModuleList(modules)
-        self.side = SideState(device, module)
-        self._lent = _LentTensors(module)
+        self.modules = all_of(modules_of(func))
+        self.side = SideState(device, [x for module in self.modules for x in module._buffers.values() if x is not None])
+        holders = [one for module in self.modules for one in (module._parameters, module._buffers)]
+        # Those of a scripted module are no dictionaries, and cannot be lent others.
+        self._lent = [Snapshot.of(one) for one in holders if one and isinstance(one, dict)]
         self._func = func
         self._held: Held | None = None
         self._device = device
         self.autocast = torch.is_autocast_enabled(device.type)
         self._dtype = torch.get_autocast_dtype(device.type)
         self._cached = torch.is_autocast_cache_enabled()
+
+    @property
+    def parameters(self) -> list[Tensor]:
+        """Of all modules; a lazy one has them once it is evaluated."""
+        return [x for module in self.modules for x in module._parameters.values() if x is not None]
 
     def around_func(self) -> AbstractContextManager[Any]:
         """A context, inside that of ``replayed``, with the autocast state that func ran under."""
@@ -54,7 +60,7 @@ class Surroundings:
 
         Autocast keeps no copies of weights in it, which the solve would use again.
         """
-        with self.side.kept(), self._held.kept() if self._held else nullcontext():
+        with self.side.kept(), kept(self._held.snapshots if self._held else ()):
             if not self.autocast:
                 yield
                 return
@@ -78,23 +84,34 @@ class Surroundings:
             finally:
                 _require_gradients(frozen, False)
 
-    def hold(self, before: Sequence[Tensor]) -> list[Tensor]:
+    def hold(self, before: Held, params: Sequence[Tensor]) -> list[Tensor]:
         """Take what func refers to now for what the solve left; the tensors that are new, and have no history.
 
-        ``before``: those that it referred to.
+        ``before``: what it referred to before the solve, of which nothing is held any more. Nor is what was computed
+        elsewhere than the ``params``: an earlier solve's solution would hold that solve, and so on.
         """
-        self._held = Held(self._func)
-        known = set(map(id, before))
+        known = set(map(id, before.tensors))
+        held = before if before.holds else Held(self._func)
+        tensors = held.tensors
+        held.let_go([x for x in tensors if x.grad_fn is not None and not is_one_of(x, params)])
+        if held is not before:
+            before.clear()
+        self._held = held
         return [
             x
-            for x in self._held.tensors
+            for x in tensors
             if id(x) not in known and not x.requires_grad and (x.is_floating_point() or x.is_complex())
         ]
 
-    def with_lent_tensors(self, run: Callable[[], T]) -> T:
-        """``run()`` while func has the tensors that it had in the solve, and what else it referred to."""
-        with self._held.given_back() if self._held else nullcontext():
-            return self._lent.given_back(run)
+    def let_go(self) -> None:
+        """After the last backward pass, what func referred to is not held."""
+        if self._held is not None:
+            self._held.clear()
+        self._held = None
+
+    def as_solved(self) -> AbstractContextManager[None]:
+        """A block in which func has the tensors that it had in the solve, and what else it referred to after it."""
+        return given_back([*self._lent, *(self._held.snapshots if self._held else ())])
 
 
 def _require_gradients(params: Sequence[Tensor], required: bool) -> None:
@@ -102,50 +119,21 @@ def _require_gradients(params: Sequence[Tensor], required: bool) -> None:
         p.requires_grad_(required)
 
 
-class _LentTensors:
-    """The parameters and buffers of a module, as they are now."""
-
-    def __init__(self, module: torch.nn.Module):
-        self._module = module
-        self._tensors = self._now()
-
-    def _now(self) -> dict[str, Tensor]:
-        return dict(chain(self._module.named_parameters(), self._module.named_buffers()))
-
-    def given_back(self, run: Callable[[], T]) -> T:
-        now = self._now()
-        if all(now.get(name) is x for name, x in self._tensors.items()):
-            return run()
-        around = _Around(self._module, run)
-        return torch.func.functional_call(around, {f"module.{name}": x for name, x in self._tensors.items()}, ())
-
-
-class _Around(torch.nn.Module):
-    """A call for ``functional_call`` to make, with a module whose tensors it is to replace."""
-
-    def __init__(self, module: torch.nn.Module, run: Callable[[], Any]):
-        super().__init__()
-        self.module, self._run = module, run
-
-    def forward(self) -> Any:
-        return self._run()
-
-
 class SideState:
-    """The default generators of the CPU and of the state's ``device``, and the buffers of a module."""
+    """The default generators of the CPU and of the state's ``device``, and the ``buffers`` of modules."""
 
-    def __init__(self, device: torch.device, module: torch.nn.Module):
+    def __init__(self, device: torch.device, buffers: Iterable[Tensor]):
         self._generators = [torch.default_generator]
         if device.type == "cuda":
             self._generators.append(torch.cuda.default_generators[device.index or 0])
-        self._buffers = list(module.buffers())
+        self.buffers = list({id(x): x for x in buffers}.values())
         self._versions: list[int] = []
         self._values: list[Tensor] = []
 
     def note(self) -> Note:
         """The state now; buffers that have not changed since the last note share its copies."""
-        if self._versions != (versions := [buffer._version for buffer in self._buffers]):
-            self._versions, self._values = versions, [buffer.detach().clone() for buffer in self._buffers]
+        if self._versions != (versions := [buffer._version for buffer in self.buffers]):
+            self._versions, self._values = versions, [buffer.detach().clone() for buffer in self.buffers]
         return (*(generator.get_state() for generator in self._generators), *self._values)
 
     def set(self, note: Note) -> None:
@@ -153,10 +141,10 @@ class SideState:
         count = len(self._generators)
         for generator, state in zip(self._generators, note[:count], strict=True):
             generator.set_state(state)
-        for buffer, value in zip(self._buffers, note[count:], strict=True):
+        for buffer, value in zip(self.buffers, note[count:], strict=True):
             # Not a change that autograd is to see: the graphs of earlier evaluations do not read what follows.
             buffer.data.copy_(value)
-        self._versions, self._values = [buffer._version for buffer in self._buffers], list(note[count:])
+        self._versions, self._values = [buffer._version for buffer in self.buffers], list(note[count:])
 
     @contextmanager
     def kept(self) -> Iterator[None]:

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from steptape._errors import GradientError
-from steptape.compat._torch import sequence_number, uncompiled
+from steptape.compat._torch import is_freed, sequence_number, uncompiled
 from steptape.torch._autograd.graph import Call, is_one_of, leads_to, place_of, places_from, tensors_of
-from steptape.torch._autograd.looks import Evaluate, Inside, Operations, look
+from steptape.torch._autograd.looks import Evaluate, Inside, Noticed, Operations, look
 from steptape.torch._autograd.surroundings import Note, SideState
 
 # Each parameter that is not used takes time in each pull.
@@ -28,32 +28,38 @@ class Used(NamedTuple):
     """The ``tensors`` that func uses; of them those that its ``first`` evaluation does, what it keeps being kept, and
     those that it has ``kept`` for the next ones.
 
-    ``differentiates``: whether it takes derivatives inside, for which it needs a graph. ``value``: of the first
-    evaluation, and ``after``: what func changes besides, after it.
+    ``needs_graph``: whether it takes derivatives inside, or puts hooks on what it computes. ``value``: of the first
+    evaluation, and ``after``: what func changes besides, after it. ``stored``: whether func still holds some of what it
+    was given or has computed, for someone else than its next evaluations.
     """
 
     tensors: list[Tensor]
     first: list[Tensor]
     kept: list[Tensor]
-    differentiates: bool
+    needs_graph: bool
     value: Tensor | None
     after: Note
+    stored: bool
 
 
-def tensors_used(evaluate: Evaluate, given: Sequence[Tensor], since: int, inside: Inside, side: SideState) -> Used:
+def tensors_used(
+    evaluate: Evaluate, given: Sequence[Tensor], since: int | None, inside: Inside, side: SideState
+) -> Used:
     """The leaves, and the tensors computed before, that ``evaluate(0, *given)`` depends on other than by ``given``.
 
     ``evaluate(1, *given)``: another one, that uses what the first one may have kept; ``since``: the place in the order
-    of nodes after which the host may have evaluated for itself; ``inside``: what encloses func in the evaluations.
+    of nodes after which the host has evaluated for itself, if so; ``inside``: what encloses func in the evaluations.
     """
     looks = [look(evaluate, 0, given, inside, side)]
     after = side.note()
-    if looks[0].left_something:
+    if looks[0].left:
         looks += [look(evaluate, n, given, inside, side) for n in (0, 1)]
     used = list({id(x): x for look in looks for x in look.used}.values())
+    since = looks[0].began if since is None else since
     kept = [x for x in used if x.grad_fn is not None and sequence_number(x.grad_fn) >= since]
     first = looks[min(1, len(looks) - 1)].used
-    return Used(used, first, kept, looks[0].differentiates, looks[0].value, after)
+    stored = any(look.stores_state or any(not is_one_of(x, used) for x in look.left) for look in looks)
+    return Used(used, first, kept, looks[0].needs_graph, looks[0].value, after, stored)
 
 
 def parameters_used(
@@ -83,15 +89,26 @@ def parameters_used(
 
     more = [x for x in own if x.requires_grad and not is_source(x)]
     params = list({id(x): x for x in (*more, *found)}.values())
-    if len(near) > _FEW:
-        # Outputs of one operation, such as the knots of a spline, go together.
-        nodes = {x.grad_fn for x in before}
-        near = [x for x in near if x.grad_fn in nodes]
+    # Outputs of one operation, such as the knots of a spline, go together.
+    nodes = {x.grad_fn for x in before}
+    near = [x for x in near if (len(near) <= _FEW if x.grad_fn is None else x.grad_fn in nodes)]
     return params + [
-        x
-        for x in {id(x): x for x in near if x.requires_grad}.values()
-        if not is_one_of(x, params) and not is_source(x) and not leads_to(x, params)
+        x for x in {id(x): x for x in near if x.requires_grad}.values() if not is_one_of(x, params) and not is_source(x)
     ]
+
+
+def used_later(near: Sequence[Tensor], params: Sequence[Tensor], solve: Callable[[], Any]) -> list[Tensor]:
+    """Of tensors ``near`` that were computed before, and are no ``params`` yet, those that func uses in the solve.
+
+    An earlier solve's solution is such a tensor too, which func's object may have kept: were it a parameter that is not
+    used, a backward pass would run through the graph of that solve again. So the solve is taken once to see.
+    """
+    late = {id(x): x for x in near if x.grad_fn is not None and not is_one_of(x, params) and not is_freed(x.grad_fn)}
+    if not late:
+        return []
+    with torch.no_grad(), uncompiled(), Noticed(late) as noticed:
+        solve()
+    return noticed.found
 
 
 class First:
@@ -111,8 +128,8 @@ class First:
         return self._value
 
 
-def differentiating(evaluate: Callable[[], Any]) -> Any:
-    """An evaluation that takes derivatives inside, with the graph that it needs where none is asked for."""
+def with_graph(evaluate: Callable[[], Any]) -> Any:
+    """An evaluation of a func that needs a graph, where none is asked for."""
     if torch.is_grad_enabled():
         return evaluate()
     with torch.enable_grad():

@@ -9,9 +9,11 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from steptape.torch._autograd.graph import Call, Parameters
+from steptape.torch._autograd.held import Held
 from steptape.torch._autograd.surroundings import Surroundings
 from steptape.torch._hosts.tableau import Tableau
 from steptape.torch._tape.checkpoints import Keep
+from steptape.torch._tape.graphs import Graphs
 from steptape.torch._tape.tape import State, Tape
 
 
@@ -51,16 +53,33 @@ class HostSteps(abc.ABC):
     def take(self, n: int, state: Sequence[Tensor], times: Sequence[Tensor], outputs: slice) -> tuple[State, State]:
         """The state at the end of step n, and y at each of the outputs inside it."""
 
+    def inside(self, n: int, y0: Tensor, y1: Tensor, outputs: slice) -> State:
+        """y at each of the outputs inside step n, where that takes its ends alone."""
+        raise NotImplementedError
+
     @abc.abstractmethod
     def place(self, cotangents: Timeline, n: int, outputs: slice, in_times: Sequence[Tensor]) -> None:
         """Put the cotangents of ``times`` where they belong in those of the timeline."""
+
+
+class Before(NamedTuple):
+    """What is known of func before a solve: what it has around it and what it refers to, which it ``held``.
+
+    And of the parameters those that the first evaluation used, and those that it computed and ``kept`` for the others.
+    """
+
+    surroundings: Surroundings
+    held: Held
+    used_first: Sequence[Tensor]
+    kept: Sequence[Tensor]
 
 
 class Solve(abc.ABC):
     """One call of a host's function in its normal form, without the tensors that may need gradients.
 
     These are given in one order: y0, ``given`` of them in all, and then the parameters. ``user_func``: func as the user
-    passed it. ``back``: what makes the backward pass of a tape; None: its replay. ``method``: the name of the solver.
+    passed it. ``before``: where a gradient is asked for. ``back``: what makes the backward pass of a tape; None: its
+    replay. ``method``: the name of the solver.
     """
 
     call: Call
@@ -71,12 +90,7 @@ class Solve(abc.ABC):
     given: int
     # Tensors of the call besides those it is given, which are the user's own.
     others: tuple[Tensor, ...] = ()
-    # The tensors that func referred to before the solve.
-    held_before: Sequence[Tensor] = ()
-    # Of the parameters those that the first evaluation used.
-    used_first: Sequence[Tensor] = ()
-    # Those that the first evaluation computed, and kept for the others.
-    kept_tensors: Sequence[Tensor] = ()
+    before: Before | None = None
     # Whether func is told of each step: it may compute otherwise from then on, and a replay does not tell it.
     has_callbacks: bool = False
     # How many of the results, the last ones, have no gradient; the others are the solution and its state at the end.
@@ -87,8 +101,10 @@ class Solve(abc.ABC):
         """Run the host's solver as it is: the solution, (len(t), *y0.shape), and what else it returns."""
 
     @abc.abstractmethod
-    def record(self, given: Sequence[Tensor], surroundings: Surroundings) -> tuple[tuple[Tensor, ...], Tape]:
-        """The same, and the tape of its accepted steps."""
+    def record(
+        self, given: Sequence[Tensor], surroundings: Surroundings, graphs: Graphs | None = None
+    ) -> tuple[tuple[Tensor, ...], Tape]:
+        """The same, and the tape of its accepted steps; ``graphs``: what is to keep those of the steps."""
 
     @abc.abstractmethod
     def evaluated(self, n: int, *given: Tensor) -> Any:

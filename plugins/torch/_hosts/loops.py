@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from steptape.compat import _torchdiffeq as host
+from steptape.compat._torch import plainly
 from steptape.torch._hosts.lean import ROUNDED, LeanLoop
 from steptape.torch._hosts.recorder import AdaptiveRecorder
 
@@ -52,9 +53,10 @@ def _tried(solver: Any) -> bool:
 
 
 @functools.lru_cache
+@plainly
 def same_as_host(solver_class: Any, of_state: torch.dtype, of_times: torch.dtype, device: torch.device) -> bool:
     """Whether the lean loop does on a small problem what the host's does, to the bit."""
-    with torch.no_grad(), torch.autocast(device.type, enabled=False):
+    with torch.autocast(device.type, enabled=False):
         y0 = torch.linspace(0.3, 2.0, 15, device=device).view(3, 5).to(of_state)
         t = torch.tensor([0.125, 0.3, 0.6, 1.9], device=device, dtype=y0.real.dtype)
         try:

@@ -11,26 +11,34 @@ from torch import Tensor
 from steptape.compat import _torchdiffeq as host
 from steptape.torch._autograd.surroundings import Note, SideState, same, shared
 from steptape.torch._tape.checkpoints import Keep, KeptStates
+from steptape.torch._tape.graphs import Evaluation, Graphs
 from steptape.torch._tape.tape import State
 
 
 class Clock:
-    """func as the host evaluates it in the end, noting when: its arithmetic rounds times in ways of its own."""
+    """func as the host evaluates it in the end, noting when: its arithmetic rounds times in ways of its own.
 
-    def __init__(self, func: Any):
-        self._func = func
-        self.times: list[Tensor] = []
+    ``graphs``: what keeps the graphs of evaluations, if any are kept.
+    """
+
+    def __init__(self, func: Any, graphs: Graphs | None):
+        self._func, self._graphs = func, graphs
+        self.noted: list[Evaluation] = []
         self.evaluated = False
 
     def __call__(self, t: Tensor, y: Tensor) -> Tensor:
-        self.times.append(t)
         self.evaluated = True
-        return self._func(t, y)
+        if self._graphs is None:
+            self.noted.append(Evaluation(t))
+            return self._func(t, y)
+        slope, evaluation = self._graphs.evaluate(self._func, t, y)
+        self.noted.append(evaluation)
+        return slope
 
-    def restarted(self, times: list[Tensor]) -> list[Tensor]:
-        """Go on noting in another list, which is ``times`` so far."""
-        self.times = times
-        return times
+    def restarted(self, noted: list[Evaluation]) -> list[Evaluation]:
+        """Go on noting in another list, which is ``noted`` so far."""
+        self.noted = noted
+        return noted
 
 
 class Recorder:
@@ -43,18 +51,19 @@ class Recorder:
     they are handed in.
     """
 
-    def __init__(self, func: Any, keep: Keep, side: SideState):
-        self._func = func
-        self.clock = Clock(host.without_sides(func))
+    def __init__(self, func: Any, keep: Keep, side: SideState, graphs: Graphs | None = None):
+        self._func, self._graphs = func, graphs
+        self.clock = Clock(host.without_sides(func), graphs)
         self._evaluate = host.with_sides(self.clock)
         self._side = side
         self._device = keep.device
-        self.kept = KeptStates(keep)
+        self.kept = KeptStates(keep, graphs)
         self._start = self._evaluation = side.note()
         self._after_first: Note | None = None
         self.starts: list[Tensor] = []
         self.sizes: list[Tensor] = []
         self.times: list[list[Tensor]] = []
+        self._latest_step: list[Evaluation] = []
         self.cut: list[bool] = []
         self.rejected = 0
         self._notes: list[tuple[Note, ...]] = []
@@ -96,31 +105,51 @@ class Recorder:
         self.interpolants.append(piece if self._device is None else piece.to(self._device))
 
     def _take(
-        self, t: Tensor, state: State, h: Tensor, times: list[Tensor], notes: tuple[Note, ...], cut: bool = False
+        self, t: Tensor, state: State, h: Tensor, noted: list[Evaluation], notes: tuple[Note, ...], cut: bool = False
     ) -> None:
+        self._close()
+        self._latest_step = noted
         self.kept.offer(len(self.starts), state)
         self.starts.append(t)
         self.sizes.append(h)
-        self.times.append(times)
         self.cut.append(cut)
         if self._notes:
             # Where nothing changes, one note serves all steps.
             last = self._notes[-1]
             notes = last if same(last[-1], notes[-1]) else tuple(shared(note, last[-1]) for note in notes)
+            if notes is not last:
+                self.kept.count(x for note in (*self._notes[0], *notes) for x in note)
         self._notes.append(notes)
+
+    def finish(self) -> None:
+        """After the solve."""
+        self._close()
+        self.clock.restarted([])
+        self.kept.count(x for notes in self.notes for note in notes for x in note)
+
+    def _close(self) -> None:
+        """Once a step has been taken, note when it was evaluated, and keep its graphs."""
+        step = len(self.times)
+        if step == len(self.starts):
+            return
+        noted, self._latest_step = self._latest_step, []
+        self.times.append([evaluation.t for evaluation in noted])
+        self.kept.spend(sum(x.element_size() for x in (*self.times[-1], self.starts[-1], self.sizes[-1])))
+        if self._graphs is not None and all(evaluation.stage is not None for evaluation in noted):
+            self._graphs.keep(step, noted)
 
 
 class AdaptiveRecorder(Recorder):
     """The same where tries may be rejected. ``carries_slopes``: whether a state needs its first slope."""
 
-    def __init__(self, func: Any, keep: Keep, side: SideState, carries_slopes: bool):
-        super().__init__(func, keep, side)
+    def __init__(self, func: Any, keep: Keep, side: SideState, graphs: Graphs | None, carries_slopes: bool):
+        super().__init__(func, keep, side, graphs)
         self._carries_slopes = carries_slopes
         self._try: tuple[Note, ...] = ()
         self._tried: Tensor | None = None
         self._latest: Tensor | None = None
         self._first: tuple[Tensor, ...] = ()
-        self._stages: list[Tensor] = []
+        self._stages: list[Evaluation] = []
 
     def __call__(self, t: Tensor, y: Tensor, **kwargs: Any) -> Tensor:
         slope = super().__call__(t, y, **kwargs)
@@ -147,7 +176,7 @@ class AdaptiveRecorder(Recorder):
             self._stages = self.clock.restarted(self._stages[:1])
         else:
             # That slope's own time: of the first step the solve's first evaluation.
-            latest = self.clock.times
+            latest = self.clock.noted
             self._stages = self.clock.restarted(latest[-1:] if self.starts else latest[:1])
         # Until a step is accepted, its first slope stays as it is; that of the first step is the solve's first one.
         first = self._try[0] if self._try else self._evaluation if self.starts else self._start
@@ -159,12 +188,19 @@ class AdaptiveRecorder(Recorder):
         self._take(t, (y, *self._first), h, self._stages[:], self._try, cut=h is not self._tried)
         self._first = self._try = ()
 
+    def finish(self) -> None:
+        super().finish()
+        self._stages = []
+
 
 class HostStepRecorder(Recorder):
     """The same for a solver whose steps may start from the slopes of earlier ones as well."""
 
-    def __init__(self, func: Any, keep: Keep, side: SideState, solver: Any):
-        super().__init__(func, keep, side)
+    def __init__(self, func: Any, keep: Keep, side: SideState, graphs: Graphs | None, solver: Any):
+        super().__init__(func, keep, side, graphs)
+        # Its steps share slopes with others, by graphs of several evaluations.
+        self.clock = Clock(host.without_sides(func), None)
+        self._evaluate = host.with_sides(self.clock)
         self._solver = solver
         self._moved: dict[int, tuple[Tensor, Tensor]] = {}
 

@@ -11,11 +11,13 @@ import torch
 from torch import Tensor
 
 from steptape.compat import _torchdiffeq as host
+from steptape.compat._torch import plainly
 from steptape.compat._unsupported import unsupported
 from steptape.torch._autograd.surroundings import SideState
 from steptape.torch._hosts.recorder import AdaptiveRecorder, HostStepRecorder, Recorder
 from steptape.torch._hosts.tableau import Tableau, adaptive_tableau, fixed_grid_tableau
 from steptape.torch._tape.checkpoints import Keep
+from steptape.torch._tape.graphs import Graphs
 from steptape.torch._tape.tape import State
 
 
@@ -31,8 +33,8 @@ class Scheme(abc.ABC):
         self.tableau = tableau
 
     @abc.abstractmethod
-    def recorder(self, func: Any, keep: Keep, side: SideState, solver: Any) -> Recorder:
-        """What ``solver`` is to integrate in place of ``func``."""
+    def recorder(self, func: Any, keep: Keep, side: SideState, solver: Any, graphs: Graphs | None = None) -> Recorder:
+        """What ``solver`` is to integrate in place of ``func``; ``graphs``: what keeps those of evaluations."""
 
     def points_dtype(self, t: Tensor, y0: Tensor, options: dict[str, Any]) -> torch.dtype:
         """The dtype in which steps end at points."""
@@ -75,8 +77,8 @@ class Adaptive(Scheme):
     point_names = ("step_t", "jump_t")
     tableau: Tableau
 
-    def recorder(self, func: Any, keep: Keep, side: SideState, solver: Any) -> Recorder:
-        return AdaptiveRecorder(func, keep, side, carries_slopes=not self.tableau.last_at_end)
+    def recorder(self, func: Any, keep: Keep, side: SideState, solver: Any, graphs: Graphs | None = None) -> Recorder:
+        return AdaptiveRecorder(func, keep, side, graphs, carries_slopes=not self.tableau.last_at_end)
 
     def points_dtype(self, t: Tensor, y0: Tensor, options: dict[str, Any]) -> torch.dtype:
         return torch.promote_types(options.get("dtype", torch.float64), y0.real.dtype)
@@ -94,8 +96,8 @@ class FixedGrid(Scheme):
     hands_on = False
     tableau: Tableau
 
-    def recorder(self, func: Any, keep: Keep, side: SideState, solver: Any) -> Recorder:
-        return Recorder(func, keep, side)
+    def recorder(self, func: Any, keep: Keep, side: SideState, solver: Any, graphs: Graphs | None = None) -> Recorder:
+        return Recorder(func, keep, side, graphs)
 
     def sizes_and_positions(self, sizes: Tensor, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         if len(self.tableau.dense) > 1:
@@ -113,8 +115,8 @@ class HostStep(Scheme):
         super().__init__(None)
         self._interp = interp
 
-    def recorder(self, func: Any, keep: Keep, side: SideState, solver: Any) -> Recorder:
-        return HostStepRecorder(func, keep, side, solver)
+    def recorder(self, func: Any, keep: Keep, side: SideState, solver: Any, graphs: Graphs | None = None) -> Recorder:
+        return HostStepRecorder(func, keep, side, graphs, solver)
 
     def vector_field(self, func: Any) -> Any:
         """func as the host's own step calls it."""
@@ -141,6 +143,7 @@ def _still_at_ends(positions: Tensor) -> Tensor:
 
 
 @functools.lru_cache
+@plainly
 def scheme_of(solver_class: Any, interp: str = "linear") -> Scheme | None:
     """How a solver class of torchdiffeq is replayed, or None if it cannot be."""
     name = host.FIXED_GRID_NAMES.get(solver_class)

@@ -15,13 +15,14 @@ from steptape.compat import _torchdiffeq as host
 from steptape.torch._autograd.field import Field
 from steptape.torch._autograd.graph import Call, Parameters
 from steptape.torch._autograd.surroundings import SideState, Surroundings
-from steptape.torch._hosts.base import HostSteps, Solve, Timeline
+from steptape.torch._hosts.base import Before, HostSteps, Solve, Timeline
 from steptape.torch._hosts.loops import loop_of
 from steptape.torch._hosts.recorder import Recorder
 from steptape.torch._hosts.scheme import Scheme, scheme_of
 from steptape.torch._hosts.tableau import Tableau
 from steptape.torch._hosts.timeline import timeline_of
 from steptape.torch._tape.checkpoints import Keep
+from steptape.torch._tape.graphs import Graphs
 from steptape.torch._tape.tape import OdeTape, State, fingerprints
 
 
@@ -43,9 +44,7 @@ class OdeSolve(Solve):
     keep: Keep
     event_fn: Any = None
     back: Any = None
-    held_before: Sequence[Tensor] = ()
-    used_first: Sequence[Tensor] = ()
-    kept_tensors: Sequence[Tensor] = ()
+    before: Before | None = None
     first: Callable[..., Tensor] | None = None
     call: Call = Call()  # noqa: RUF009
 
@@ -77,6 +76,12 @@ class OdeSolve(Solve):
             raise UnsupportedError(
                 f"odeint_adjoint(..., method={method!r}, adjoint_method='aca', adjoint_options={{'graph': 'stage'}}): "
                 f"a step of {method!r} is replayed as a whole. Leave out 'graph'."
+            )
+        if scheme.tableau is None and keep.memory == "graphs":
+            raise UnsupportedError(
+                f"odeint_adjoint(..., method={method!r}, adjoint_method='aca', adjoint_options={{'memory': "
+                f"'graphs'}}): a step of {method!r} starts from slopes of earlier ones, or iterates, and is taken "
+                "again from its state. Leave out 'memory', or use an explicit Runge–Kutta method."
             )
         _check_options(options, event_fn)
         dtype = scheme.points_dtype(t, y0, options)
@@ -141,15 +146,18 @@ class OdeSolve(Solve):
         host.attach(solver, self.func, seeks_event=self.event_fn is not None)
         return self._integrated(loop_of(solver, lean=self.keep.lean), t)
 
-    def record(self, given: Sequence[Tensor], surroundings: Surroundings) -> tuple[tuple[Tensor, Tensor], OdeTape]:
+    def record(
+        self, given: Sequence[Tensor], surroundings: Surroundings, graphs: Graphs | None = None
+    ) -> tuple[tuple[Tensor, Tensor], OdeTape]:
         if self.first is not None:
-            return self._begun(self.first, surroundings.side).record(given, surroundings)
+            return self._begun(self.first, surroundings.side).record(given, surroundings, graphs)
         y0, t, points = given
         solver = self.solver(y0)
-        recorder = self.scheme.recorder(self.func, self.keep, surroundings.side, solver)
+        recorder = self.scheme.recorder(self.func, self.keep, surroundings.side, solver, graphs)
         host.attach(solver, recorder, seeks_event=self.event_fn is not None)
         note = recorder.note_interpolant if self.keep.interpolants else None
         solution, end = self._integrated(loop_of(solver, lean=self.keep.lean, note_interpolant=note), t)
+        recorder.finish()
         self._check(recorder, y0, t)
         outputs = t[1:] if self.event_fn is None else end[None]
         return (solution, end.clone()), self._tape(recorder, outputs, points, solution[-1])
@@ -194,7 +202,7 @@ class OdeSolve(Solve):
         return OdeTape(
             length=len(recorder.starts),
             states={n: self.scheme.taped(state, evaluates[n]) for n, state in recorder.kept.states.items()},
-            slots=self.keep.checkpoints,
+            slots=recorder.kept.slots,
             step_of_output=torch.searchsorted(nodes[1:].contiguous(), inside.contiguous()).tolist(),
             fingerprints=fingerprints(recorder.kept.last, end),
             rejected=recorder.rejected,

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
@@ -16,32 +16,35 @@ from steptape.compat import _torchsde as host
 from steptape.compat._unsupported import unsupported
 from steptape.torch._autograd.graph import Call, Parameters
 from steptape.torch._autograd.surroundings import Surroundings, same
-from steptape.torch._hosts.base import HostSteps, Solve, Timeline
+from steptape.torch._hosts.base import Before, HostSteps, Solve, Timeline
 from steptape.torch._hosts.brownian import NotingBrownian, Query, ReplayingBrownian, StillBrownian
 from steptape.torch._hosts.memo import REPEATING, Once
 from steptape.torch._tape.checkpoints import Keep, KeptStates, moved
+from steptape.torch._tape.graphs import Graphs, Piece
 from steptape.torch._tape.tape import SdeStep, SdeTape, State, fingerprints
 
 
 class _Call(NamedTuple):
-    """One call of a solver's step: from the state at t0 to t1, by what it asked of the Brownian object."""
+    """One call of a solver's step: from the state at t0 to t1, by what it asked of the Brownian object, and a graph."""
 
     t0: Tensor
     t1: Tensor
     state: State
     queries: list[Query]
+    piece: Piece | None
 
 
 class SdeRecorder:
     """Stands in for a solver's ``step`` and notes the steps that the host accepts."""
 
-    def __init__(self, solver: Any, noise: NotingBrownian, keep: Keep):
+    def __init__(self, solver: Any, noise: NotingBrownian, keep: Keep, graphs: Graphs | None):
         self._step: Any = solver.step
         self._adaptive = solver.adaptive
         self._noise = noise
         # Under a limit on the states, a query keeps a few entries alone.
         self._answers_to = None if keep.checkpoints is not None else keep.device
-        self.kept = KeptStates(keep)
+        self._graphs = graphs
+        self.kept = KeptStates(keep, graphs)
         self._try: list[_Call] = []
         self.steps: list[SdeStep] = []
         self.queries: list[Query] = []
@@ -51,13 +54,10 @@ class SdeRecorder:
         """The solver's own step, noted."""
         state = (y, *extra)
         versions = [x._version for x in state]
-        after = self._step(t0, t1, y, extra)
+        after, piece = self._taken(t0, t1, state)
         if any(x._version != version for x, version in zip(state, versions, strict=True)):
-            raise UnsupportedError(
-                "sdeint_adjoint(sde, ..., adjoint_method='aca'): sde changed the state y in place, so the replay could "
-                "not start from it again. Make a new tensor of it instead."
-            )
-        call = _Call(t0, t1, state, self._noise.taken())
+            _refuse_changed()
+        call = _Call(t0, t1, state, self._noise.taken(), piece)
         if not self._adaptive:
             self._accept(call)
             return after
@@ -66,12 +66,25 @@ class SdeRecorder:
         self._try.append(call)
         return after
 
+    def _taken(self, t0: Tensor, t1: Tensor, state: State) -> tuple[Any, Piece | None]:
+        if self._graphs is None:
+            return self._step(t0, t1, state[0], state[1:]), None
+        try:
+            (y, *extra), piece = self._graphs.take(functools.partial(self._step, t0, t1), state)
+        except RuntimeError as error:
+            if "a leaf Variable that requires grad" in str(error):
+                _refuse_changed()
+            raise
+        return (y, tuple(extra)), piece
+
     def finish(self) -> None:
         """After the solve: its last try was accepted."""
         if self._try:
             self._decide(accepted=True)
         # The solver holds this object, which must not hold the solver: the states would wait for the garbage collector.
         del self._step
+        if self._graphs is not None:
+            self._graphs.finish()
 
     def _decide(self, accepted: bool) -> None:
         """A try is one whole step, for the error estimate, and two halves; the host goes on from these."""
@@ -88,10 +101,20 @@ class SdeRecorder:
 
     def _accept(self, *calls: _Call) -> None:
         self.kept.offer(len(self.steps), calls[0].state)
+        pieces = [call.piece for call in calls]
+        if self._graphs is not None and None not in pieces:
+            self._graphs.keep(len(self.steps), pieces)
         times = (calls[0].t0, *(call.t1 for call in calls))
         self.steps.append(SdeStep(times, len(self.queries)))
         queries = [query for call in calls for query in call.queries]
         self.queries += [query._replace(answer=moved(query.answer, self._answers_to)) for query in queries]
+
+
+def _refuse_changed() -> NoReturn:
+    raise UnsupportedError(
+        "sdeint_adjoint(sde, ..., adjoint_method='aca'): sde changed the state y in place, so the replay could not "
+        "start from it again. Make a new tensor of it instead."
+    )
 
 
 def _unknown_tries() -> Exception:
@@ -114,9 +137,7 @@ class SdeSolve(Solve):
     settings: dict[str, Any]
     keep: Keep
     extras: int | None
-    held_before: Sequence[Tensor] = ()
-    used_first: Sequence[Tensor] = ()
-    kept_tensors: Sequence[Tensor] = ()
+    before: Before | None = None
     call: Call = Call("sdeint_adjoint", "sde")  # noqa: RUF009
 
     constants = 0
@@ -167,12 +188,14 @@ class SdeSolve(Solve):
         solution, after = solver.integrate(y0, self.ts, tuple(extra))
         return (solution, *after)
 
-    def record(self, given: Sequence[Tensor], surroundings: Surroundings) -> tuple[tuple[Tensor, ...], SdeTape]:
+    def record(
+        self, given: Sequence[Tensor], surroundings: Surroundings, graphs: Graphs | None = None
+    ) -> tuple[tuple[Tensor, ...], SdeTape]:
         side = surroundings.side
         note = side.note()
         noise = NotingBrownian(self.bm, side, self.taped)
         solver = self.solver(self.sde, noise)
-        recorder = SdeRecorder(solver, noise, self.keep)
+        recorder = SdeRecorder(solver, noise, self.keep, graphs)
         solver.step = recorder.step
         solution, *after = self._integrated(solver, given)
         recorder.finish()
@@ -182,7 +205,7 @@ class SdeSolve(Solve):
         tape = SdeTape(
             length=len(recorder.steps),
             states=recorder.kept.states,
-            slots=self.keep.checkpoints,
+            slots=recorder.kept.slots,
             step_of_output=torch.searchsorted(ends, outputs).tolist(),
             fingerprints=fingerprints(recorder.kept.last, solution[-1]),
             rejected=recorder.rejected,
@@ -252,8 +275,12 @@ class _SdeSteps(HostSteps):
                 y, extra = self._solver.step(t0, t1, y, tuple(extra))
                 if self._once is not None:
                     self._once.forget()
-        ends = {"t0": step.times[0], "y0": state[0], "t1": step.times[-1], "y1": y}
-        return (y, *extra), tuple(host.linear_interp(**ends, t=t) for t in self._tape.ts[1:][outputs])
+        return (y, *extra), self.inside(n, state[0], y, outputs)
+
+    def inside(self, n: int, y0: Tensor, y1: Tensor, outputs: slice) -> State:
+        times = self._tape.steps[n].times
+        ends = {"t0": times[0], "y0": y0, "t1": times[-1], "y1": y1}
+        return tuple(host.linear_interp(**ends, t=t) for t in self._tape.ts[1:][outputs])
 
     def place(self, cotangents: Timeline, n: int, outputs: slice, in_times: Sequence[Tensor]) -> None:
         """None do."""

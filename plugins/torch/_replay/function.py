@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from steptape.compat._torch import Batches, transforms_active
+from steptape.compat._torch_graphs import graph_is_retained
 from steptape.torch._autograd.batch import BatchParameters, Unbatchable
 from steptape.torch._autograd.field import Field
 from steptape.torch._autograd.graph import Gate, Parameters
@@ -18,10 +19,12 @@ from steptape.torch._autograd.used import check_kept
 from steptape.torch._hosts.base import Solve, Timeline
 from steptape.torch._replay.checks import check_end, refuse_forward_mode
 from steptape.torch._replay.host_step import HostStepSweep
+from steptape.torch._replay.kept import graphs_of
 from steptape.torch._replay.runge_kutta import RungeKuttaSweep
 from steptape.torch._replay.sweep import Sweep
 from steptape.torch._replay.transforms import solve_in_transforms
 from steptape.torch._replay.unrolled import unrolled
+from steptape.torch._tape.graphs import Graphs
 from steptape.torch._tape.tape import OdeTape, Tape
 
 
@@ -45,12 +48,14 @@ class Replay(torch.autograd.Function):
     def forward(ctx: Any, solve: Solve, *inputs: Tensor) -> tuple[Tensor, ...]:
         # A view of a leaf requires a gradient also where no graph is built, and func may go by that.
         given, params = [x.detach() for x in inputs[: solve.given]], inputs[solve.given :]
-        ctx.surroundings = Surroundings(given[0].device, solve.user_func)
-        results, tape = solve.record(given, ctx.surroundings)
-        new = ctx.surroundings.hold(solve.held_before)
-        if solve.kept_tensors or new:
+        assert solve.before is not None
+        ctx.surroundings, held, _, kept = solve.before
+        ctx.graphs = graphs_of(solve, inputs, ctx.needs_input_grad[1:], ctx.surroundings)
+        results, tape = solve.record(given, ctx.surroundings, ctx.graphs)
+        new = ctx.surroundings.hold(held, params)
+        if (kept or new) and not (ctx.graphs and ctx.graphs.are_of(tape.length)):
             with ctx.surroundings.looked_at():
-                check_kept(solve.kept_tensors, new, solve.evaluated, given, solve.call)
+                check_kept(kept, new, solve.evaluated, given, solve.call)
         # Saved parameters are watched for changes in place, but hooks such as save_on_cpu unpack other objects, and the
         # check of what func depends on goes by identity.
         ctx.solve, ctx.params = solve, params
@@ -76,23 +81,30 @@ class Replay(torch.autograd.Function):
             for x, (shape, dtype, device) in zip(found, ctx.shapes, strict=False)
         ]
         batches = Batches(cotangents)
-        if not batches:
-            return (None, *_pulled(ctx, cotangents))
-        with batches.outside():
-            grads = _pulled_together(ctx, batches.plain, batches.size)
-        return (None, *(None if grad is None else batches.around(grad) for grad in grads))
+        if batches:
+            with batches.outside():
+                grads = _pulled_together(ctx, batches.plain, batches.size)
+            grads = [None if grad is None else batches.around(grad) for grad in grads]
+        else:
+            grads = _pulled(ctx, cotangents)
+        if not graph_is_retained():
+            ctx.surroundings.let_go()
+        return (None, *grads)
 
 
 def _pulled(ctx: Any, cotangents: Sequence[Tensor], size: int | None = None) -> list[Tensor | None]:
     """The cotangents of the inputs as far as they are needed, of a batch of ``size`` if there is one."""
     solve, params, needed, saved = ctx.solve, ctx.params, ctx.needs_input_grad[1:], ctx.saved_tensors
     tape = ctx.tape.refilled(saved[solve.given + len(params) :])
-    about = (params, solve.call, ctx.surroundings.autocast, needed[solve.given :], solve.used_first)
+    about = (params, solve.call, ctx.surroundings.autocast, needed[solve.given :], solve.before.used_first)
     parameters = Parameters(*about) if size is None else BatchParameters(size, *about)
     back = (solve.back or ReplayBack)(solve, ctx.surroundings, tape, saved[: solve.given], parameters, needed)
     pull = back.differentiable if torch.is_grad_enabled() else back.plain
-    with ctx.surroundings.replayed(changed=bool(tape.notes), params=params):
-        grads = ctx.surroundings.with_lent_tensors(lambda: pull(cotangents))
+    if ctx.graphs is not None and pull == back.plain:
+        parameters.retains, parameters.solve = graph_is_retained(), ctx.graphs.solve
+        back.graphs = ctx.graphs if parameters.retains else ctx.graphs.handed_over()
+    with ctx.surroundings.replayed(changed=bool(tape.notes), params=params), ctx.surroundings.as_solved():
+        grads = pull(cotangents)
     return [grad if need else None for grad, need in zip(grads, needed, strict=True)]
 
 
@@ -107,8 +119,10 @@ def _pulled_together(ctx: Any, cotangents: Sequence[Tensor], size: int) -> list[
 class ReplayBack:
     """One backward pass: from the cotangents of what a solve returns to those of its inputs.
 
-    ``needed``: which of these are.
+    ``needed``: which of these are. ``graphs``: of the steps that need not be taken again.
     """
+
+    graphs = Graphs()
 
     def __init__(
         self,
@@ -131,8 +145,8 @@ class ReplayBack:
             leaves = [x.detach().requires_grad_(need) for x, need in zip(self._given, self._needed, strict=False)]
             start, timeline = self._solve.start(self._tape, leaves, self._surroundings)
         sweep = self._sweep(timeline)
-        sweep.checks_all = self._solve.has_callbacks
-        at_start = sweep.run(solution[1:], [torch.zeros_like(solution[0]), *at_end])
+        at_end = [torch.zeros_like(solution[0]), *at_end]
+        at_start = sweep.run(solution[1:], at_end, checks_all=self._solve.has_callbacks)
         at_start[0] = at_start[0] + solution[0]
         # What the solve starts from is given, or made of what is.
         places = {id(x): i for i, x in enumerate(leaves)}
@@ -174,7 +188,11 @@ class ReplayBack:
         solve, tape, y0 = self._solve, self._tape, self._given[0]
         if solve.tableau is None or not isinstance(tape, OdeTape):
             steps = solve.host_steps(tape, timeline, self._given, self._parameters, self._surroundings)
-            return HostStepSweep(steps, tape, timeline, self._parameters, y0.device)
+            return HostStepSweep(steps, tape, timeline, self._parameters, y0.device, self._graphs_for(timeline))
         around, moves = self._surroundings, timeline.moves
         field = Field(solve.vector_field, around, tape.notes, y0.shape, self._parameters, in_time=moves)
-        return RungeKuttaSweep(solve.tableau, tape, timeline, field, y0, whole_steps=solve.keep.graph == "step")
+        whole_steps, graphs = solve.keep.graph == "step", self._graphs_for(timeline)
+        return RungeKuttaSweep(solve.tableau, tape, timeline, field, y0, whole_steps, graphs)
+
+    def _graphs_for(self, timeline: Timeline) -> Graphs:
+        return self.graphs if self.graphs.in_time or not timeline.moves else Graphs()

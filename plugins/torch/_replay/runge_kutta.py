@@ -22,6 +22,7 @@ from steptape.torch._hosts.base import Timeline
 from steptape.torch._hosts.tableau import Tableau
 from steptape.torch._replay.checks import check_end
 from steptape.torch._replay.sweep import Sweep
+from steptape.torch._tape.graphs import Graphs
 from steptape.torch._tape.tape import OdeTape, State, sample
 
 
@@ -43,15 +44,23 @@ class RungeKuttaSweep(Sweep):
     """The sweep over the steps of a tableau.
 
     ``whole_steps``: build the graphs of all stages of a step at once, rather than take each stage twice to have one
-    graph alive at a time.
+    graph alive at a time. ``graphs``: of the steps that need not be taken again.
     """
 
     tape: OdeTape
 
     def __init__(
-        self, tableau: Tableau, tape: OdeTape, timeline: Timeline, field: Field, y0: Tensor, whole_steps: bool
+        self,
+        tableau: Tableau,
+        tape: OdeTape,
+        timeline: Timeline,
+        field: Field,
+        y0: Tensor,
+        whole_steps: bool,
+        graphs: Graphs | None = None,
     ):
         super().__init__(tape, timeline, y0.device, field.parameters.batch)
+        self.graphs = graphs or Graphs()
         self.tableau, self.field, self.whole_steps = tableau, field, whole_steps
         self.times = timeline.stages.detach()
         self.last = tableau.stages - 1
@@ -70,15 +79,16 @@ class RungeKuttaSweep(Sweep):
         self.g = y0.new_zeros(len(self.k), *self.batch, y0.numel()).flatten(1) if self.batch else self.k
         self.slopes = self.k.view(len(self.k), *y0.shape).unbind()
         self.rows = self.g.view(len(self.g), *self.batch, *y0.shape).unbind()
+        self.at_end = self.g[-1]
         a = tableau.rows.to(y0)
         self.by_row = [(self.k[:i].T, a[i, :i]) for i in range(tableau.stages)]
         self.by_column = [(self.g[i + 1 :].T, a[i + 1 :, i].contiguous()) for i in range(tableau.stages)]
         self.to_the_end = (self.k[: self.to_end].T, a[-1, : self.to_end])
 
-    def run(self, at_outputs: Tensor, at_end: list[Tensor]) -> list[Tensor]:
+    def run(self, at_outputs: Tensor, at_end: list[Tensor], checks_all: bool = False) -> list[Tensor]:
         """The same, by flat states and flat batches of them."""
         (y,) = at_end
-        (flat,) = super().run(at_outputs.reshape(len(at_outputs), y.numel()), [y.reshape(-1)])
+        (flat,) = super().run(at_outputs.reshape(len(at_outputs), y.numel()), [y.reshape(-1)], checks_all)
         return [flat.view_as(y)]
 
     def _begun(self, at_end: list[Tensor]) -> _After:
@@ -93,12 +103,17 @@ class RungeKuttaSweep(Sweep):
             self.field.look_again()
         # A last stage at the end of the step is the next step's first, or of use to outputs inside the step alone.
         own = self.to_end if link or not len(mu) else self.last + 1
-        stages = self._slopes(n, state, own, graphs=self.whole_steps)
-        self._check(n, state)
-        if link and own == self.last:
+        kept = self.graphs.take_out(n, self.field.parameters.retains)
+        if kept is None:
+            stages = self._slopes(n, state, own, graphs=self.whole_steps)
+            self._check(n, state)
+        else:
+            stages = [evaluation.stage for evaluation in kept]
+            self.field.check_kept(kept[0].stage)
+        if kept is None and link and own == self.last:
             stages[own] = link.stage
         inside = self.weights[outputs].T @ mu if len(mu) else None
-        self.g[-1] = end
+        self.at_end.copy_(end)
         handed_on = not self.tape.evaluates_first_stage[n]
         for i in range(self.last, handed_on - 1, -1):
             if i == own and not link:
@@ -116,7 +131,8 @@ class RungeKuttaSweep(Sweep):
         left = _Link(self._cotangent(n, 0, inside), stages[0]) if handed_on else None
         if left:
             if self.moves:
-                self._pull_places(n, 0, outputs, mu, left.cotangent, self.k[0])
+                first = self.k[0] if stages[0] is None else stages[0].slope.reshape(-1)
+                self._pull_places(n, 0, outputs, mu, left.cotangent, first)
             self.rows[0].zero_()
         start = self.g.sum(0)
         return _After(start + self.of_start[outputs] @ mu if len(mu) else start, left)
@@ -137,7 +153,7 @@ class RungeKuttaSweep(Sweep):
         """ℓ_i, flat."""
         h = self.sizes[n]
         if inside is None:
-            return torch.addmv(self.g[-1], *self.by_column[i], alpha=h, beta=0)
+            return torch.addmv(self.at_end, *self.by_column[i], alpha=h, beta=0)
         return torch.addmv(inside[i], *self.by_column[i], alpha=h, beta=h)
 
     def advance(self, n: int, state: State) -> State:

@@ -25,25 +25,25 @@ from steptape.torch._tape.tape import State, Tape
 class Sweep(abc.ABC):
     """The backward pass over one tape; ``cotangents``: of its times, once it has run, with the ``batch`` last.
 
-    ``checks_all``: whether the end of each step is held against the next state, and not that of the first and the last
-    two alone.
     ``following``: the state at which the next step starts.
     """
-
-    checks_all = False
 
     def __init__(self, tape: Tape, timeline: Timeline, device: torch.device, batch: tuple[int, ...]):
         self.tape = tape
         self.following: State | None = None
+        self.checks_all = False
         self.moves = timeline.moves
         self.cotangents = Timeline(*[x.new_zeros((*x.shape, *batch)) for x in timeline])
         self._device = device
 
-    def run(self, at_outputs: Tensor, at_end: list[Tensor]) -> list[Tensor]:
+    def run(self, at_outputs: Tensor, at_end: list[Tensor], checks_all: bool = False) -> list[Tensor]:
         """Pull the cotangents of the outputs after the first, and of the state at the end, back to that at the start.
 
         ``at_end``: of y, (*batch, *shape), and of what else has one; ``at_outputs``: (outputs, *batch, *shape).
+        ``checks_all``: whether the end of each step is held against the next state, and not that of the first and the
+        last two alone.
         """
+        self.checks_all = checks_all
         if not self.tape.length:
             # Outputs of a solve without steps are its initial state.
             return [at_end[0] + at_outputs.sum(0), *at_end[1:]]

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from steptape.compat._torch import outside_transforms
 from steptape.torch._autograd.field import Field
 from steptape.torch._autograd.graph import Parameters
 from steptape.torch._autograd.leaves import LeafCheck, is_looked_at
@@ -71,7 +72,8 @@ def _by_tableau(tableau: Tableau, tape: Any, timeline: Timeline, field: Field, y
     sizes = timeline.sizes.to(y0.real.dtype)
     around = sizes[torch.tensor(tape.step_of_output, dtype=torch.long, device=y0.device)]
     weights, _, of_start = (x.to(y0) for x in tableau.weights(timeline.positions, timeline.spans, around))
-    rows = tableau.rows.tolist()
+    with outside_transforms():
+        rows = tableau.rows.tolist()
     ys, y, slope = [y0], y0, None
     for n, h in enumerate(sizes):
         ahead = n + 1 < len(sizes) and not tape.evaluates_first_stage[n + 1]

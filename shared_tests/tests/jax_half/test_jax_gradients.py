@@ -63,15 +63,15 @@ SOLVES = [
     (diffrax.Ralston, "constant"),
     (diffrax.Bosh3, "pid"),
     (diffrax.Tsit5, "pid"),
-    (diffrax.Tsit5, "step_to"),
     (diffrax.Dopri5, "constant"),
     (diffrax.Dopri8, "pid"),
 ]
-# Solvers that other exact tests have too: of transforms, of properties, of checkpoints, and most that follow here.
+# Solvers that other exact tests have too: of transforms, of properties, of checkpoints, most that follow here; and the
+# grid has each with each controller.
 ELSEWHERE = (diffrax.Heun, diffrax.Tsit5, diffrax.Bosh3, diffrax.Dopri5)
 
 
-@pytest.mark.by_default(where=lambda solver: solver not in ELSEWHERE)
+@pytest.mark.by_default(where=lambda solver: solver not in ELSEWHERE, rest="elsewhere")
 @pytest.mark.parametrize(("solver", "controller"), SOLVES, ids=[f"{s.__name__}-{c}" for s, c in SOLVES])
 def test_gradient_equals_the_hosts_for_every_solver_and_controller(solver, controller):
     saveat = diffrax.SaveAt(t0=True, ts=jnp.array([0.1, 0.7, 0.75, 2.0, 2.9]), steps=2)
@@ -102,18 +102,14 @@ def test_several_outputs_with_functions_of_their_own():
     assert_as_host(lambda x, adjoint: solve(x, adjoint, saveat=saveat), inputs())
 
 
-@pytest.mark.parametrize("output", ["ts", "dense", "solver_state"])
-def test_rejected_tries_leave_the_gradient_exact(output):
-    asked: dict[str, Any] = {output: jnp.array([0.2, 1.0, 1.001, 2.9]) if output == "ts" else True}
-    saveat = diffrax.SaveAt(**{"t1": True, **asked})
+def test_rejected_tries_leave_the_gradient_exact():
+    """Of outputs within steps, of the interpolation, and of what the solver carries on."""
+    saveat = diffrax.SaveAt(t1=True, ts=jnp.array([0.2, 1.0, 1.001, 2.9]), dense=True, solver_state=True)
 
     def run(x, adjoint):
         solution = solve(x, adjoint, saveat=saveat)
-        if output == "dense":
-            solution = eqx.tree_at(lambda s: s.ys, solution, jax.vmap(solution.evaluate)(jnp.linspace(0.2, 2.8, 9)))
-        if output == "solver_state":
-            solution = eqx.tree_at(lambda s: s.ys, solution, (solution.ys, solution.solver_state[1]))
-        return solution
+        inside = jax.vmap(solution.evaluate)(jnp.linspace(0.2, 2.8, 9))
+        return eqx.tree_at(lambda s: s.ys, solution, (solution.ys, inside, solution.solver_state[1]))
 
     solution = assert_as_host(run, inputs())
     assert 3 * solution.stats["num_rejected_steps"] > solution.stats["num_accepted_steps"] > 20
@@ -128,15 +124,13 @@ def test_the_first_step_may_be_the_solvers_own_choice():
     assert_as_host(run, x)
 
 
-def test_time_may_run_backwards():
-    x = inputs()._replace(times=jnp.array([2.9, 0.1, -0.3]))
-    saveat = diffrax.SaveAt(ts=jnp.array([2.5, 1.0, 0.1]), steps=True)
-    assert_as_host(lambda x, adjoint: solve(x, adjoint, saveat=saveat), x)
+def test_time_may_run_backwards_and_an_end_at_zero_still_moves_the_last_step():
+    def run(x, adjoint):
+        t0, t1, _ = x.times
+        within = jax.lax.stop_gradient(t0 + jnp.array([0.2, 0.7]) * (t1 - t0))
+        return solve(x, adjoint, saveat=diffrax.SaveAt(ts=jnp.append(within, t1), steps=True))
 
-
-def test_an_end_at_time_zero_still_moves_the_last_step():
-    x = inputs()._replace(times=jnp.array([-1.5, 0.0, 0.8]))
-    assert_as_host(lambda x, adjoint: solve(x, adjoint), x)
+    assert_as_host(run, *(inputs()._replace(times=jnp.array(t)) for t in ([2.9, 0.1, -0.3], [-1.5, 0.0, 0.8])))
 
 
 def test_states_may_be_pytrees():
@@ -222,7 +216,8 @@ def test_jit_of_grad_and_grad_of_jit_agree():
     assert identical(inside, jax.jit(jax.grad(final))(x.y0))
 
 
-@pytest.mark.by_default(where=lambda ours: ours is not OURS)
+# A batch with all its states: the tests of properties.
+@pytest.mark.by_default(where=lambda ours: ours is not OURS, rest="elsewhere")
 @pytest.mark.parametrize("ours", [OURS, AdaptiveCheckpointAdjoint(checkpoints=3)], ids=["all", "checkpoints=3"])
 def test_vmap_equals_a_loop_when_the_elements_take_different_numbers_of_steps(ours):
     x = inputs()
@@ -262,11 +257,6 @@ def _step_size_limit(x, adjoint):
     return solve(x, adjoint, stepsize_controller=pid(dtmax=0.08))
 
 
-def _steps_to_given_times(x, adjoint):
-    times = {"step_ts": jnp.array([1.0, 2.0]), "jump_ts": jnp.array([1.5])}
-    return solve(x, adjoint, stepsize_controller=diffrax.ClipStepSizeController(pid(), **times))
-
-
 def _root_found_event(x, adjoint):
     root_finder: Any = optimistix.Newton(1e-8, 1e-8)
     event = diffrax.Event(lambda t, y, args, **kwargs: y[0] - 0.2, root_finder)
@@ -297,13 +287,12 @@ def _stochastic(x, adjoint):
 
 
 # The grid has limits by default, the tests of properties an implicit solver, those of SDE solvers noise.
-@pytest.mark.by_default(where=lambda run: run not in (_step_size_limit, _implicit, _stochastic))
+@pytest.mark.by_default(where=lambda run: run not in (_step_size_limit, _implicit, _stochastic), rest="elsewhere")
 @pytest.mark.parametrize(
     "run",
     [
         _half_solver,
         _step_size_limit,
-        _steps_to_given_times,
         _root_found_event,
         _event_at_the_end_of_a_step,
         _implicit,
@@ -346,16 +335,14 @@ def test_jumps_at_times_that_do_not_move(solver, times):
     assert solution.stats["num_rejected_steps"] >= 3
 
 
-@pytest.mark.parametrize("which", ["step_ts", "jump_ts"])
-def test_times_to_step_to_may_be_differentiated(which):
-    x = inputs()
-
+def test_times_to_step_to_may_be_differentiated_beside_all_else():
     def run(moving, adjoint):
-        y0, ts = moving
-        controller = diffrax.ClipStepSizeController(pid(), **{which: ts})
-        return solve(x._replace(y0=y0), adjoint, stepsize_controller=controller)
+        x, step_ts, jump_ts = moving
+        controller = diffrax.ClipStepSizeController(pid(), step_ts=step_ts, jump_ts=jump_ts)
+        return solve(x, adjoint, stepsize_controller=controller)
 
-    assert_as_host(run, (x.y0, jnp.array([0.9, 1.7])))
+    # The last one is beyond the end: no step goes there.
+    assert_as_host(run, (inputs(), jnp.array([0.9, 1.7, 5.0]), jnp.array([1.3])))
 
 
 def test_a_solve_that_runs_out_of_steps_has_the_hosts_gradient():

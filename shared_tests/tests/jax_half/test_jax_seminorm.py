@@ -49,12 +49,21 @@ def test_mixed_is_the_larger_of_two_norms():
     assert identical(gradient(SeminormAdjoint())[1], gradient(diffrax.BacksolveAdjoint(stepsize_controller=copied))[1])
 
 
+END, WITHIN = {"t1": True}, {"t0": True, "ts": [0.7, 1.1]}
+# Any two of the values, and by default each.
+SOLVES = [
+    ("mixed", WITHIN, True),
+    ("joint", END, False),
+    ("joint", WITHIN, False),
+    ("joint", END, True),
+    ("mixed", END, False),
+]
+
+
 @pytest.mark.by_default(
-    where=lambda reduction, saveat, backward_in_time: backward_in_time == ("ts" in saveat) == (reduction == "mixed")
+    where=lambda reduction, saveat, backward_in_time: (reduction, saveat, backward_in_time) in SOLVES[:2]
 )
-@pytest.mark.parametrize("reduction", ["mixed", "joint"])
-@pytest.mark.parametrize("saveat", [{"t1": True}, {"t0": True, "ts": [0.7, 1.1]}], ids=["t1", "t0, ts"])
-@pytest.mark.parametrize("backward_in_time", [False, True])
+@pytest.mark.parametrize(("reduction", "saveat", "backward_in_time"), SOLVES)
 def test_the_gradient_is_right_to_the_tolerance(reduction, saveat, backward_in_time):
     x = inputs()
     if backward_in_time:

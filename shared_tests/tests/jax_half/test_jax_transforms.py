@@ -282,7 +282,8 @@ for run, adjoint in ((sharded, OURS), (mapped, OURS), (parallel, OURS)):
 
 
 def test_a_batch_on_eight_devices():
-    devices = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+    flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+    devices = {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
     helpers = Path(steptape_helpers.jax_solves.__file__).parents[1]
     paths = {"PYTHONPATH": os.pathsep.join([*filter(None, [os.environ.get("PYTHONPATH")]), str(helpers)])}
     environment = {**os.environ, **devices, **paths}

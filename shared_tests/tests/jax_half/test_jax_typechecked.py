@@ -9,7 +9,7 @@ pytest.importorskip("beartype")
 
 CODE = """
 from jaxtyping import install_import_hook
-with install_import_hook(["diffrax", "optimistix", "lineax", "steptape.jax"], "beartype.beartype"):
+with install_import_hook(["diffrax", "steptape.jax"], "beartype.beartype"):
     import diffrax, lineax, optimistix, steptape.jax
 import jax, jax.numpy as jnp
 jax.config.update("jax_numpy_dtype_promotion", "strict")

@@ -1,5 +1,6 @@
 """Call sites that name no adjoint: torchsde's own functions after install(default=...)."""
 
+import numpy
 import pytest
 import torch
 import torchsde
@@ -92,6 +93,30 @@ def test_with_override_a_reversible_pair_gives_way():
 def test_with_override_plain_calls_are_replayed(call):
     with install(default="aca", override=True):
         assert_replayed(through(plain, **call), through(host.sdeint, **call))
+
+
+class Penalised(Sde):
+    """A sum for the loss of what it computed, some of it at random."""
+
+    penalty = 0.0
+
+    def f(self, t, y):
+        self.penalty = self.penalty + (super().f(t, y) * torch.rand_like(y)).sum()
+        return super().f(t, y)
+
+
+def test_a_plain_call_of_an_sde_that_stores_something_for_the_loss():
+    def gradient():
+        torch.manual_seed(0)
+        numpy.random.seed(0)
+        sde, y0 = Penalised(), torch.ones(2, 1, dtype=torch.float64, requires_grad=True)
+        ys = torchsde.sdeint(sde, y0, TS, dt=0.1)
+        return ys, *torch.autograd.grad(ys[-1].sum() + sde.penalty, (y0, sde.rate))
+
+    expected = gradient()
+    with install(default="aca", override=True), record_solves() as solves:
+        assert all(map(torch.equal, gradient(), expected))
+    assert len(solves) == 0
 
 
 def test_arguments_by_place():

@@ -72,6 +72,15 @@ class Potential(Sde):
         return -torch.autograd.grad(self.net(y @ self.W).tanh().sum(), y, create_graph=True)[0]
 
 
+class Hooked(Sde):
+    """Halves the cotangent on its way."""
+
+    def f(self, t, y):
+        h = self.net(y)
+        h.register_hook(lambda g: 0.5 * g)
+        return h.tanh() @ self.W
+
+
 def gradients(make, sdeint, sde_type, second=False, **call):
     sde, y0 = make(sde_type), Y0.clone().requires_grad_()
     bm = torchsde.BrownianInterval(
@@ -82,14 +91,14 @@ def gradients(make, sdeint, sde_type, second=False, **call):
 
 
 @pytest.mark.parametrize("solve", SOLVES)
-@pytest.mark.parametrize("make", [Sde, Context, Kept, Potential])
+@pytest.mark.parametrize("make", [Sde, Context, Kept, Potential, Hooked])
 def test_equal_to_back_propagation(make, solve):
     sde_type, call, adjoint_options = SOLVES[solve]
     found = gradients(make, sdeint_adjoint, sde_type, **call, adjoint_method="aca", adjoint_options=adjoint_options)
     assert_same(found, gradients(make, torchsde.sdeint, sde_type, **call))
 
 
-@pytest.mark.parametrize("make", [Sde, Context, Kept, Potential])
+@pytest.mark.parametrize("make", [Sde, Context, Kept, Potential, Hooked])
 def test_second_derivatives(make):
     found = gradients(make, sdeint_adjoint, "ito", second=True, method="euler", adjoint_method="aca")
     assert_same(found, gradients(make, torchsde.sdeint, "ito", second=True, method="euler"), 1e-11)

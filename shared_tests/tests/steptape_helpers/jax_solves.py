@@ -105,16 +105,20 @@ def identical(got: Any, want: Any) -> bool:
     return all(np.array_equal(g, w, equal_nan=True) for g, w in zip(got, want, strict=True))
 
 
-def assert_as_host(run: Any, x: Any, rtol: float = 1e-12) -> diffrax.Solution:
-    """``run(x, adjoint)``: the host's solution bit for bit, the host's own gradient to ``rtol``."""
-    solution, value, grad = value_and_grad(lambda x: run(x, OURS), x)
-    host_solution, host_value, host_grad = value_and_grad(lambda x: run(x, HOST), x)
-    if not identical((value, solution.ys), (host_value, host_solution.ys)):
-        # XLA may round another program otherwise, so that the host's own solution depends on whether it is
-        # differentiated: ours is the one that is not.
-        host_value, host_solution = eqx.filter_jit(_with_loss(lambda x: run(x, HOST)))(x)
-    for field in ("ts", "ys", "stats"):
-        assert identical(getattr(solution, field), getattr(host_solution, field)), field
-    assert identical(value, host_value)
-    assert worst(grad, host_grad) < rtol
+def assert_as_host(run: Any, *inputs: Any, rtol: float = 1e-12) -> diffrax.Solution:
+    """``run(x, adjoint)``: the host's solution bit for bit, the host's own gradient to ``rtol``; of the last input.
+
+    Inputs of one form share a program.
+    """
+    ours, host = compiled(lambda x: run(x, OURS)), compiled(lambda x: run(x, HOST))
+    for x in inputs:
+        ((value, solution), grad), ((host_value, host_solution), host_grad) = ours(x), host(x)
+        if not identical((value, solution.ys), (host_value, host_solution.ys)):
+            # XLA may round another program otherwise, so that the host's own solution depends on whether it is
+            # differentiated: ours is the one that is not.
+            host_value, host_solution = eqx.filter_jit(_with_loss(lambda x: run(x, HOST)))(x)
+        for field in ("ts", "ys", "stats"):
+            assert identical(getattr(solution, field), getattr(host_solution, field)), field
+        assert identical(value, host_value)
+        assert worst(grad, host_grad) < rtol
     return solution

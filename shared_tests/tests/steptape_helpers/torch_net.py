@@ -223,7 +223,7 @@ def quadrature_calls(draw: Any) -> OdeCall:
         frequency=draw(st.sampled_from([1.0, 6.2832, 40.0])),
         tolerance=1e-9,
         options=draw(_options(method, event=False)) | {"min_step": 1e-6},
-        keep={name: value for name, value in call.keep.items() if name != "graph"},
+        keep={name: value for name, value in call.keep.items() if name not in ("graph", "memory")},
         second=False,
         no_module=False,
     )
@@ -246,13 +246,16 @@ def _options(draw: Any, method: str, event: bool) -> dict[str, Any]:
 @st.composite
 def _keeps(draw: Any, method: str) -> dict[str, Any]:
     keep: dict[str, Any] = {}
+    scheme = scheme_of(SOLVERS[method])
+    has_stages = scheme is not None and scheme.tableau is not None
+    if has_stages and draw(st.booleans()):
+        keep["graph"] = "stage"
+    if has_stages and draw(st.integers(0, 2)) == 0:
+        return {**keep, "memory": draw(st.sampled_from(["graphs", "200 kB"]))}
     if draw(st.booleans()):
         keep["checkpoints"] = draw(st.integers(1, 4))
     if draw(st.integers(0, 3)) == 0:
         keep["checkpoint_device"] = "cpu"
-    scheme = scheme_of(SOLVERS[method])
-    if scheme is not None and scheme.tableau is not None and draw(st.booleans()):
-        keep["graph"] = "stage"
     return keep
 
 

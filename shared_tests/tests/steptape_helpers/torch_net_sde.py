@@ -85,7 +85,7 @@ def sde_calls(draw: Any) -> SdeCall:
         frequency=draw(st.sampled_from([1.0, 6.2832, 40.0])),
         dt=draw(st.sampled_from([0.1, 0.17, 0.5])),
         adaptive=adaptive,
-        keep={"checkpoints": draw(st.integers(1, 4))} if draw(st.booleans()) else {},
+        keep=draw(st.sampled_from([{}, {"memory": "graphs"}, *({"checkpoints": k} for k in range(1, 5))])),
         logqp=case.noise_type == "diagonal" and case.sde_type == "ito" and draw(st.integers(0, 3)) == 0,
         second=not adaptive and draw(st.integers(0, 4)) == 0,
         seed=draw(st.integers(0, 2**20)),

@@ -87,12 +87,8 @@ def test_an_unknown_method_in_the_host_s_words():
     [("dopri5", {"max_step": 0.1}), ("rk4", {"step_size": 0.1}), ("implicit_adams", {"step_size": 0.1})],
 )
 def test_a_tensor_that_func_first_uses_later_on(method, options, create_graph):
-    class Slots:
-        __slots__ = ("hidden",)
-
-    slots = Slots()
-    slots.hidden = torch.tensor([0.5, 0.1], dtype=torch.float64, requires_grad=True)
-    func = lambda t, y: slots.hidden.exp() * y if t > 0.5 else y  # noqa: E731
+    deep = [[[[torch.tensor([0.5, 0.1], dtype=torch.float64, requires_grad=True)]]]]
+    func = lambda t, y: deep[0][0][0][0].exp() * y if t > 0.5 else y  # noqa: E731
     ys = odeint_adjoint(func, Y0, T, method=method, options=options, adjoint_method="aca")
     with pytest.raises(GradientError, match=r"its first evaluation did not use \(shapes: \(2,\)\).*adjoint_params="):
         torch.autograd.grad(ys.sum(), Y0, create_graph=create_graph)

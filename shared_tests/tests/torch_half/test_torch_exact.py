@@ -38,7 +38,9 @@ def test_adaptive_solvers(name, method):
 def test_fixed_grid_solvers(name, method, options):
     problem = PROBLEMS[name]
     span = problem.times[-1] - problem.times[0]
-    assert_exact(problem, method=method, options={"step_size": span / 617.3, **options})
+    # With fewer Euler leaves the stiff problem for infinity.
+    steps = 617.3 if name == "van_der_pol_stiff" else 123.3
+    assert_exact(problem, method=method, options={"step_size": span / steps, **options})
 
 
 @pytest.mark.by_default(every=2)

@@ -1,11 +1,15 @@
 """What func refers to may change between the passes: the gradient is that of the solve, as by back-propagation."""
 
+import dataclasses
+import gc
+
 import pytest
 import torch
 import torchdiffeq
 
 from steptape.shared_tests.oracles.distance import distance
 from steptape.torch import odeint_adjoint
+from steptape.torch._autograd.graph import tensors_of
 
 T = torch.tensor([0.0, 0.5, 1.0], dtype=torch.float64)
 Y0 = torch.linspace(-1, 1, 12, dtype=torch.float64).view(4, 3)
@@ -80,6 +84,65 @@ def cache_cleared_after_the_solve(solve):
     return x, [func.W]
 
 
+def slot_that_is_refilled(solve):
+    @dataclasses.dataclass(slots=True)
+    class Context:
+        h: torch.Tensor
+
+    model, encoder = net(), net(1)
+    context = Context(encoder(Y0))
+    x = solve(lambda t, y: (model(y) * context.h).tanh(), Y0, T)[-1]
+    context.h = context.h.detach()
+    return x, [*model.parameters(), *encoder.parameters()]
+
+
+def attribute_of_the_class(solve):
+    class Conditioned:
+        h = None
+
+        def __init__(self):
+            self.net = net()
+
+        def __call__(self, t, y):
+            return (self.net(y) * self.h).tanh()
+
+    func, encoder = Conditioned(), net(1)
+    Conditioned.h = encoder(Y0)
+    x = solve(func, Y0, T)[-1]
+    Conditioned.h = Conditioned.h.detach()
+    return x, [*func.net.parameters(), *encoder.parameters()]
+
+
+def layer_that_is_replaced(solve):
+    model = torch.nn.Sequential(net(), torch.nn.Tanh(), net(1))
+    params = [*model.parameters()]
+    x = solve(lambda t, y: model(y), Y0, T)[-1]
+    model[1] = torch.nn.Identity()
+    del model[2]
+    return x, params
+
+
+def hook_that_is_removed(solve):
+    model = net()
+    hook = model.register_forward_hook(lambda module, args, out: out.tanh())
+    x = solve(lambda t, y: model(y), Y0, T)[-1]
+    hook.remove()
+    model.register_forward_hook(lambda module, args, out: out * 0)
+    return x, [*model.parameters()]
+
+
+def backward_hook_that_is_removed(solve):
+    def scaled(factor):
+        return lambda module, grads, _: tuple(None if g is None else factor * g for g in grads)
+
+    model = net()
+    hook = model.register_full_backward_hook(scaled(2))
+    x = solve(lambda t, y: model(y).tanh(), Y0.clone().requires_grad_(), T)[-1]
+    hook.remove()
+    model.register_full_backward_hook(scaled(0))
+    return x, [*model.parameters()]
+
+
 def number_of_a_loop(solve):
     model, x = net(), Y0
     for k in range(3):
@@ -111,6 +174,10 @@ CASES = (
     attribute_of_each_solve,
     context_detached_after_the_solve,
     cache_cleared_after_the_solve,
+    slot_that_is_refilled,
+    attribute_of_the_class,
+    layer_that_is_replaced,
+    hook_that_is_removed,
     number_of_a_loop,
     knots_of_one_operation,
     layers_chosen_by_time,
@@ -118,7 +185,7 @@ CASES = (
 
 
 @pytest.mark.parametrize("adjoint_options", OPTIONS, ids=str)
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", [*CASES, backward_hook_that_is_removed])
 def test_equal_to_back_propagation(case, adjoint_options):
     def gradient(odeint, **adjoint):
         torch.manual_seed(3)
@@ -223,3 +290,42 @@ def test_buffers_are_those_of_each_evaluation(method):
         return [ys.detach(), *torch.autograd.grad(ys[-1].sum(), func.parameters()), func.n]
 
     assert distance(gradient(odeint_adjoint, adjoint_method="aca"), gradient(torchdiffeq.odeint)) <= 1e-12
+
+
+class Storing(torch.nn.Module):
+    """Keeps what it solved, in one of several ways."""
+
+    def __init__(self, store):
+        super().__init__()
+        self.net, self.store = net(), store
+        self.kept = None
+
+    def field(self, t, y):
+        return self.net(y).tanh()
+
+    def step(self, backward):
+        ys = odeint_adjoint(self.field, Y0, T, method="rk4", adjoint_method="aca")
+        loss = ys.exp().square().sum()
+        self.kept = self.store(loss)
+        if backward:
+            loss.backward()
+
+
+@pytest.mark.parametrize("backward", [True, False])
+@pytest.mark.parametrize("store", [lambda x: x, lambda x: [x], lambda x: {"loss": x}], ids=["as it is", "list", "dict"])
+def test_an_earlier_solve_that_func_s_object_keeps_is_none_of_the_next_one(store, backward):
+    """Neither does its graph run again, nor is it held by the next solve, and so on; and it can be pulled later."""
+
+    def tensors():
+        gc.collect()
+        return sum(isinstance(x, torch.Tensor) for x in gc.get_objects())
+
+    model, counts = Storing(store), []
+    for _ in range(3):
+        model.step(backward)
+        counts.append(tensors())
+    assert counts[1] == counts[2]
+    if not backward:
+        earlier = model.kept
+        model.step(backward=True)
+        (earlier if isinstance(earlier, torch.Tensor) else next(iter(tensors_of(earlier)))).backward()

@@ -8,6 +8,7 @@ import torchdiffeq
 
 from steptape.shared_tests.oracles.distance import distance
 from steptape.torch import odeint_adjoint
+from steptape.torch._hosts.scheme import scheme_of
 
 TIMES = {"two": [0.0, 1.5], "many": [0.0, 0.1, 0.35, 0.4, 1.2, 1.21], "decreasing": [1.0, 0.4, -0.3]}
 
@@ -257,3 +258,17 @@ def test_autocast_leaves_the_solver_s_arithmetic_alone():
 
     expected, found = both(solve)
     assert distance(found, expected) <= 1e-6
+
+
+@pytest.mark.parametrize("mode", [torch.inference_mode, lambda: torch.device("meta")], ids=["inference_mode", "meta"])
+def test_a_first_call_in_a_mode_leaves_nothing_of_it_to_later_ones(mode):
+    func, t = Net(), torch.tensor(TIMES["many"], dtype=torch.float64)
+
+    def gradient(odeint, **extra):
+        return torch.autograd.grad(odeint(func, state(3), t, method="rk4", **extra).sum(), func.weight)
+
+    y0 = state(3)
+    scheme_of.cache_clear()
+    with mode():
+        odeint_adjoint(func, y0, t, method="rk4", adjoint_method="aca")
+    assert distance(gradient(odeint_adjoint, adjoint_method="aca"), gradient(torchdiffeq.odeint)) <= 1e-12

@@ -171,6 +171,38 @@ def test_a_plain_call_draws_the_random_numbers_that_it_drew():
         assert_replayed(solved(plain), solved(host.odeint))
 
 
+class Stored(Rotation):
+    """What the loss reads of the evaluations: a sum of what was computed, or all states."""
+
+    def __init__(self, what):
+        super().__init__()
+        self.what, self.penalty, self.evaluations = what, 0.0, 0
+
+    def forward(self, t, y):
+        self.evaluations += 1
+        slope = super().forward(t, y)
+        self.penalty = self.penalty + (slope if self.what == "slopes" else y).square().sum()
+        return slope
+
+
+@pytest.mark.parametrize("default", ["aca", "quadrature"])
+@pytest.mark.parametrize("what", ["slopes", "states"])
+def test_a_plain_call_whose_func_stores_something_for_the_loss(what, default):
+    def gradient():
+        func, y0 = Stored(what), start()
+        ys = torchdiffeq.odeint(func, y0, T, options=FIRST)
+        found = torch.autograd.grad(ys[-1].sum() + func.penalty, (y0, func.rate))
+        return ys, found, func.evaluations
+
+    expected = gradient()
+    with install(default=default, override=True), record_solves() as solves:
+        found = gradient()
+    assert torch.equal(found[0], expected[0])
+    assert all(map(torch.equal, found[1], expected[1]))
+    assert found[2] == expected[2]
+    assert len(solves) == 0
+
+
 def test_a_plain_call_at_an_event():
     def solved(**kwargs):
         func, y0, t0 = Rotation(), start(), torch.zeros((), dtype=torch.float64, requires_grad=True)

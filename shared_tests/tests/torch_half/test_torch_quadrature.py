@@ -327,13 +327,9 @@ def test_a_func_that_changes_its_mind():
 
 
 def test_a_tensor_that_func_first_uses_later_on():
-    class Slots:
-        __slots__ = ("weight",)
-
-    slots, y0 = Slots(), torch.ones(2, dtype=torch.float64)
-    slots.weight = torch.ones(2, dtype=torch.float64, requires_grad=True)
+    deep, y0 = [[[[torch.ones(2, dtype=torch.float64, requires_grad=True)]]]], torch.ones(2, dtype=torch.float64)
     t = torch.tensor([0.0, 1.0], dtype=torch.float64)
-    ys = quadrature(lambda t, y: slots.weight * y if t > 0.5 else y, y0.requires_grad_(), t)
+    ys = quadrature(lambda t, y: deep[0][0][0][0] * y if t > 0.5 else y, y0.requires_grad_(), t)
     with pytest.raises(GradientError, match=r"adjoint_method='quadrature'.*first evaluation did not use.*\(2,\)"):
         ys[-1].sum().backward()
 

@@ -257,25 +257,40 @@ WAYS = {
 REFUSED = {"func as well"}
 
 
-@pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no torch.distributed")
-@pytest.mark.parametrize("kind", WAYS)
-def test_two_processes(kind, tmp_path):
-    """As one process on the whole batch, or refused: parameters that come and go with every evaluation of func."""
-    sharded = pytest.importorskip("torch.distributed.fsdp")
-    if not hasattr(sharded, kind) and not hasattr(nn.parallel, kind):
-        pytest.skip(f"this torch has no {kind}")
-    command = [sys.executable, __file__, kind]
-    ranks = [subprocess.Popen([*command, str(rank)], cwd=tmp_path, stderr=subprocess.PIPE) for rank in range(2)]
+def kinds():
+    """The wrappers that this torch has."""
+    if not torch.distributed.is_available():
+        return []
+    from torch.distributed import fsdp
+
+    return [kind for kind in WAYS if hasattr(fsdp, kind) or hasattr(nn.parallel, kind)]
+
+
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory):
+    """What each of two processes finds, by kind and way of wrapping; the same two, for to start them takes longest."""
+    folder = tmp_path_factory.mktemp("ranks")
+    command = [sys.executable, __file__]
+    ranks = [subprocess.Popen([*command, str(rank)], cwd=folder, stderr=subprocess.PIPE) for rank in range(2)]
     try:
         errors = b"".join(rank.communicate(timeout=120)[1] for rank in ranks)
     finally:
         for rank in ranks:
             rank.kill()
             rank.wait()
-    results = [tmp_path / f"{rank}.json" for rank in range(2)]
+    results = [folder / f"{rank}.json" for rank in range(2)]
     assert all(result.exists() for result in results), errors.decode()
-    for result in results:
-        for way, found in json.loads(result.read_text()).items():
+    return [json.loads(result.read_text()) for result in results]
+
+
+@pytest.mark.parametrize("kind", WAYS)
+def test_two_processes(kind, request):
+    """As one process on the whole batch, or refused: parameters that come and go with every evaluation of func."""
+    if kind not in kinds():
+        pytest.skip(f"this torch has no {kind}")
+    for by_way in request.getfixturevalue("two_processes"):
+        assert by_way[kind].keys() == WAYS[kind].keys()
+        for way, found in by_way[kind].items():
             if way in REFUSED:
                 assert "GradientError: " in found
             else:
@@ -309,8 +324,7 @@ def whole_parameters(model):
 
 def one_of_two(kind, rank):
     """What one of two processes finds: by way of wrapping, how far it ends from a single one, or what was raised."""
-    torch.set_num_threads(1)
-    place = torch.distributed.FileStore("store", 2)
+    place = torch.distributed.FileStore(kind, 2)
     timeout = datetime.timedelta(seconds=60)
     torch.distributed.init_process_group("gloo", store=place, rank=rank, world_size=2, timeout=timeout)
     found = {}
@@ -323,11 +337,14 @@ def one_of_two(kind, rank):
             found[way] = distance(ours, host)
         except Exception as error:
             found[way] = "".join(traceback.format_exception(error))
-    with open(f"{rank}.json", "w") as file:
-        json.dump(found, file)
     # A process that leaves closes the connections of the other.
     torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+    return found
 
 
 if __name__ == "__main__":
-    one_of_two(sys.argv[1], int(sys.argv[2]))
+    torch.set_num_threads(1)
+    results = {kind: one_of_two(kind, int(sys.argv[1])) for kind in kinds()}
+    with open(f"{sys.argv[1]}.json", "w") as file:
+        json.dump(results, file)

@@ -111,6 +111,27 @@ def parametrized(model):
     return lambda t, y: net(y).tanh()
 
 
+def sparse(model):
+    matrix = (model.W * torch.eye(3)).to_sparse()
+    return lambda t, y: torch.sparse.mm(matrix, model.net(y).T).T.tanh()
+
+
+def controls_of_intervals(model):
+    controls = [(model.W * k).tanh() for k in range(4)]
+
+    def field(t, y):
+        i = min(int(3 * t), 2)
+        x = 3 * t - i
+        return model.net(y).tanh() @ (controls[i] + x * x * (3 - 2 * x) * (controls[i + 1] - controls[i]))
+
+    return field
+
+
+def used_later_on(model):
+    both = model.W.exp()
+    return lambda t, y: model.net(y).tanh() @ (model.W if t < 0.5 else both)
+
+
 def scripted(model):
     net = torch.jit.script(model.net)
     return lambda t, y: net(y).tanh() @ model.W * model.scale
@@ -126,6 +147,15 @@ def gradient_of_a_potential(model):
     return field
 
 
+def hook_on_an_activation(model):
+    def field(t, y):
+        h = model.net(y)
+        h.register_hook(lambda g: 0.5 * g)
+        return model.scale * h.tanh() @ model.W
+
+    return field
+
+
 FUNCS = (
     closure,
     bound_method,
@@ -136,8 +166,12 @@ FUNCS = (
     hypernetwork,
     kept_weight,
     parametrized,
+    sparse,
+    controls_of_intervals,
+    used_later_on,
     scripted,
     gradient_of_a_potential,
+    hook_on_an_activation,
 )
 
 

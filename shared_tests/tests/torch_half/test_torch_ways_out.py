@@ -124,6 +124,22 @@ refusal(OptionError, "must be a positive number of states", odd("checkpoints", 1
 )
 refusal(OptionError, "must be 'step' or 'stage'", odd("graph", "step"), odd("graph", "stage"))(odd("graph", "none"))
 refusal(OptionError, "must be True or False", odd("lean", True), odd("lean", False))(odd("lean", "no"))
+refusal(
+    OptionError,
+    "must be 'states', 'graphs', or a size",
+    *[odd("memory", memory) for memory in ("states", "graphs", "2 GiB", "500 MB", 10**6)],
+)(odd("memory", "2 GiBs"))
+
+
+def kept_twice(**options):
+    return lambda: right(adjoint_options=options)
+
+
+for other in ({"checkpoints": 2}, {"checkpoint_device": "cpu"}):
+    refusal(OptionError, "each says what is kept, and where", kept_twice(memory="graphs"), kept_twice(**other))(
+        kept_twice(memory="graphs", **other)
+    )
+refusal(OptionError, "Give a larger size", kept_twice(memory=2000))(kept_twice(memory=100))
 refusal(OptionError, "no torch device", odd("checkpoint_device", "cpu"))(odd("checkpoint_device", "disk"))
 refusal(
     OptionError,
@@ -144,6 +160,51 @@ STEPS = {"method": "implicit_adams", "options": {"step_size": 0.05}}
 refusal(UnsupportedError, "is replayed as a whole. Leave out 'graph'", lambda: right(**STEPS))(
     odd("graph", "stage", **STEPS)
 )
+refusal(
+    UnsupportedError,
+    "starts from slopes of earlier ones, or iterates",
+    lambda: right(**STEPS),
+    lambda: right(adjoint_options={"memory": "graphs"}),
+)(odd("memory", "graphs", **STEPS))
+
+
+class Drifting(torch.nn.Module):
+    """Multiplies by a tensor that each evaluation changes in place, to what it was."""
+
+    def __init__(self):
+        super().__init__()
+        self.rate = torch.full((2,), -0.7, dtype=torch.float64)
+
+    def forward(self, t, y):
+        return self.rate.mul_(1.0) * y
+
+
+refusal(
+    GradientError,
+    "modified by an inplace operation since its graph was built",
+    lambda: solved(lambda t, y: -0.7 * y, adjoint_options={"memory": "graphs"}),
+    lambda: solved(Drifting(), adjoint_options={"graph": "stage"}),
+)(lambda: solved(Drifting(), adjoint_options={"memory": "graphs"}))
+
+
+def averaging(what="kept", **call):
+    """A tenth of the state of the evaluation before, which is kept as it is, or without what leads to it."""
+    before = [torch.zeros(2, dtype=torch.float64)]
+
+    def field(t, y):
+        slope = -0.7 * y + (0.0 if what == "none" else 0.1 * before[0])
+        before[0] = y.detach() if what == "detached" else y
+        return slope
+
+    return solved(field, adjoint_options={"memory": "graphs"}, **call)
+
+
+refusal(
+    GradientError,
+    "an earlier one was given or computed from it",
+    lambda: averaging("detached"),
+    lambda: averaging("none"),
+)(averaging)
 WHOLE = "a step of an SDE solver is replayed as a whole"
 
 
@@ -203,18 +264,25 @@ refusal(OptionError, "must be tensors, such as", lambda: right(adjoint_params=De
 )
 
 
-class Slots:
-    """Where no one looks for what func refers to."""
+REGISTRY = {}
 
-    __slots__ = ("mode", "t", "w")
+
+class Registered:
+    """What has its attributes where no one looks for what func refers to."""
 
     def __init__(self, w=None):
         self.mode, self.t, self.w = None, None, w
 
+    def __getattr__(self, name):
+        return REGISTRY[name]
+
+    def __setattr__(self, name, value):
+        REGISTRY[name] = value
+
 
 def kept_later(where="later", **call):
     """What is computed from w for a time and kept for the stages at that time, other than from the first one on."""
-    w, kept = Decay().w.detach().requires_grad_(), Slots()
+    w, kept = Decay().w.detach().requires_grad_(), Registered()
     before = w.sin().asin()
 
     def field(t, y):
@@ -264,7 +332,7 @@ refusal(
 def forgotten(where="later"):
     """A slot that is emptied between the passes, where the solve does not see it."""
     w = Decay().w.detach().requires_grad_()
-    slots = Slots(w * 1)
+    slots = Registered(w * 1)
     y0 = y0_of()
     if where == "before":
         before = slots.w
@@ -347,7 +415,7 @@ refusal(
 
 def hidden(where="closure", **call):
     w = Decay().w.detach().requires_grad_()
-    slots = Slots(w)
+    slots = Registered(w)
 
     def field(t, y):
         return -slots.w * y if t > 0.5 else -y
@@ -649,6 +717,14 @@ refusal(UnsupportedError, "an SDE's solution has none", sde_right)(lambda: sde_s
 refusal(OptionError, "no such adjoint. steptape's is 'aca'", sde_right, lambda: sde_solved(adjoint_method="milstein"))(
     lambda: sde_solved(adjoint_method="dopri5")
 )
+refusal(
+    UnsupportedError,
+    "of which the increments are the most",
+    *[
+        lambda o=o: sde_right(adjoint_options=o)
+        for o in ({"memory": "graphs"}, {"memory": "states"}, {"checkpoints": 9})
+    ],
+)(lambda: sde_solved(adjoint_options={"memory": "1 MB"}))
 refusal(UnsupportedError, WHOLE, sde_right)(lambda: sde_solved(adjoint_options={"graph": "stage"}))
 
 
@@ -727,7 +803,7 @@ refusal(UnsupportedError, "sde changed a Brownian increment in place", lambda: s
 
 
 def sde_kept_later(where="later"):
-    w, kept = Sde().w.detach().requires_grad_(), Slots()
+    w, kept = Sde().w.detach().requires_grad_(), Registered()
     halves = w * 1
 
     class Kept(Plain):
@@ -754,7 +830,7 @@ refusal(
 
 def sde_hidden(where="closure"):
     w = Sde().w.detach().requires_grad_()
-    slots = Slots(w)
+    slots = Registered(w)
 
     class Hidden(Plain):
         def f(self, t, y):

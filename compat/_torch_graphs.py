@@ -1,0 +1,39 @@
+"""What torch tells of graphs in names of its own: where they end, what they save, whether they are kept."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.autograd.graph import GradientEdge, get_gradient_edge
+
+# What acts on the tensors that graphs save, as torch.utils.checkpoint does; torch before 2.5 may not tell.
+_saved_tensors_hooks = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", lambda ignore_is_tracing: None)
+
+
+def saved_tensors_are_hooked() -> bool:
+    """Whether hooks act on what graphs save."""
+    return _saved_tensors_hooks(False) is not None
+
+
+# Without what owns their nodes, torch before 2.7, edges do not keep graphs alive.
+_EDGES_OWN = "ownership_token" in GradientEdge._fields
+
+
+class GraphEnd(GradientEdge):
+    """What leads to a tensor, as far as a backward pass asks for it; without its values."""
+
+    requires_grad = True
+
+    @property
+    def grad_fn(self) -> Any:
+        """The node that made the tensor."""
+        return self.node
+
+
+def end_of(x: torch.Tensor) -> Any:
+    """The end of the graph of a tensor that requires a gradient; the tensor itself, where only that keeps its graph."""
+    return x if x.grad_fn is None or not _EDGES_OWN else GraphEnd(*get_gradient_edge(x))
+
+
+# Whether the backward pass that is running keeps its graph for another one, which torch before 2.6 does not tell.
+graph_is_retained: Callable[[], bool] = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", lambda: True)

@@ -1,0 +1,125 @@
+"""What an object held under some keys, for it to hold the same again for a while."""
+
+from __future__ import annotations
+
+import operator
+import threading
+from collections import OrderedDict, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from types import CellType
+from typing import Any, NamedTuple
+
+# Others may load what they hold when it is asked for.
+DICTIONARIES = (dict, OrderedDict, defaultdict)
+_MISSING = object()
+_LOCK = threading.RLock()
+
+
+class Snapshot(NamedTuple):
+    """Of a cell, a container or the attributes of an object; ``size``: how much a container held, noted or not."""
+
+    holder: Any
+    values: dict[Any, Any]
+    size: int | None = None
+
+    @classmethod
+    def of(cls, dictionary: dict[Any, Any]) -> Snapshot:
+        """Of all that a dictionary holds."""
+        return cls(dictionary, dict(dictionary), len(dictionary))
+
+    @property
+    def holds(self) -> bool:
+        """Whether nothing has changed, as far as it was noted."""
+        return (self.size is None or len(self.holder) == self.size) and not self.changes()
+
+    def changes(self) -> dict[Any, Any]:
+        """What it holds now under the keys where that is something else."""
+        holder = self.holder
+        # Most often nothing has changed, which takes least time to see so.
+        if isinstance(holder, dict) and _same_entries(holder, self.values):
+            return {}
+        found = {k: now for k, x in self.values.items() if (now := held_by(holder, k)) is not x and not _same(now, x)}
+        if self.size == len(self.values) and isinstance(holder, dict):
+            missing = sum(x is _MISSING for x in found.values())
+            if len(holder) + missing != self.size:
+                found.update((k, x) for k, x in list(holder.items()) if k not in self.values)
+        return found
+
+    def restore(self, keys: Any) -> None:
+        """Have it hold under some keys what it held."""
+        for key in keys:
+            _put(self.holder, key, self.values.get(key, _MISSING))
+
+    def count_on(self, changed: dict[Any, Any]) -> None:
+        """Undo that; whole numbers that were counted on in between are counted on from what they were."""
+        for key, now in changed.items():
+            then, after = self.values.get(key, _MISSING), held_by(self.holder, key)
+            counted = all(type(x) is int for x in (now, then, after))
+            _put(self.holder, key, now + (after - then) if counted else now)
+
+
+@contextmanager
+def given_back(snapshots: Sequence[Snapshot]) -> Iterator[None]:
+    """A block in which all is as it was; whole numbers that are counted on in it are counted on after it."""
+    if not any(one.changes() for one in snapshots):
+        yield
+        return
+    with _LOCK:
+        changed = [(one, changes) for one in snapshots if (changes := one.changes())]
+        try:
+            for one, changes in changed:
+                one.restore(changes)
+            yield
+        finally:
+            for one, changes in changed:
+                one.count_on(changes)
+
+
+@contextmanager
+def kept(snapshots: Sequence[Snapshot]) -> Iterator[None]:
+    """A block after which all is as it was."""
+    try:
+        yield
+    finally:
+        restore(snapshots)
+
+
+def restore(snapshots: Iterable[Snapshot]) -> None:
+    """Have all be as it was."""
+    for one in snapshots:
+        one.restore(one.changes())
+
+
+def held_by(holder: Any, key: Any) -> Any:
+    """What it holds now, if anything."""
+    if isinstance(holder, dict):
+        return holder.get(key, _MISSING) if type(holder) is not defaultdict or key in holder else _MISSING
+    try:
+        if isinstance(holder, CellType):
+            return holder.cell_contents
+        return holder[key] if isinstance(holder, list) else getattr(holder, key)
+    except (ValueError, LookupError, AttributeError):
+        return _MISSING
+
+
+def _put(holder: Any, key: Any, value: Any) -> None:
+    if isinstance(holder, CellType):
+        holder.cell_contents = value
+    elif isinstance(holder, list):
+        if value is not _MISSING and key < len(holder):
+            holder[key] = value
+    elif isinstance(holder, dict):
+        holder.pop(key, None) if value is _MISSING else holder.__setitem__(key, value)
+    elif value is _MISSING:
+        delattr(holder, key)
+    else:
+        setattr(holder, key, value)
+
+
+def _same_entries(a: dict[Any, Any], b: dict[Any, Any]) -> bool:
+    return a.keys() == b.keys() and all(map(operator.is_, a.values(), b.values()))
+
+
+def _same(a: Any, b: Any) -> bool:
+    return type(a) is type(b) and isinstance(a, (bool, int, float, str)) and a == b
