@@ -385,7 +385,7 @@ CASES = {
             lambda: in_t1(SEMINORM),
             {
                 "AdaptiveCheckpointAdjoint()": lambda: in_t1(ACA),
-                "and second ones": lambda: curvature(ACA),
+                "and second derivatives": lambda: curvature(ACA),
             },
         ),
         forward_mode("it solves the adjoint backward", SEMINORM),
