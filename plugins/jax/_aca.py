@@ -10,8 +10,8 @@ from jaxtyping import PyTree
 
 from steptape._errors import OptionError
 from steptape.compat._diffrax import loop
-from steptape.compat._equinox import while_loop
-from steptape.jax._replay.accepted_step import build_accepted_step, has_times
+from steptape.jax._replay.accepted_step import build_accepted_step
+from steptape.jax._replay.host_loops import Loops
 from steptape.jax._replay.loop import replayed_while_loop
 from steptape.jax._types import Args, Controller, HostArguments, LoopState, ScalarLike, Solved, Solver, Terms
 
@@ -26,7 +26,7 @@ class AdaptiveCheckpointAdjoint(diffrax.AbstractAdjoint):
 
     Args:
         checkpoints: keep at most so many states at any moment, recompute the others by the best schedule there is.
-            ``None``: ``2 sqrt(max_steps)``, or 64 if that is more.
+            ``None``: ``2 sqrt(max_steps)``, or 64 if that is more; with ``max_steps=None`` a number must be given.
         graph: ``"step"``, the default: differentiate one step at a time; ``"stage"``: one evaluation of the field at a
             time, which takes each one twice. For explicit Runge-Kutta methods; others do as diffrax does.
 
@@ -37,10 +37,13 @@ class AdaptiveCheckpointAdjoint(diffrax.AbstractAdjoint):
 
     Memory:
         ``checkpoints`` states and one at hand, in forward and backward pass together, plus a few numbers per step of
-        ``max_steps``. A solve of no more accepted steps recomputes none; a longer one each step at most once up to
-        about ``checkpoints**2 / 2`` steps, and so by default. In a batch, the element that takes the most steps says
-        which are kept and recomputed. A state is one ``y``; solvers that carry more than ``y`` from step to step, a
-        solve with an event and one that goes on from a ``solver_state`` keep that too.
+        ``max_steps``, if that is at most 4096. Where it is more, or None, steps are recorded in blocks of
+        ``16 * checkpoints``, at least 256 and at most 4096: there is room for one, a quarter of the checkpoints are for
+        the loop's whole state before blocks, and all but the last are solved once more. A solve of no more accepted
+        steps recomputes none; a longer one each step at most once up to about ``checkpoints**2 / 2`` steps, and so by
+        default. In a batch, the element that takes the most steps says which are kept and recomputed. A state is one
+        ``y``; solvers that carry more than ``y`` from step to step, a solve with an event and one that goes on from a
+        ``solver_state`` keep that too.
 
     Supports:
         - Problems: ODEs, SDEs with a ``VirtualBrownianTree``, CDEs; pytree states; time running either way.
@@ -51,14 +54,12 @@ class AdaptiveCheckpointAdjoint(diffrax.AbstractAdjoint):
           ``dtmax``, every try is replayed by diffrax's own loop body: as exact, but with rejected tries, and it is
           the tries that are kept and recomputed.
         - Output: ``SaveAt`` in all its forms.
-        - Transforms: ``jit``, ``vmap``, ``scan``, ``checkpoint``, reverse mode, and forward over reverse mode, so
-          ``jax.hessian``, where accepted steps are replayed with a step of ours or the solver was made with
-          ``scan_kind="bounded"``.
+        - Transforms: ``jit``, ``vmap``, ``scan``, ``checkpoint``; reverse mode, forward mode, and each over each.
 
     Raises:
         steptape.OptionError: for arguments other than these.
-        steptape.UnsupportedError: when the solve is differentiated, not when it runs: with ``max_steps=None``, with
-            an ``UnsafeBrownianPath``, in forward mode, and for second derivatives other than those above.
+        steptape.UnsupportedError: when the solve is differentiated in reverse mode, not when it runs: with an
+            ``UnsafeBrownianPath``, and with ``max_steps=None`` without ``checkpoints``.
 
     Source:
         Zhuang et al., "Adaptive Checkpoint Adjoint Method for Gradient Estimation in Neural ODE", ICML 2020,
@@ -108,8 +109,6 @@ class AdaptiveCheckpointAdjoint(diffrax.AbstractAdjoint):
     ) -> Solved:
         """Run diffrax's loop; called by ``diffeqsolve``."""
         del throw, passed_controller_state
-        inner_while_loop = functools.partial(while_loop, kind="checkpointed")
-        host_loop = functools.partial(loop, max_steps=max_steps, inner_while_loop=inner_while_loop, **kwargs)
         solve: HostArguments = {
             "terms": terms,
             "args": args,
@@ -120,41 +119,39 @@ class AdaptiveCheckpointAdjoint(diffrax.AbstractAdjoint):
             "t1": t1,
             "init_state": init_state,
         }
-        refusal = _refusal(terms, max_steps)
-        accepted_step = None
+        loops = Loops(functools.partial(loop, max_steps=max_steps, **kwargs))
+        refusal = _refusal(terms, max_steps, self.checkpoints)
+        accepted_step = tried = None
         if not refusal:
+            by_stage = self.graph == "stage"
             accepted_step = build_accepted_step(
-                host_loop, passed_solver_state=passed_solver_state, by_stage=self.graph == "stage", **solve
+                loops, passed_solver_state=passed_solver_state, by_stage=by_stage, **solve
             )
-        by_step = accepted_step is not None and accepted_step.times_exact
-        lean = accepted_step is not None and accepted_step.times_exact and accepted_step.advance is not None
-        # A loop that is never transposed compiles faster without the means for it, and knows forward mode.
-        if by_step:
-            solve["inner_while_loop"] = functools.partial(while_loop, kind="lax")
-        if lean and solver.scan_kind is None:
-            solve["solver"] = eqx.tree_at(lambda s: s.scan_kind, solver, "lax", is_leaf=lambda x: x is None)
+            if accepted_step is None or not accepted_step.times_exact:
+                tried = loops.body(reverse=True, progress_meter=progress_meter, **solve)
         outer_while_loop = functools.partial(
             replayed_while_loop,
+            tried=tried,
             accepted_step=accepted_step,
             refusal=refusal,
             checkpoints=self.checkpoints,
-            only_reverse=not lean and (getattr(solver, "scan_kind", "") is None or (not by_step and has_times(saveat))),
         )
-        return host_loop(outer_while_loop=outer_while_loop, progress_meter=progress_meter, **solve)
+        return loops.run(outer_while_loop=outer_while_loop, progress_meter=progress_meter, **solve)
 
 
-def _refusal(terms: Terms, max_steps: int | None) -> str | None:
+def _refusal(terms: Terms, max_steps: int | None, checkpoints: int | None) -> str | None:
     """Why this solve cannot be differentiated, if so; the solve itself is diffrax's in any case."""
     call = "`diffeqsolve(..., adjoint=AdaptiveCheckpointAdjoint())`"
-    if max_steps is None:
+    if max_steps is None and checkpoints is None:
         return (
-            f"{call} cannot be differentiated with `max_steps=None`: JAX must know how many accepted steps the tape "
-            "is to hold. Pass `max_steps=...`, or `adjoint=diffrax.RecursiveCheckpointAdjoint(checkpoints=...)`."
+            f"{call} has no gradient in reverse mode with `max_steps=None` and `checkpoints=None`: JAX must know how "
+            "many states the tape is to hold. Pass `AdaptiveCheckpointAdjoint(checkpoints=k)`, such as k = 64, or "
+            "`max_steps=...`."
         )
     paths = jax.tree.leaves(terms, is_leaf=lambda x: isinstance(x, diffrax.UnsafeBrownianPath))
     if any(isinstance(x, diffrax.UnsafeBrownianPath) for x in paths):
         return (
-            f"{call} cannot be differentiated with an `UnsafeBrownianPath`: a replayed step would not see the noise "
-            "of the solve. Use `diffrax.VirtualBrownianTree`, or `adjoint=diffrax.ForwardMode()` in forward mode."
+            f"{call} has no gradient in reverse mode with an `UnsafeBrownianPath`: a replayed step would not see the "
+            "noise of the solve. Use `diffrax.VirtualBrownianTree`, or forward mode."
         )
     return None

@@ -156,7 +156,7 @@ class QuadratureAdjoint(diffrax.AbstractAdjoint):
         if max_steps is None:
             return (
                 f"{CALL} cannot be differentiated with `max_steps=None`: JAX must know how many steps the dense output "
-                "is to hold. Pass `max_steps=...`, or `adjoint=diffrax.RecursiveCheckpointAdjoint(checkpoints=...)`."
+                "is to hold. Pass `max_steps=...`, or `adjoint=steptape.jax.AdaptiveCheckpointAdjoint(checkpoints=k)`."
             )
         if saveat.dense or not isinstance(sub, diffrax.SubSaveAt):
             why = f"`saveat=SaveAt({'dense=True' if saveat.dense else 'subs=...'})`"

@@ -5,7 +5,7 @@ operations on them at once, forward mode evaluates, batches or compiles them. So
 that does nothing but notice which of the two it is.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import equinox as eqx
 import jax
@@ -69,64 +69,36 @@ def _without_tangent_jvp(primals, tangents):
 
 def reverse_mode_only(tree: PyTree, refusal: str) -> PyTree:
     """``tree``; what depends on it raises ``UnsupportedError(refusal)`` in forward mode."""
-    return _marked(tree, forward=refusal, reverse=None)
-
-
-def forward_mode_only(tree: PyTree, refusal: str) -> PyTree:
-    """``tree``; what depends on it raises ``UnsupportedError(refusal)`` in reverse mode."""
-    return _marked(tree, forward=None, reverse=refusal)
-
-
-def _marked(tree: PyTree, **refusals: str | None) -> PyTree:
     moving, fixed = eqx.partition(tree, eqx.is_inexact_array)
     leaves, structure = jax.tree.flatten(moving)
-    return eqx.combine(jax.tree.unflatten(structure, _values_p.bind(*leaves, **refusals)), fixed)
+    return eqx.combine(jax.tree.unflatten(structure, _values_p.bind(*leaves, refusal=refusal)), fixed)
 
 
-def _unless_forward(rule: Callable) -> Callable:
-    """``rule`` of the operation on tangents, where reverse mode never gets."""
-
-    def checked(*args, forward, **params):
-        if forward is not None:
-            raise UnsupportedError(forward)
-        return rule(*args, forward=forward, **params)
-
-    return checked
-
-
-def _values(*values: PyTree, **refusals: str | None) -> Sequence:
+def _values(*values: PyTree, refusal: str) -> Sequence:
     return values
 
 
-def _jvp(values, tangents, **refusals):
+def _jvp(values, tangents, *, refusal):
     moving = [t for t in tangents if type(t) is not ad.Zero]
     # With the values, so that a batch of any of them, or a derivative, is noticed too.
-    marked = iter(_tangents_p.bind(*moving, *values, count=len(moving), **refusals))
+    marked = iter(_tangents_p.bind(*moving, *values, count=len(moving), refusal=refusal))
     # The values unmarked: this mode may well be transposed, whatever mode comes around it.
     return values, [t if type(t) is ad.Zero else next(marked) for t in tangents]
 
 
-def _batch_values(values, axes, **refusals):
-    return _values_p.bind(*values, **refusals), axes
+def _batch_values(values, axes, *, refusal):
+    return _values_p.bind(*values, refusal=refusal), axes
 
 
-def _tangents(*args: PyTree, count: int, **refusals: str | None) -> Sequence:
+def _tangents(*args: PyTree, count: int, refusal: str) -> Sequence:
     return args[:count]
 
 
-def _jvp_tangents(args, tangents, *, count, **refusals):
-    moving = [ad.instantiate_zeros(t) for t in tangents[:count]]
-    out = _tangents_p.bind(*args, count=count, **refusals)
-    return out, _tangents_p.bind(*moving, *args[count:], count=count, **refusals)
+def _refuse(*_: PyTree, refusal: str, **__: int) -> Sequence:
+    raise UnsupportedError(refusal)
 
 
-def _batch_tangents(args, axes, *, count, **refusals):
-    return _tangents_p.bind(*args, count=count, **refusals), axes[:count]
-
-
-def _transpose(cotangents, *args, count, reverse, **_):
-    if reverse is not None:
-        raise UnsupportedError(reverse)
+def _transpose(cotangents, *args, count, refusal):
     return [*cotangents, *[None] * (len(args) - count)]
 
 
@@ -139,9 +111,10 @@ ad.primitive_jvps[_values_p] = _jvp
 batching.primitive_batchers[_values_p] = _batch_values
 mlir.register_lowering(_values_p, mlir.lower_fun(_values, multiple_results=True))
 
-_tangents_p.def_impl(_unless_forward(_tangents))
+# Where reverse mode never gets.
+_tangents_p.def_impl(_refuse)
 _tangents_p.def_abstract_eval(_tangents)
-ad.primitive_jvps[_tangents_p] = _unless_forward(_jvp_tangents)
+ad.primitive_jvps[_tangents_p] = _refuse
 ad.primitive_transposes[_tangents_p] = _transpose
-batching.primitive_batchers[_tangents_p] = _unless_forward(_batch_tangents)
-mlir.register_lowering(_tangents_p, mlir.lower_fun(_unless_forward(_tangents), multiple_results=True))
+batching.primitive_batchers[_tangents_p] = _refuse
+mlir.register_lowering(_tangents_p, mlir.lower_fun(_refuse, multiple_results=True))

@@ -15,12 +15,12 @@ from steptape.jax._types import HostArguments, Solved, Solver, Terms, Y
 _CALL = "`diffeqsolve(..., adjoint=SeminormAdjoint(...))`"
 _KNOWN_GRADIENTS = (
     f"{_CALL} has gradients for y0, args and terms, and first ones: not for times, the solver or the controller. Pass "
-    "`adjoint=steptape.jax.AdaptiveCheckpointAdjoint()`, or `adjoint=diffrax.DirectAdjoint()` for second derivatives."
+    "`adjoint=steptape.jax.AdaptiveCheckpointAdjoint()`, which has all of them and second derivatives."
 )
 _FORWARD = (
     f"Forward mode (`jvp`, `jacfwd`, `linearize`) through {_CALL}: it solves the adjoint backward, there is none to go "
-    "forward with. Use `adjoint=diffrax.ForwardMode()`, or `adjoint=diffrax.DirectAdjoint()` for both modes; "
-    'optimistix\'s least-squares solvers take `options={"jac": "bwd"}`.'
+    "forward with. Use `adjoint=steptape.jax.AdaptiveCheckpointAdjoint()`, which knows every mode; optimistix's "
+    'least-squares solvers take `options={"jac": "bwd"}`.'
 )
 
 

@@ -132,13 +132,13 @@ class DenseBlocks:
 
     def closed(self) -> Held:
         """Hold what ``open`` needs to open the last block."""
-        return self.record.dense_infos, self.record.tape.checkpoints(self.trips())
+        return self.record.dense_infos, self.record.tape.states.before(self.trips())
 
     def open(self, block: IntScalar, held: Held) -> tuple[DenseOutput, Held]:
         """Open ``block``; and what is held to open the one before it. For an element without it, any dense output."""
         dense_infos, kept = held
         record = self.record
-        first, kept = record.tape.recall(block, kept, lambda n, states: split(self._walk(n, states)[0])[1])
+        first, kept = record.tape.states.recall(block, kept, lambda n, states: split(self._walk(n, states)[0])[1])
         past = block < record.blocks - 1
         trips = nonbatchable(unvmap_max(jnp.where(past, record.size, 0)))
         _, opened = self._walk(block, first, trips, dense_infos)
@@ -152,7 +152,7 @@ class DenseBlocks:
         record = self.record
         # An element of a batch that has no such step takes its last one from its first state, for nothing: what is
         # evaluated may raise where the solve never was.
-        states = _if_batched(block < record.blocks, states, get(record.tape.states, 0))
+        states = _if_batched(block < record.blocks, states, get(record.tape.states.rows, 0))
         scalars = get(record.tape.scalars, jnp.minimum(block, jnp.maximum(record.blocks - 1, 0)))
         start = eqx.combine(scalars, states)
 

@@ -25,12 +25,12 @@ from steptape.jax._types import BoolScalar, Cotangent, Gradient, IntScalar, Mask
 CALL = "`diffeqsolve(..., adjoint=QuadratureAdjoint(...))`"
 _SECOND = (
     f"Second derivatives of {CALL}, also by one `grad` through an optimum that was found with its gradient: the "
-    "backward pass is an adaptive solve of its own. Use `adjoint=diffrax.DirectAdjoint()`."
+    "backward pass is an adaptive solve of its own. Use `adjoint=steptape.jax.AdaptiveCheckpointAdjoint()`."
 )
 _FORWARD = (
     f"Forward mode (`jvp`, `jacfwd`, `linearize`) through {CALL}: the adjoint goes back on the solution, there is none "
-    "to go forward with. Use `adjoint=diffrax.ForwardMode()`, or `adjoint=diffrax.DirectAdjoint()` for both modes; "
-    'optimistix\'s least-squares solvers take `options={"jac": "bwd"}`.'
+    "to go forward with. Use `adjoint=steptape.jax.AdaptiveCheckpointAdjoint()`, which knows every mode; optimistix's "
+    'least-squares solvers take `options={"jac": "bwd"}`.'
 )
 
 
@@ -139,7 +139,7 @@ def _backward(
     dt0 = forward.overrides.get("dt0", blocks.record.last_step())
     # As many as forward, where it may be that none is longer, those that are rejected, and those that end with a block
     # or at an output.
-    steps = 2 * forward.solve["max_steps"] + blocks.record.tape.slots.steps + len(ts)
+    steps = 2 * forward.solve["max_steps"] + blocks.record.tape.states.slots.steps + len(ts)
     max_steps = forward.overrides.get("max_steps", steps)
     tried = whole & jnp.isfinite(scale)
     a, integral, ok = solve_backward(

@@ -8,21 +8,21 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import PyTree
 
 from steptape.compat._diffrax import grows_freely, with_fields
+from steptape.jax._replay.host_loops import Loops
 from steptape.jax._replay.runge_kutta import ReplayedRungeKutta, is_explicit
 from steptape.jax._tape.tape import Times
-from steptape.jax._types import Args, Controller, LoopState, Mask, Scalar, Solver, Terms
+from steptape.jax._types import Args, Controller, HostArguments, LoopState, Mask, Scalar, Solver, Terms
 
 
 class AcceptedStep(eqx.Module):
     """A step of diffrax's loop that is known to be accepted, to be replayed.
 
     ``step(times, state)`` is the loop's body without the search, and ``kept`` is true for the leaves of a state that
-    it reads. ``advance`` does as ``step`` for ``y`` alone and is not differentiated, so that it need not be unrolled;
-    None: ``step`` does it. ``rescales``: rejected tries may have shrunk a step. ``times_exact``: ``step`` knows how
-    all times move; else it takes them from the tape, and will not do where they move.
+    it reads. ``advance`` does as ``step``, of explicit methods for ``y`` alone, in a form that is never transposed and
+    knows forward mode. ``rescales``: rejected tries may have shrunk a step. ``times_exact``: ``step`` knows how all
+    times move; else it takes them from the tape, and will not do where they move.
     """
 
     step: Callable[[Times, LoopState], LoopState] | None
@@ -74,13 +74,8 @@ def _subs(saveat: diffrax.SaveAt) -> list[diffrax.SubSaveAt]:
     return jax.tree.leaves(saveat.subs, is_leaf=lambda s: isinstance(s, diffrax.SubSaveAt))
 
 
-def has_times(saveat: diffrax.SaveAt) -> bool:
-    """Whether there is output at times that are given."""
-    return any(sub.ts is not None for sub in _subs(saveat))
-
-
 def build_accepted_step(
-    host_loop: Callable,
+    loops: Loops,
     *,
     terms: Terms,
     args: Args,
@@ -101,7 +96,7 @@ def build_accepted_step(
         # Its root is sought in the last try, which need not have been accepted.
         return None
     subs = _subs(saveat)
-    interpolates = saveat.dense or has_times(saveat)
+    interpolates = saveat.dense or any(sub.ts is not None for sub in subs)
     carries_stages = passed_solver_state or saveat.solver_state
     explicit = is_explicit(solver) and not carries_stages
     example = jax.tree.map(jnp.array, init_state)
@@ -109,29 +104,34 @@ def build_accepted_step(
     start = with_fields(init_state, controller_state=times) if searches else init_state
     if not times_exact:
         start = with_fields(start, made_jump=example.made_jump)
-    body = _body(
-        host_loop,
-        terms=terms,
-        args=args,
-        solver=ReplayedRungeKutta(solver, interpolates, by_stage) if explicit else solver,
-        stepsize_controller=_AcceptingController(t1) if searches else stepsize_controller,
-        saveat=saveat,
-        t1=t1,
-        event=None,
-        progress_meter=diffrax.NoProgressMeter(),
-        init_state=start,
-    )
+    replayed = ReplayedRungeKutta(solver, interpolates, by_stage) if explicit else solver
+    solve: HostArguments = {
+        "terms": terms,
+        "args": args,
+        "stepsize_controller": _AcceptingController(t1) if searches else stepsize_controller,
+        "saveat": saveat,
+        "t1": t1,
+        "event": None,
+        "progress_meter": diffrax.NoProgressMeter(),
+        "init_state": start,
+    }
 
-    def step(times: Times, state: LoopState) -> LoopState:
-        if not searches:
-            return _without_event(body(state), state)
-        before = _rejections(state, times.taken)
-        after = body(with_fields(before, controller_state=times))
-        after = with_fields(after, controller_state=state.controller_state, made_jump=state.made_jump)
-        return _without_event(after, state)
+    def accepted(body: Callable) -> Callable[[Times, LoopState], LoopState]:
+        def step(times: Times, state: LoopState) -> LoopState:
+            if not searches:
+                return _without_event(body(state), state)
+            before = _rejections(state, times.taken)
+            after = body(with_fields(before, controller_state=times))
+            after = with_fields(after, controller_state=state.controller_state, made_jump=state.made_jump)
+            return _without_event(after, state)
 
-    step = eqx.filter_closure_convert(step, times, example)
-    advance = eqx.filter_closure_convert(_advance(solver, terms, args), times, example) if explicit else None
+        return eqx.filter_closure_convert(step, times, example)
+
+    step = accepted(loops.body(reverse=True, solver=replayed, **solve))
+    if explicit:
+        advance = eqx.filter_closure_convert(_advance(solver, terms, args), times, example)
+    else:
+        advance = accepted(loops.body(solver=solver, **solve))
     kept = _kept(example, subs, controller_state=not searches, solver_state=not explicit)
     kept = with_fields(kept, made_jump=not (explicit or times_exact))
     return AcceptedStep(step, advance, kept, rescales=searches, times_exact=times_exact)
@@ -153,18 +153,6 @@ def _advance(solver: Solver, terms: Terms, args: Args) -> Callable[[Times, LoopS
         return with_fields(state, y=y)
 
     return advance
-
-
-def _body(host_loop: Callable, **solve: PyTree) -> Callable[[LoopState], LoopState]:
-    """The body of diffrax's loop; all else in the call is dead code."""
-    bodies = []
-
-    def outer_while_loop(cond_fun, body_fun, init_val, *, max_steps, buffers):
-        bodies.append(body_fun)
-        return init_val
-
-    host_loop(outer_while_loop=outer_while_loop, **solve)
-    return bodies[0]
 
 
 def _kept(state: LoopState, subs: list[diffrax.SubSaveAt], *, controller_state: bool, solver_state: bool) -> Mask:

@@ -7,6 +7,7 @@ step, and need not be carried.
 import functools
 import operator
 from collections.abc import Callable
+from typing import TypeAlias
 
 import equinox as eqx
 import jax
@@ -17,6 +18,8 @@ from steptape.compat._equinox import nonbatchable, select_if_vmap, unvmap_max
 from steptape.jax._autodiff.activity import is_nonzero, zero_unless
 from steptape.jax._tape.tape import Tape, Times
 from steptape.jax._types import Gradient, IntScalar, LoopState, Mask
+
+Pulled: TypeAlias = tuple[LoopState, Gradient]  # cotangents of a state and of what a step closes over
 
 
 class Replay(eqx.Module):
@@ -38,41 +41,52 @@ class Replay(eqx.Module):
 
 
 class Sweep(eqx.Module):
-    """The reverse sweep over the tape: each step's vector-Jacobian product, from the last to the first."""
+    """The reverse sweep over a tape: each step's vector-Jacobian product, from the last to the first."""
 
     replay: Replay
-    tape: Tape
     fun: Callable  # the step
     p_fun: Mask
-    advance: Callable | None  # see AcceptedStep
+    advance: Callable  # see AcceptedStep
     state: LoopState  # any state of the loop, for the leaves that are not on the tape
     written: Mask  # true for the buffers
 
-    def run(self, count: IntScalar, g_state: LoopState, g_fun: Gradient) -> tuple[LoopState, Gradient]:
-        """Cotangents of the initial state and of the step's closed-over arrays, given that of the final state."""
+    def run(self, pull_back: Callable, g_state: LoopState, g_fun: Gradient) -> tuple[LoopState, Gradient]:
+        """Cotangents of the initial state and of the step's closed-over arrays, given that of the final state.
+
+        ``pull_back(wanted, pull, cotangents)`` pulls ``cotangents`` back through all steps, with ``pull`` through those
+        on a tape.
+        """
         g_outputs, g_moving = eqx.partition(g_state, self.written)
-        wanted, count = is_nonzero(g_state), count.astype(jnp.int32)
-        trips = nonbatchable(unvmap_max(jnp.where(wanted, count, 0)))
+        wanted = is_nonzero(g_state)
+
+        def pull(tape, count, cotangents):
+            return self._through(tape, jnp.where(wanted, count.astype(jnp.int32), 0), g_outputs, cotangents)
+
+        g_moving, g_fun = zero_unless(wanted, pull_back(wanted, pull, (g_moving, g_fun)))
+        return eqx.combine(g_moving, g_outputs), g_fun
+
+    def _through(self, tape: Tape, count: IntScalar, g_outputs: LoopState, cotangents: Pulled) -> Pulled:
+        """Pull back through the first ``count`` steps on a tape."""
+        trips = nonbatchable(unvmap_max(count))
 
         def pull_last(loop):
-            i, kept, g_moving, g_fun = loop
+            i, left, g_moving, g_fun = loop
             i = i - 1
-            states, kept = self.tape.recall(i, kept, self._advance)
-            g_before, g_more = self._pull(i, states, eqx.combine(g_moving, g_outputs))
+            states, left = tape.states.recall(i, left, lambda n, states: self._advance(tape, count, n, states))
+            before, times = self._before(tape, count, i, states)
+            g_before, g_more = self._pull(before, times, eqx.combine(g_moving, g_outputs))
             g_before = eqx.filter(g_before, self.written, inverse=True)
             ran = i < count
             g_moving = jax.tree.map(functools.partial(select_if_vmap, ran), g_before, g_moving)
             g_more = jax.tree.map(lambda g: select_if_vmap(ran, g, jnp.zeros_like(g)), g_more)
-            return i, kept, g_moving, jax.tree.map(operator.add, g_fun, g_more)
+            return i, left, g_moving, jax.tree.map(operator.add, g_fun, g_more)
 
-        loop = (trips, self.tape.checkpoints(trips), g_moving, g_fun)
+        loop = (trips, tape.states.before(trips), *cotangents)
         _, _, g_moving, g_fun = lax.while_loop(lambda loop: loop[0] > 0, pull_last, loop)
-        g_moving, g_fun = zero_unless(wanted, (g_moving, g_fun))
-        return eqx.combine(g_moving, g_outputs), g_fun
+        return g_moving, g_fun
 
-    def _pull(self, i: IntScalar, states: LoopState, g: LoopState) -> tuple[LoopState, Gradient]:
-        """The vector-Jacobian product of step ``i``: for the state before it, and for the step's closed-over arrays."""
-        before, times = self._before(i, states)
+    def _pull(self, before: LoopState, times: Times, g: LoopState) -> tuple[LoopState, Gradient]:
+        """The vector-Jacobian product of a step: for the state before it, and for the step's closed-over arrays."""
         moving, fixed = eqx.partition(before, self.replay.active)
         moving_fun, fixed_fun = eqx.partition(self.fun, self.p_fun)
 
@@ -83,21 +97,19 @@ class Sweep(eqx.Module):
         _, pull = jax.vjp(forward, moving, moving_fun)
         return pull(g)
 
-    def _advance(self, i: IntScalar, states: LoopState) -> LoopState:
+    def _advance(self, tape: Tape, count: IntScalar, i: IntScalar, states: LoopState) -> LoopState:
         """The states on the tape after step ``i``, recomputed."""
-        state, times = self._before(i, states)
-        after = self.replay.step(self.fun, times, state) if self.advance is None else self.advance(times, state)
-        return _like(states, after)
+        state, times = self._before(tape, count, i, states)
+        return _like(states, self.advance(times, state))
 
-    def _before(self, i: IntScalar, states: LoopState) -> tuple[LoopState, Times]:
+    def _before(self, tape: Tape, count: IntScalar, i: IntScalar, states: LoopState) -> tuple[LoopState, Times]:
         """The state before step ``i``, and its times.
 
         An element of a batch that has no such step takes its last one from its first state, for nothing: what is
         evaluated, a field or a Brownian path, may raise where the solve never was.
         """
-        taken = i <= self.tape.last
-        states = jax.tree.map(functools.partial(select_if_vmap, taken), states, _like(states, self.state))
-        row, times = self.tape.row(jnp.minimum(i, jnp.maximum(self.tape.last, 0)), states)
+        states = jax.tree.map(functools.partial(select_if_vmap, i < count), states, _like(states, self.state))
+        row, times = tape.row(jnp.minimum(i, jnp.maximum(count - 1, 0)), states)
         return eqx.combine(row, self.state), times
 
 

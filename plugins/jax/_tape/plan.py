@@ -40,8 +40,9 @@ class Slots:
         return self.count == self.steps
 
     def of(self, i: IntScalar) -> IntScalar:
-        """The slot of step ``i``, or ``count`` if it is not kept."""
-        return get(jnp.asarray(_slots(self.steps, self.count)), i)
+        """The slot of step ``i``, or ``count`` if it is not kept, as those after ``steps`` are not."""
+        slot = get(jnp.asarray(_slots(self.steps, self.count)), i)
+        return jnp.where(i < self.steps, slot, self.count)
 
     def split(self, steps: IntScalar, free: IntScalar) -> IntScalar:
         """How many of the ``steps`` steps of a segment come before the next state to keep, as ``_plan`` splits it."""

@@ -5,17 +5,16 @@ next one and what remains is the accepted steps. In a batch, what is kept goes b
 """
 
 import dataclasses
-from collections.abc import Callable
 from typing import NamedTuple
 
 import equinox as eqx
 import jax.numpy as jnp
 
 from steptape.compat._diffrax import with_fields
-from steptape.compat._equinox import nonbatchable, unvmap_max
-from steptape.jax._tape.plan import Checkpoints, Slots
+from steptape.jax._tape.kept import Kept
+from steptape.jax._tape.plan import Slots
 from steptape.jax._tape.rows import allocate, get, put
-from steptape.jax._types import BoolScalar, IntScalar, IntVector, LoopState, Rows, Scalar, Vector
+from steptape.jax._types import BoolScalar, BoolScalarLike, IntScalar, LoopState, Rows, Scalar, Vector
 
 
 def split(row: LoopState) -> tuple[LoopState, LoopState]:
@@ -35,45 +34,30 @@ class Tape(eqx.Module):
     """Rows of ``(scalars, states)``; XLA zeroes buffers at full size, so only scalars get a row for every step."""
 
     scalars: Rows
-    states: Rows
+    states: Kept
     proposed: Vector | None
     last: IntScalar
-    holds: IntVector | None  # which step each row of states is for, the same for a whole batch
-    slots: Slots = eqx.field(static=True)
 
     @classmethod
     def blank(cls, slots: Slots, row: LoopState, proposals: bool) -> "Tape":
         """An empty tape for rows like ``row``."""
         scalars, states = split(row)
-        # A row more, for what is not kept; the backward pass has the state at hand there.
-        rows = slots.count + (not slots.suffice)
         return cls(
             scalars=allocate(slots.steps + 1, scalars),
-            states=allocate(rows, states),
+            states=Kept.blank(slots, states),
             proposed=jnp.zeros(slots.steps + 1, row.tnext.dtype) if proposals else None,
             last=jnp.array(-1, jnp.int32),
-            holds=None if slots.suffice else jnp.full(rows, slots.steps, jnp.int32),
-            slots=slots,
         )
 
-    def write(self, i: IntScalar, row: LoopState) -> "Tape":
-        """Put ``row`` down for step ``i``, over an earlier try's."""
+    def write(
+        self, i: IntScalar, row: LoopState, first: IntScalar | None = None, asked: BoolScalarLike = True
+    ) -> "Tape":
+        """Put ``row`` down for step ``i``, over an earlier try's; its states are kept as ``Kept.write`` does."""
         i = i.astype(jnp.int32)
         scalars, states = split(row)
-        slot, holds = self._make_room(i)
-        tape = dataclasses.replace(
-            self, scalars=put(self.scalars, i, scalars), states=put(self.states, slot, states), last=i, holds=holds
-        )
+        states = self.states.write(i, states, first, asked)
+        tape = dataclasses.replace(self, scalars=put(self.scalars, i, scalars), states=states, last=i)
         return tape._propose(i, row.tnext, i == self.last)
-
-    def _make_room(self, i: IntScalar) -> tuple[IntScalar, IntVector | None]:
-        """The row for the states of step ``i``, and what each row holds then."""
-        if self.slots.suffice:
-            return i, None
-        first = unvmap_max(i)
-        holds = nonbatchable(put(self.holds, self.slots.of(first), first))
-        slot = self.slots.of(i)
-        return jnp.where(get(holds, slot) == i, slot, self.slots.count), holds
 
     def close(self, i: IntScalar, row: LoopState) -> "Tape":
         """Note where the step after the last one, ``i``, would have begun and ended."""
@@ -86,14 +70,6 @@ class Tape(eqx.Module):
             return self
         proposed = jnp.where(tried_before, get(self.proposed, i), tnext)
         return dataclasses.replace(self, proposed=put(self.proposed, i, proposed))
-
-    def checkpoints(self, end: IntScalar) -> Checkpoints | None:
-        """The kept states before step ``end``, to be asked for from the last to the first; None if none is missing."""
-        return None if self.holds is None else Checkpoints.of(self.states, self.holds[:-1], end, self.slots)
-
-    def recall(self, i: IntScalar, kept: Checkpoints | None, advance: Callable) -> tuple[LoopState, Checkpoints | None]:
-        """The states of step ``i``, and what is left of those ``kept``: see ``Checkpoints.recall``."""
-        return (get(self.states, i), None) if kept is None else kept.recall(i, advance)
 
     def row(self, i: IntScalar, states: LoopState) -> tuple[LoopState, Times]:
         """Step ``i`` as it was first proposed, given its ``states``, and the times around it."""

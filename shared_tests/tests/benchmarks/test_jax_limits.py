@@ -22,14 +22,25 @@ def tries(monkeypatch):
 
 
 # Those that say the most in little time: all of them take minutes, and `python -m benchmarks papers` measures them.
-@pytest.mark.parametrize("case", ["several outputs", "gradient in ts", "parameter in a closure", "complex state"])
+@pytest.mark.parametrize(
+    "case",
+    [
+        "several outputs",
+        "gradient in ts",
+        "parameter in a closure",
+        "complex state",
+        "reverse over reverse",
+        "forward mode",
+        "max_steps=None",
+    ],
+)
 def test_steptape_gives_no_wrong_gradient_where_it_is_tried(tries, case):
     assert tries.tried(tries.ADJOINTS["steptape AdaptiveCheckpointAdjoint"](), case) == ("yes", "")
 
 
 @pytest.mark.parametrize("case", ["reverse over reverse", "forward mode", "max_steps=None"])
 def test_what_steptape_refuses_is_called_refused(tries, case):
-    verdict, why = tries.tried(tries.ADJOINTS["steptape AdaptiveCheckpointAdjoint"](), case)
+    verdict, why = tries.tried(tries.ADJOINTS["steptape QuadratureAdjoint"](), case)
     assert verdict == "refused"
     assert why
 

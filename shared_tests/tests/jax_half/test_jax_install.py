@@ -156,7 +156,7 @@ def test_a_solve_that_cannot_be_differentiated_runs():
     call = {}
     with install(default=ACA):
         assert jnp.isfinite(end(1.0))
-        with pytest.raises(UnsupportedError, match=r"max_steps=None.*or `adjoint=diffrax.RecursiveCheckpointAdjoint"):
+        with pytest.raises(UnsupportedError, match=r"max_steps=None.*or `max_steps=\.\.\.`"):
             jax.grad(end)(1.0)
         call = {"adjoint": diffrax.RecursiveCheckpointAdjoint(checkpoints=16)}
         assert jnp.isfinite(jax.grad(end)(1.0))

@@ -169,9 +169,9 @@ def test_a_pull_back_may_be_called_again():
     assert identical(again, once)
 
 
-@pytest.mark.by_default(where=lambda ours: ours is not FEW)
-@pytest.mark.parametrize("ours", [OURS, FEW, AdaptiveCheckpointAdjoint(checkpoints=3, graph="stage")], ids=str)
-def test_a_hessian_is_forward_over_reverse_mode(ours):
+@pytest.mark.full
+@pytest.mark.parametrize("ours", [FEW, AdaptiveCheckpointAdjoint(checkpoints=3, graph="stage")], ids=str)
+def test_a_hessian_with_few_checkpoints(ours):
     def hessian(adjoint, x):
         def value(x):
             saveat = diffrax.SaveAt(ts=jnp.array([0.5, 1.1]), t1=True)

@@ -1,0 +1,146 @@
+"""A solve as a function of all arrays that it reads, in the terms of ``_autodiff.modes``.
+
+Its Jacobian is that of diffrax's loop, differentiated forward; what is pulled back goes over the tape of the loop.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+
+from steptape.jax._autodiff.modes import Arrays, Derived, Flags, Jacobian, along, marked
+from steptape.jax._replay.recording import Parts, Recording, Settings
+
+
+class Solve:
+    """The final state of a loop, as a function of the arrays in its parts: a ``modes.Function``."""
+
+    def __init__(self, parts: Parts, settings: Settings) -> None:
+        leaves, structure = jax.tree.flatten(parts)
+        self._structure: Any = structure
+        self._is_array = tuple(map(eqx.is_array, leaves))
+        self._rest = [None if a else leaf for leaf, a in zip(leaves, self._is_array, strict=True)]
+        self._shapes = jax.eval_shape(lambda *x: x, *marked(leaves, self._is_array))
+        self._recordings: dict[Flags, Recording] = {}
+        self._settings = settings
+
+    def parts(self, x: Sequence, rest: Sequence | None = None) -> Parts:
+        """The parts, with other arrays."""
+        values = iter(x)
+        leaves = zip(self._is_array, self._rest if rest is None else rest, strict=True)
+        return jax.tree.unflatten(self._structure, [next(values) if a else leaf for a, leaf in leaves])
+
+    def flags(self, mask: Flags) -> Parts:
+        """The parts, with flags for leaves: true for the arrays that are marked."""
+        return self.parts(mask, [False] * len(self._rest))
+
+    def value(self, x: Arrays) -> Arrays:
+        """The arrays of the final state."""
+        return jax.tree.leaves(self.parts(x).run())
+
+    def derived(self, mask: Flags) -> Derived:
+        """By a run that leaves a tape."""
+        recording = self.recording(mask)
+        linear = _Swept(self, self, mask, recording.moving, told=True)
+        return Derived(_Taped(self, mask), lambda: linear, recording.moving)
+
+    def recording(self, mask: Flags) -> Recording:
+        """How a run is recorded for the gradient in those of x that are marked."""
+        if mask not in self._recordings:
+            found: list[Recording] = []
+
+            # Only traced, never run.
+            def note(*x):
+                found.append(Recording(self.flags(mask), self.parts(x), self._settings))
+
+            jax.eval_shape(note, *self._shapes)
+            self._recordings[mask] = found[0]
+        return self._recordings[mask]
+
+    def sweep(self, x: Arrays, tape: Arrays, w: Arrays, mask: Flags) -> list:
+        """J(x)^T w for those of x that are marked, given their tape and the cotangents of what moves with them."""
+        grads = self.recording(mask).sweep(self.parts(x), tape, w)
+        each = marked(self._structure.flatten_up_to(grads), self._is_array)
+        pairs = zip(marked(x, mask), marked(each, mask), strict=True)
+        return [jnp.zeros_like(a) if g is None else g for a, g in pairs]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Taped:
+    """A solve's run that leaves a tape: the final state, and after it the arrays of the tape, ``copies`` times."""
+
+    solve: Solve
+    mask: Flags
+    copies: int = 1
+
+    def value(self, x: Arrays) -> Arrays:
+        """The final state and the tapes."""
+        final, tape = self.solve.recording(self.mask).run(self.solve.parts(x))
+        return [*final, *tape * self.copies]
+
+    def derived(self, mask: Flags) -> Derived:
+        """That of the tape as well, from which nothing is pulled back."""
+        mine, other = (self.solve.recording(m) for m in (self.mask, mask))
+        moving, told = other.moving + other.moving_on(mine) * self.copies, mine.kind == other.kind
+        function = dataclasses.replace(self, copies=self.copies + told)
+        linear = _Swept(self.solve, self, mask, moving, told)
+        return Derived(function, lambda: linear, moving)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Swept:
+    """The Jacobian of the values of ``function`` that are ``moving``; from those of the solve it is pulled back.
+
+    It is a function of x and, if it is ``told``, of the tape for ``mask``.
+    """
+
+    solve: Solve
+    function: Solve | _Taped
+    mask: Flags
+    moving: Flags
+    told: bool
+
+    def push(self, x: Arrays, v: Arrays) -> Arrays:
+        """By diffrax's loop, differentiated forward."""
+        count = len(self.mask)
+        return along(self._value, x[:count], self.mask, v)[1]
+
+    def pull(self, x: Arrays, w: Arrays) -> Arrays:
+        """By the replay."""
+        count = len(self.mask)
+        if not self.told:
+            return self._pull_back(x, w, self.mask)[0]
+        moving = self.solve.recording(self.mask).moving
+        return self.solve.sweep(x[:count], x[count:], w[: sum(moving)], self.mask)
+
+    def of_push(self, in_x: Flags, in_v: Flags) -> Jacobian:
+        """As if there were no tape to be told."""
+        mask = self.mask + (False,) * (len(in_x) - len(self.mask))
+        return Jacobian(self._value, self._pull_back, mask).of_push(in_x, in_v)
+
+    def of_pull(self, in_x: Flags, in_w: Flags) -> Jacobian:
+        """Forward with the tape, and back as if there were none."""
+        mask = self.mask + (False,) * (len(in_x) - len(self.mask))
+        jacobian = Jacobian(self._value, self._pull_back, mask).of_pull(in_x, in_w)
+        return dataclasses.replace(jacobian, value=lambda xw: self.pull(xw[: len(in_x)], xw[len(in_x) :]))
+
+    def _value(self, x: Arrays) -> Arrays:
+        return marked(self.function.value(x[: len(self.mask)]), self.moving)
+
+    def _pull_back(self, x: Arrays, w: Arrays, mask: Flags) -> tuple[Arrays, Arrays]:
+        """The gradient of all that is marked, by a run that is recorded for it, and the values."""
+        count = len(self.mask)
+        x, told, in_x, in_told = x[:count], x[count:], mask[:count], mask[count:]
+        recording = self.solve.recording(in_x)
+        final, tape = recording.run(self.solve.parts(x))
+        each = dict(zip(marked(range(len(self.moving)), self.moving), w, strict=True))
+        places = marked(range(len(final)), recording.moving)
+        w = [each[i] if i in each else jnp.zeros_like(final[i]) for i in places]
+        grads = self.solve.sweep(x, tape, w, in_x)
+        # Nothing is pulled back from a tape, and nothing to it.
+        nothing = [jnp.zeros_like(a) for a in marked(told, in_told)]
+        values = final if self.function is self.solve else [*final, *self.function.value(x)[len(final) :]]
+        return [*grads, *nothing], marked(values, self.moving)

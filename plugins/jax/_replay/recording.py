@@ -1,0 +1,188 @@
+"""diffrax's loop, run with a tape, and its derivative: the accepted steps replayed from the last to the first.
+
+Two kinds of replay:
+
+- by accepted step, with a step that is known to be accepted: no error estimate, no search, no rejected try;
+- by try, with the loop's own body: exact also for events whose root is sought, and for any controller where the times
+  are differentiated; the price is that of every try.
+"""
+
+import dataclasses
+import functools
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from steptape._errors import UnsupportedError
+from steptape.compat._diffrax import with_fields
+from steptape.jax._autodiff.activity import active_leaves
+from steptape.jax._autodiff.modes import Arrays, Flags
+from steptape.jax._replay.accepted_step import AcceptedStep
+from steptape.jax._replay.blocks import Blocks, Room, Walk
+from steptape.jax._replay.sweep import Replay, Sweep
+from steptape.jax._tape.tape import Tape, Times
+from steptape.jax._types import LoopState, Mask
+
+
+class Parts(eqx.Module):
+    """What a solve is made of; the functions hold the arrays that they read."""
+
+    carry: Any  # of the loop: the state is its last member
+    cond: Callable
+    body: Callable  # knows forward mode
+    tried: Callable | None  # the same for reverse mode, if it may be needed
+    step: Callable | None  # see AcceptedStep
+    advance: Callable | None
+
+    def run(self) -> LoopState:
+        """The final state."""
+        return lax.while_loop(lambda c: self.cond(c), lambda c: self.body(c), self.carry)[-1]
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What is known of a solve beside its parts."""
+
+    max_steps: int | None
+    checkpoints: int | None
+    written: Mask  # true for the buffers of a state
+    accepted_step: AcceptedStep | None  # without its functions
+    refusal: str | None  # why nothing can be pulled back
+
+
+class Recording:
+    """How a solve is recorded and replayed, for the gradient in what is ``perturbed``.
+
+    Attributes:
+        moving: which arrays of the final state carry a derivative.
+    """
+
+    def __init__(self, perturbed: Parts, parts: Parts, settings: Settings) -> None:
+        self._perturbed, self._settings = perturbed, settings
+        self._replay, self._kept, self._proposals = _choose_replay(perturbed, parts, settings)
+        self._room = None if settings.refusal else Room.of(settings.max_steps, settings.checkpoints)
+        # Of the loop's whole state more moves than what a replayed step reads, such as a last stage.
+        blocks = self._room is not None and self._room.blocks is not None
+        self._moves_whole = _replay_of(True, "body", perturbed, parts).active if blocks else None
+        self.moving = tuple(jax.tree.leaves(self._replay.active))
+        self._structure: Any = None
+        self._inexact: Any = None
+
+    @property
+    def kind(self) -> tuple[bool, bool]:
+        """What the tape depends on, beside the solve."""
+        return self._replay.by_try, self._proposals
+
+    def run(self, parts: Parts) -> tuple[list, list]:
+        """The arrays of the final state, and those of the tape."""
+        settings, replay, kept = self._settings, self._replay, self._kept
+        if self._room is None:
+            return jax.tree.leaves(parts.run()), []
+
+        room = self._room
+
+        def row(state: LoopState) -> LoopState:
+            return eqx.filter(state, kept)
+
+        def whole(state: LoopState) -> LoopState:
+            return eqx.filter(state, settings.written, inverse=True)
+
+        def body_on_tape(taped):
+            carry, tape = taped
+            state = carry[-1]
+            more = () if room.blocks is None else (whole(state),)
+            return parts.body(carry), tape.write(replay.count(state), row(state), *more)
+
+        start = parts.carry[-1]
+        tape: Tape | Blocks
+        if room.blocks is None:
+            tape = Tape.blank(room.steps, row(start), self._proposals)
+        else:
+            tape = Blocks.blank(room, row(start), self._proposals, whole(start))
+        carry, tape = lax.while_loop(lambda c: parts.cond(c[0]), body_on_tape, (parts.carry, tape))
+        final = carry[-1]
+        count = replay.count(final)
+        tape = tape.close(count, row(final))
+        taped = (count.astype(jnp.int32), tape, eqx.filter(final, settings.written))
+        leaves, self._structure = jax.tree.flatten(taped)
+        self._inexact = jax.tree.map(eqx.is_inexact_array, taped)
+        return jax.tree.leaves(final), leaves
+
+    def moving_on(self, tape: "Recording") -> Flags:
+        """Which arrays of that tape, which has been made, move with what is perturbed here."""
+        if tape._room is None:
+            return ()
+        active = self._replay.active
+        _, taped, outputs = tape._inexact
+        blocks = None
+        if isinstance(taped, Blocks):
+            before = with_fields(taped.before, rows=_both(self._moves_whole, taped.before.rows))
+            blocks, taped = with_fields(taped, before=before), taped.tape
+        states = with_fields(taped.states, rows=_both(active, taped.states.rows))
+        proposed = None if taped.proposed is None else active.tnext
+        taped = with_fields(taped, scalars=_both(active, taped.scalars), states=states, proposed=proposed)
+        taped = taped if blocks is None else with_fields(blocks, tape=taped)
+        return tuple(jax.tree.leaves((False, taped, _both(active, outputs))))
+
+    def sweep(self, parts: Parts, tape: Arrays, w: Arrays) -> Parts:
+        """The gradient in what is perturbed, given the cotangents of what is moving; None where it is zero."""
+        settings, replay = self._settings, self._replay
+        if settings.refusal is not None:
+            raise UnsupportedError(settings.refusal)
+        count, recorded, outputs = jax.tree.unflatten(self._structure, tape)
+        name = "tried" if replay.by_try else "step"
+        fun, p_fun = getattr(parts, name), getattr(self._perturbed, name)
+        advance = functools.partial(replay.step, parts.body) if replay.by_try else parts.advance
+        # Constants may come back as literals, which are no arrays.
+        state = eqx.combine(outputs, jax.tree.map(jnp.array, parts.carry[-1]))
+        values = iter(w)
+        g_state = jax.tree.map(lambda moves: next(values) if moves else None, replay.active)
+        g_fun = jax.tree.map(lambda x, p: jnp.zeros_like(x) if p else None, fun, p_fun)
+        if jax.tree.leaves(g_state):
+
+            def pull_back(wanted, pull, cotangents):
+                if isinstance(recorded, Tape):
+                    return pull(recorded, count, cotangents)
+                walk = Walk(replay, parts.body, state, self._kept, settings.written, self._proposals, count)
+                return walk.pull_back(recorded, wanted, pull, cotangents)
+
+            assert advance is not None
+            sweep = Sweep(replay, fun, p_fun, advance, state, settings.written)
+            g_state, g_fun = sweep.run(pull_back, g_state, g_fun)
+        nothing = jax.tree.map(lambda _: None, parts)
+        return dataclasses.replace(nothing, carry=(None, None, None, g_state), **{name: g_fun})
+
+
+def _both(active: Mask, inexact: Mask) -> Mask:
+    """What is marked in both, where there is something in the second."""
+    return jax.tree.map(lambda a, x: None if x is None else a and x, active, inexact)
+
+
+def _replay_of(by_try: bool, name: str, perturbed: Parts, parts: Parts) -> Replay:
+    """The replay by one of the parts, with what carries a derivative in it."""
+    state, p_state = parts.carry[-1], perturbed.carry[-1]
+    times, step = Times(state.tnext, state.tnext, state.tnext), Replay(by_try).step
+    fun, p_fun = getattr(parts, name), getattr(perturbed, name)
+    return Replay(by_try, active_leaves(lambda f, s: step(f, times, s), fun, p_fun, state, p_state))
+
+
+def _choose_replay(perturbed: Parts, parts: Parts, settings: Settings) -> tuple[Replay, Mask, bool]:
+    """Replay by accepted step where that is exact, else by try; which leaves to keep, whether to note proposals."""
+    accepted_step = settings.accepted_step
+    replay = functools.partial(_replay_of, perturbed=perturbed, parts=parts)
+    if accepted_step is not None and accepted_step.times_exact:
+        by_step = replay(False, "step")
+        return by_step, accepted_step.kept, accepted_step.rescales and _times_move(by_step.active)
+    by_try = replay(True, "body" if parts.tried is None else "tried")
+    if accepted_step is not None and not _times_move(by_try.active):
+        return replay(False, "step"), accepted_step.kept, False
+    return by_try, jax.tree.map(operator.not_, settings.written), False
+
+
+def _times_move(active: Mask) -> bool:
+    return any(jax.tree.leaves((active.tprev, active.tnext, active.controller_state)))

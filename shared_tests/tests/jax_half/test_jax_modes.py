@@ -1,0 +1,226 @@
+"""AdaptiveCheckpointAdjoint in every mode of differentiation, and each over each: one table of solvers and outputs.
+
+The oracle is diffrax's ``ForwardMode``, once for first derivatives and over itself for second ones.
+"""
+
+import functools
+from typing import Any
+
+import diffrax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optimistix
+import pytest
+
+from steptape.jax import AdaptiveCheckpointAdjoint
+from steptape.jax._replay import blocks
+from steptape_helpers.jax_solves import OURS, worst, x64
+
+# The parameter, the state and the end.
+X, V = np.array([0.7, 1.0, -0.5, 0.6]), np.array([0.3, 0.2, 0.6, 0.5])
+MATRIX = np.array([[0.3, -1.4], [1.1, 0.2]])
+FORWARD = diffrax.ForwardMode()
+
+
+@pytest.fixture(autouse=True)
+def _x64():
+    with x64():
+        yield
+
+
+def _drift(t, y, p):
+    return jnp.cos(3 * t) * jnp.tanh(p * MATRIX @ y) - p * y
+
+
+def _sde():
+    path = diffrax.VirtualBrownianTree(0.0, 1.0, 0.05, (2,), jax.random.key(0), diffrax.SpaceTimeLevyArea)
+    noise = diffrax.ControlTerm(lambda t, y, p: 0.3 * p * jnp.stack([jnp.sin(y), y], 1), path)
+    return diffrax.MultiTerm(diffrax.ODETerm(_drift), noise)
+
+
+def _stiff():
+    return diffrax.MultiTerm(diffrax.ODETerm(_drift), diffrax.ODETerm(lambda t, y, p: -p * y))
+
+
+def _one():
+    return diffrax.ODETerm(_drift)
+
+
+def _outputs(solution, end):
+    """Something of all that is saved."""
+    (last, inside, each), dense = solution.ys, jax.vmap(solution.evaluate)(end * np.array([0.2, 0.9]))
+    return sum(jnp.sum(jnp.sin(jnp.where(jnp.isfinite(y), y, 0.0))) for y in (last, inside, each, dense))
+
+
+def loss(x, adjoint, terms, solver, **how):
+    """A scalar of a solve with every kind of output: ``SaveAt`` with t1, ts, steps and dense."""
+    p, y0, end = x[0], x[1:3], x[3]
+    # A path has no derivative in time.
+    end = jax.lax.stop_gradient(end) if terms is _sde else end
+    inside = diffrax.SubSaveAt(ts=0.6 * np.array([0.2, 0.3]))
+    subs = [diffrax.SubSaveAt(t1=True), inside, diffrax.SubSaveAt(steps=True)]
+    how = {
+        "stepsize_controller": diffrax.PIDController(rtol=3e-2, atol=3e-2),
+        "saveat": diffrax.SaveAt(subs=subs, dense=True),
+        "max_steps": 8,
+        **how,
+    }
+    return _outputs(diffrax.diffeqsolve(terms(), solver, 0.0, end, 0.2, y0, p, adjoint=adjoint, **how), end)
+
+
+def products(loss, v):
+    """The product of the second derivative with ``v``, by each mode over each, as functions of x."""
+    grad = jax.grad(loss)
+
+    def along(f):
+        return lambda x: jax.jvp(f, (x,), (v,))[1]
+
+    return {
+        "forward over forward": jax.jacfwd(along(loss)),
+        "forward over reverse": along(grad),
+        "reverse over forward": jax.grad(along(loss)),
+        "reverse over reverse": jax.grad(lambda x: jnp.dot(grad(x), v)),
+    }
+
+
+# With what loop over the stages the user has made it; diffrax's own modes are not at home in all of them.
+SOLVERS: dict[str, tuple[Any, Any, Any]] = {
+    "explicit": (_one, diffrax.Heun, "checkpointed"),
+    "implicit": (_one, diffrax.Kvaerno3, None),
+    "IMEX": (_stiff, diffrax.KenCarp3, "lax"),
+    "SDE": (_sde, diffrax.SPaRK, None),
+}
+
+
+def _assert_all(found, want):
+    errors = {mode: worst(got, want) for mode, got in found.items()}
+    assert max(errors.values()) < 1e-12, errors
+
+
+@pytest.mark.by_default(where=lambda name: name == "explicit")
+@pytest.mark.parametrize("name", SOLVERS)
+def test_second_derivatives_by_every_mode_over_every_mode_of_every_output(name):
+    terms, solver, kind = SOLVERS[name]
+    host = products(lambda x: loss(x, FORWARD, terms, solver()), V)["forward over forward"]
+    modes = products(lambda x: loss(x, OURS, terms, solver(scan_kind=kind)), V)
+    if name != "explicit":
+        # The two that have the others in them.
+        modes = {mode: modes[mode] for mode in ("forward over reverse", "reverse over reverse")}
+    found, want = jax.jit(lambda x: ({mode: f(x) for mode, f in modes.items()}, host(x)))(X)
+    _assert_all(found, want)
+
+
+def _inside(x, adjoint=OURS, end=None, **how):
+    """A vector of a solve."""
+    end = x[3] if end is None else end
+    saveat = diffrax.SaveAt(ts=0.6 * np.array([0.2, 0.5]))
+    controller = diffrax.PIDController(rtol=3e-2, atol=3e-2)
+    how = {"stepsize_controller": controller, "saveat": saveat, "max_steps": 16, **how}
+    return diffrax.diffeqsolve(_one(), diffrax.Heun(), 0.0, end, 0.2, x[1:3], x[0], adjoint=adjoint, **how).ys.ravel()
+
+
+def test_first_derivatives_in_forward_mode_are_those_of_diffrax_s():
+    def several(x):
+        return {
+            "jacfwd": jax.jacfwd(_inside)(x),
+            "linearize": jax.vmap(jax.linearize(_inside, x)[1], out_axes=1)(jnp.eye(4)),
+            "vmap": jax.vmap(lambda x, v: jax.jvp(_inside, (x,), (v,))[1], out_axes=1)(jnp.stack([x] * 4), jnp.eye(4)),
+        }
+
+    host = jax.jit(jax.jacfwd(lambda x: _inside(x, FORWARD)))(X)
+    _assert_all(jax.jit(several)(X), host)
+
+
+@pytest.mark.full
+def test_second_derivatives_in_a_batch_under_checkpoint_in_a_scan_and_with_an_event():
+    def squared(x, **how):
+        return jnp.sum(_inside(x, **how) ** 2)
+
+    def batch(f):
+        return lambda x: jnp.sum(jax.vmap(f)(jnp.stack([x, 1.1 * x])) * np.array([1.0, 2.0]))
+
+    def scanned(f):
+        return lambda x: jax.lax.scan(lambda c, _: (c + f(x * (1 + 0.01 * c)), None), 0.0, length=2)[0]
+
+    def met(adjoint):
+        finder: Any = optimistix.Newton(1e-9, 1e-9)
+        event = diffrax.Event(lambda t, y, args, **kwargs: y[0] - 0.9, finder)
+        return lambda x: squared(x, adjoint=adjoint, event=event, saveat=diffrax.SaveAt(t1=True))
+
+    def of(adjoint):
+        # JAX loses how diffrax's last time before t1 is differentiated where it splits a scan: t1 stands still.
+        still = functools.partial(squared, adjoint=adjoint, end=0.6)
+        return [batch(functools.partial(squared, adjoint=adjoint)), scanned(jax.checkpoint(still)), met(adjoint)]
+
+    ours = [products(f, V)["reverse over reverse"] for f in of(OURS)]
+    host = [products(f, V)["forward over forward"] for f in of(FORWARD)]
+    found, wanted = jax.jit(lambda x: ([f(x) for f in ours], [f(x) for f in host]))(X)
+    for got, want in zip(found, wanted, strict=True):
+        assert worst(got, want) < 1e-12
+
+
+def test_an_optimum_found_by_least_squares_and_the_gradient_through_it():
+    """The p at which y(1) = exp(-p) is c: p = -log c, whose derivative is -1/c."""
+
+    def fitted(c):
+        def residual(p, c):
+            return jnp.log(_decayed(p, 1.0, 20)) - jnp.log(c)
+
+        solver = optimistix.LevenbergMarquardt(1e-10, 1e-10)
+        return optimistix.least_squares(residual, solver, jnp.array(0.5), c).value
+
+    p, slope = jax.jit(jax.value_and_grad(fitted))(0.6)
+    # log y is n log(1 - p / n) for n steps of Euler's method.
+    assert abs(p - 20 * (1 - 0.6 ** (1 / 20))) < 1e-8
+    assert abs(slope + 0.6 ** (1 / 20 - 1)) < 1e-8
+
+
+def _decayed(p, end, max_steps, checkpoints=None, solver=None):
+    """exp(-p end) in steps of 0.05, by default by Euler's method."""
+    term, adjoint = diffrax.ODETerm(lambda t, y, p: -p * y), AdaptiveCheckpointAdjoint(checkpoints=checkpoints)
+    how: Any = {"adjoint": adjoint, "max_steps": max_steps}
+    return diffrax.diffeqsolve(term, solver or diffrax.Euler(), 0.0, end, 0.05, 1.0, p, **how).ys[0]
+
+
+@pytest.mark.by_default(where=lambda checkpoints: checkpoints == 9)
+@pytest.mark.parametrize(("max_steps", "checkpoints"), [(None, 1), (None, 9), (60, None)])
+def test_a_solve_of_many_blocks_has_the_derivatives_of_its_closed_form(monkeypatch, max_steps, checkpoints):
+    # Blocks of four steps, and more of them than are planned for.
+    monkeypatch.setattr(blocks, "_ONE", 4)
+    monkeypatch.setattr(blocks, "_MANY", 3)
+    p, counts = 0.7, np.array([0, 1, 3, 4, 5, 8, 9, 13, 16, 27, 40])
+
+    def derivatives(end, value):
+        gradient = jax.grad(value)
+        return gradient(p, end), jax.jvp(lambda p: gradient(p, end), (p,), (1.0,))[1]
+
+    def several(ends):
+        # A method with a stage that is carried from step to step.
+        value = functools.partial(_decayed, max_steps=max_steps, checkpoints=checkpoints, solver=diffrax.Bosh3())
+        found = functools.partial(derivatives, value=value)
+        return jax.lax.map(found, ends), jax.vmap(found)(ends)
+
+    def closed(p, end):
+        z = 0.05 * p
+        return (1 - z + z**2 / 2 - z**3 / 6) ** (end / 0.05)
+
+    want = jax.vmap(functools.partial(derivatives, value=closed))(0.05 * counts)
+    for got in jax.jit(several)(0.05 * counts):
+        np.testing.assert_allclose(got, want, rtol=1e-11, atol=1e-15)
+
+
+def test_max_steps_costs_no_memory_beyond_the_hosts():
+    def temporary(adjoint, max_steps):
+        def end(y0):
+            term = diffrax.ODETerm(lambda t, y, args: -y)
+            controller = diffrax.PIDController(rtol=1e-3, atol=1e-3)
+            how: Any = {"stepsize_controller": controller, "adjoint": adjoint, "max_steps": max_steps}
+            return jnp.sum(diffrax.diffeqsolve(term, diffrax.Heun(), 0.0, 1.0, 0.1, y0, **how).ys)
+
+        compiled = jax.jit(jax.vmap(jax.grad(end))).lower(jnp.ones((64, 8))).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    few, many = (temporary(AdaptiveCheckpointAdjoint(16), steps) for steps in (10**5, 10**7))
+    assert many < 1.1 * few
+    assert few < temporary(diffrax.RecursiveCheckpointAdjoint(), 10**5) / 5
