@@ -15,6 +15,15 @@ def saved_tensors_are_hooked() -> bool:
     return _saved_tensors_hooks(False) is not None
 
 
+# Why none may, if so, as within ``disable_saved_tensors_hooks``.
+_disabled = getattr(torch._C._autograd, "_saved_tensors_hooks_get_disabled_error_message", lambda: None)
+
+
+def hooks_act_on_saved_tensors() -> bool:
+    """Whether hooks may act on what graphs save."""
+    return _disabled() is None
+
+
 # Without what owns their nodes, torch before 2.7, edges do not keep graphs alive.
 _EDGES_OWN = "ownership_token" in GradientEdge._fields
 

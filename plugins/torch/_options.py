@@ -110,14 +110,21 @@ def with_parameters(
     func = solve.user_func
     inside, surroundings = Inside(), Surroundings(given[0].device, func)
     _check_sharding(solve.call, surroundings.modules)
-    note = surroundings.side.note()
+    note, untouched = surroundings.side.note(), Held(func)
     with surroundings.looked_at():
         used = tensors_used(solve.around(inside).evaluated, given, since, inside, surroundings.side)
     check_stored(func, used.stored)
     if used.needs_graph:
         solve = solve.around(with_graph)
     own = surroundings.parameters
-    held = Held(func)
+    held, is_taken = Held(func), not same(note, used.after)
+    if not is_taken and not (untouched.holds and surroundings.tensors_hold):
+        # What it has computed for others is kept; else the solve begins as if it had not been evaluated.
+        is_taken = used.leaves or not set(map(id, held.tensors)) <= set(map(id, untouched.tensors))
+        if not is_taken:
+            untouched.restore()
+            surroundings.restore_tensors()
+            held = untouched
     near = [*held.tensors, *own]
     params = parameters_used(used, given, own if isinstance(func, torch.nn.Module) else (), near, named)
     if named is None:
@@ -126,9 +133,9 @@ def with_parameters(
     if named:
         _tell_missed(solve, [x for x in used.tensors if not is_one_of(x, params)], spelling)
     kept_ones, first = ([x for x in xs if is_one_of(x, params)] for xs in (used.kept, used.first))
-    before = Before(surroundings, held, first, kept_ones)
+    before = Before(surroundings, held, first, kept_ones, used.transforms)
     solve = dataclasses.replace(solve, before=before, call=solve.call._replace(named=named is not None))
-    if used.value is not None and not same(note, used.after):
+    if used.value is not None and is_taken:
         solve = solve.beginning_with(First(given[0].detach().clone(), used.value, used.after))
     return solve, params
 

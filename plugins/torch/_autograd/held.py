@@ -17,7 +17,7 @@ from torch import Tensor
 
 from steptape.compat._torch import PARAMETRIZE
 from steptape.torch._autograd.modules import DEPTH, LONG, all_of, parts_of, slots_of
-from steptape.torch._autograd.snapshot import DICTIONARIES, Snapshot, held_by
+from steptape.torch._autograd.snapshot import DICTIONARIES, Snapshot, held_by, restore
 
 _OF_TORCH = frozenset(vars(torch.nn.Module()))
 _CHANGING = ("_modules", "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
@@ -33,6 +33,7 @@ class Held:
         # Of most layers all hooks.
         self._empty: list[dict[Any, Any]] = []
         self.tensors: list[Tensor] = []
+        self._generators: list[tuple[torch.Generator, Tensor]] = []
         self._seen: set[int] = set()
         self._left = _MANY
         self._walk(func, DEPTH)
@@ -53,7 +54,7 @@ class Held:
 
     def clear(self) -> None:
         """Hold nothing."""
-        self.tensors, self._snapshots, self._empty = [], [], []
+        self.tensors, self._snapshots, self._empty, self._generators = [], [], [], []
 
     @property
     def snapshots(self) -> list[Snapshot]:
@@ -63,7 +64,14 @@ class Held:
     @property
     def holds(self) -> bool:
         """Whether func still refers to all of it, and to nothing else."""
-        return not any(self._empty) and all(one.holds for one in self._snapshots)
+        still = all(torch.equal(one.get_state(), state) for one, state in self._generators)
+        return still and not any(self._empty) and all(one.holds for one in self._snapshots)
+
+    def restore(self) -> None:
+        """Have all be as it was."""
+        restore(self.snapshots)
+        for one, state in self._generators:
+            one.set_state(state)
 
     def _walk(self, holder: Any, depth: int) -> None:
         self._left -= 1
@@ -131,6 +139,8 @@ class Held:
             return
         if isinstance(value, Tensor):
             self.tensors.append(value)
+        elif isinstance(value, torch.Generator):
+            self._generators.append((value, value.get_state()))
         elif type(value) not in (list, tuple, *DICTIONARIES):
             return
         elif depth > 1:

@@ -10,7 +10,14 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from steptape.compat._torch import OperationMode, place_in_order, running_node, sequence_number, uncompiled
+from steptape.compat._torch import (
+    OperationMode,
+    place_in_order,
+    running_node,
+    sequence_number,
+    transforms_active,
+    uncompiled,
+)
 from steptape.torch._autograd.graph import Edge, edges_from, leaf_at, tensors_of
 from steptape.torch._autograd.surroundings import SideState
 
@@ -46,6 +53,7 @@ class Seen(NamedTuple):
     left: list[Tensor]
     stores_state: bool
     needs_graph: bool
+    transforms: bool
     value: Tensor | None
     began: int
 
@@ -59,7 +67,7 @@ def look(evaluate: Evaluate, n: int, given: Sequence[Tensor], inside: Inside, si
         side.set(before)
         seen = _seen(evaluate, n, given, Operations(inside))
         assert seen is not None
-    return seen._replace(needs_graph=seen.needs_graph or calls.needs_graph)
+    return seen._replace(needs_graph=seen.needs_graph or calls.needs_graph, transforms=calls.transforms)
 
 
 def _seen(evaluate: Evaluate, n: int, given: Sequence[Tensor], noted: _Calls | Operations) -> Seen | None:
@@ -95,7 +103,7 @@ def _seen(evaluate: Evaluate, n: int, given: Sequence[Tensor], noted: _Calls | O
     noted.entered.clear()
     used += [x for x in (leaf() for leaf in leaves) if x is not None]
     left = [x for x in (ref() for ref in made) if x is not None and x.grad_fn is not None]
-    return Seen(used, left, state() is not None, noted.needs_graph, value, began)
+    return Seen(used, left, state() is not None, noted.needs_graph, noted.transforms, value, began)
 
 
 def _ends(outputs: Sequence[Tensor], outside: dict[Edge, Tensor], began: int) -> list[Tensor] | None:
@@ -131,14 +139,15 @@ class Noticed(TorchFunctionMode):
 class _Noted:
     """What is noted in a block: the tensors that ``entered`` and require a gradient, and which were made in it.
 
-    ``needs_graph``: whether func took derivatives, or put hooks on what it computes.
+    ``needs_graph``: whether func took derivatives, or put hooks on what it computes. ``transforms``: whether it is in
+    transforms of ``torch.func`` anywhere.
     """
 
     def __init__(self, inside: Inside) -> None:
         super().__init__()
         self._inside = inside
         self.entered: list[Tensor] = []
-        self.needs_graph = False
+        self.needs_graph = self.transforms = False
         self._made: set[int] = set()
 
     def _enter(self, args: Iterable[Any]) -> None:
@@ -165,6 +174,7 @@ class _Calls(_Noted, TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in _NEED_GRAPHS and self._inside.depth:
             self.needs_graph = True
+        self.transforms = self.transforms or transforms_active()
         self._enter(args)
         if not kwargs:
             return self._make(func(*args))
@@ -173,14 +183,17 @@ class _Calls(_Noted, TorchFunctionMode):
 
 
 class Operations(_Noted, OperationMode):
-    """Of single operations, also of scripted functions and backward passes; ``all_entered``: all, by identity."""
+    """Of single operations, also of scripted functions and backward passes.
+
+    ``follow``: tensors of which is noted what is computed from them.
+    """
 
     sees_all = True
 
-    def __init__(self, inside: Inside) -> None:
+    def __init__(self, inside: Inside, follow: Sequence[Tensor] = ()) -> None:
         super().__init__(inside)
         self._around = running_node()
-        self.all_entered: set[int] = set()
+        self._from = {id(x): [x] for x in follow}
 
     def is_made(self, x: Tensor) -> bool:
         # A view is another tensor where it is made than where it is used.
@@ -189,7 +202,17 @@ class Operations(_Noted, OperationMode):
     def operate(self, run: Callable[[], Any], args: Sequence[Any]) -> Any:
         """Run an operation."""
         self._enter(args)
-        self.all_entered.update(map(id, tensors_of(args)))
         if self._inside.depth and running_node() is not self._around:
             self.needs_graph = True
-        return self._make(run())
+        out = self._make(run())
+        if self._from:
+            entered = set(map(id, tensors_of(args)))
+            for made in self._from.values():
+                if any(id(x) in entered for x in made):
+                    made += tensors_of(out)
+        return out
+
+    def leads_to(self, x: Tensor, outputs: Iterable[Tensor]) -> bool:
+        """Whether one of ``outputs`` was computed from a tensor that was followed."""
+        made = set(map(id, self._from[id(x)]))
+        return any(id(out) in made for out in outputs)

@@ -10,7 +10,6 @@ import torch
 
 from steptape.torch._autograd.graph import tensors_of
 from steptape.torch._autograd.held import Held
-from steptape.torch._autograd.snapshot import restore
 from steptape.torch._autograd.surroundings import Surroundings
 
 T = TypeVar("T")
@@ -36,7 +35,7 @@ def replayed_or(by_host: Callable[[], T], func: Any, y0: Any, replay: Callable[[
     try:
         return replay()
     except StoredByFunc:
-        restore(held.snapshots)
+        held.restore()
         side.set(note)
     finally:
         _FUNC.reset(token)

@@ -19,7 +19,7 @@ from steptape.compat._torch_hooks import hooks_passed_by
 from steptape.torch._autograd.graph import is_one_of
 from steptape.torch._autograd.held import Held
 from steptape.torch._autograd.modules import all_of, modules_of
-from steptape.torch._autograd.snapshot import Snapshot, given_back, kept
+from steptape.torch._autograd.snapshot import Snapshot, given_back, kept, restore
 
 Note = tuple[Tensor, ...]
 
@@ -33,9 +33,7 @@ class Surroundings:
     def __init__(self, device: torch.device, func: Any = None):
         self.modules = all_of(modules_of(func))
         self.side = SideState(device, [x for module in self.modules for x in module._buffers.values() if x is not None])
-        holders = [one for module in self.modules for one in (module._parameters, module._buffers)]
-        # Those of a scripted module are no dictionaries, and cannot be lent others.
-        self._lent = [Snapshot.of(one) for one in holders if one and isinstance(one, dict)]
+        self._lent = self._tensors_now()
         self._func = func
         self._held: Held | None = None
         self._device = device
@@ -43,10 +41,25 @@ class Surroundings:
         self._dtype = torch.get_autocast_dtype(device.type)
         self._cached = torch.is_autocast_cache_enabled()
 
+    def _tensors_now(self) -> list[Snapshot]:
+        """What holds the parameters and buffers of the modules."""
+        holders = [one for module in self.modules for one in (module._parameters, module._buffers)]
+        # Those of a scripted module are no dictionaries, and cannot be lent others.
+        return [Snapshot.of(one) for one in holders if one and isinstance(one, dict)]
+
     @property
     def parameters(self) -> list[Tensor]:
         """Of all modules; a lazy one has them once it is evaluated."""
         return [x for module in self.modules for x in module._parameters.values() if x is not None]
+
+    @property
+    def tensors_hold(self) -> bool:
+        """Whether the modules have the parameters and buffers that they had."""
+        return all(one.holds for one in self._lent)
+
+    def restore_tensors(self) -> None:
+        """Have them so again."""
+        restore(self._lent)
 
     def around_func(self) -> AbstractContextManager[Any]:
         """A context, inside that of ``replayed``, with the autocast state that func ran under."""
@@ -60,7 +73,7 @@ class Surroundings:
 
         Autocast keeps no copies of weights in it, which the solve would use again.
         """
-        with self.side.kept(), kept(self._held.snapshots if self._held else ()):
+        with self.side.kept(), kept([*self._held.snapshots, *self._tensors_now()] if self._held else ()):
             if not self.autocast:
                 yield
                 return
@@ -132,9 +145,18 @@ class SideState:
 
     def note(self) -> Note:
         """The state now; buffers that have not changed since the last note share its copies."""
-        if self._versions != (versions := [buffer._version for buffer in self.buffers]):
+        if self._versions != (versions := self.writes):
             self._versions, self._values = versions, [buffer.detach().clone() for buffer in self.buffers]
         return (*(generator.get_state() for generator in self._generators), *self._values)
+
+    @property
+    def writes(self) -> list[int]:
+        """How often each of the buffers has been written to."""
+        return [buffer._version for buffer in self.buffers]
+
+    def is_untouched_since(self, note: Note, writes: list[int]) -> bool:
+        """Whether nothing has changed it, be it to what it was, since a ``note`` when there were so many ``writes``."""
+        return self.writes == writes and same(note, self.note())
 
     def set(self, note: Note) -> None:
         """Make it the state that was noted."""
@@ -144,7 +166,7 @@ class SideState:
         for buffer, value in zip(self.buffers, note[count:], strict=True):
             # Not a change that autograd is to see: the graphs of earlier evaluations do not read what follows.
             buffer.data.copy_(value)
-        self._versions, self._values = [buffer._version for buffer in self.buffers], list(note[count:])
+        self._versions, self._values = self.writes, list(note[count:])
 
     @contextmanager
     def kept(self) -> Iterator[None]:

@@ -28,18 +28,22 @@ class Used(NamedTuple):
     """The ``tensors`` that func uses; of them those that its ``first`` evaluation does, what it keeps being kept, and
     those that it has ``kept`` for the next ones.
 
-    ``needs_graph``: whether it takes derivatives inside, or puts hooks on what it computes. ``value``: of the first
+    ``needs_graph``: whether it takes derivatives inside, or puts hooks on what it computes. ``transforms``: whether it
+    has transforms of ``torch.func`` inside. ``value``: of the first
     evaluation, and ``after``: what func changes besides, after it. ``stored``: whether func still holds some of what it
-    was given or has computed, for someone else than its next evaluations.
+    was given or has computed, for someone else than its next evaluations. ``leaves``: whether the first evaluation has
+    left something that it computed.
     """
 
     tensors: list[Tensor]
     first: list[Tensor]
     kept: list[Tensor]
     needs_graph: bool
+    transforms: bool
     value: Tensor | None
     after: Note
     stored: bool
+    leaves: bool
 
 
 def tensors_used(
@@ -59,7 +63,9 @@ def tensors_used(
     kept = [x for x in used if x.grad_fn is not None and sequence_number(x.grad_fn) >= since]
     first = looks[min(1, len(looks) - 1)].used
     stored = any(look.stores_state or any(not is_one_of(x, used) for x in look.left) for look in looks)
-    return Used(used, first, kept, looks[0].needs_graph, looks[0].value, after, stored)
+    return Used(
+        used, first, kept, looks[0].needs_graph, looks[0].transforms, looks[0].value, after, stored, bool(looks[0].left)
+    )
 
 
 def parameters_used(
@@ -150,8 +156,10 @@ def check_kept(
     Or if they use ``new`` tensors without a history, that func has come to refer to in the solve.
     """
     for n in (0, -1) if kept else (-1,):
-        with torch.no_grad(), uncompiled(), Operations(Inside()) as operations:
-            used = [*tensors_of(evaluate(n, *(x.clone() for x in given))), *operations.entered]
+        apart = [x.clone() for x in given]
+        with torch.no_grad(), uncompiled(), Operations(Inside(), follow=new) as operations:
+            outputs = [*tensors_of(evaluate(n, *apart))]
+        used = [*outputs, *operations.entered]
         unused = next((x for x in kept if not is_one_of(x, used)), None)
         if unused is not None:
             raise GradientError(
@@ -160,7 +168,7 @@ def check_kept(
                 "compute and keep in its place would be lost. Compute it in each evaluation, or once and for all; or "
                 "detach() it, if it needs no gradient."
             )
-        late = next((x for x in new if id(x) in operations.all_entered), None)
+        late = next((x for x in new if operations.leads_to(x, outputs)), None)
         if late is not None:
             raise GradientError(
                 f"{call}: {call.func} computed a tensor of shape {tuple(late.shape)} in the solve, after its first "

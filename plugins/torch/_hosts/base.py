@@ -66,12 +66,14 @@ class Before(NamedTuple):
     """What is known of func before a solve: what it has around it and what it refers to, which it ``held``.
 
     And of the parameters those that the first evaluation used, and those that it computed and ``kept`` for the others.
+    ``transforms``: whether it has transforms of ``torch.func`` inside, in which no hooks act on what graphs save.
     """
 
     surroundings: Surroundings
     held: Held
     used_first: Sequence[Tensor]
     kept: Sequence[Tensor]
+    transforms: bool
 
 
 class Solve(abc.ABC):
@@ -91,8 +93,6 @@ class Solve(abc.ABC):
     # Tensors of the call besides those it is given, which are the user's own.
     others: tuple[Tensor, ...] = ()
     before: Before | None = None
-    # Whether func is told of each step: it may compute otherwise from then on, and a replay does not tell it.
-    has_callbacks: bool = False
     # How many of the results, the last ones, have no gradient; the others are the solution and its state at the end.
     constants: int
 

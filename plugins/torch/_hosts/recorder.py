@@ -59,6 +59,7 @@ class Recorder:
         self._device = keep.device
         self.kept = KeptStates(keep, graphs)
         self._start = self._evaluation = side.note()
+        self._writes = self._writes_of_first = side.writes
         self._after_first: Note | None = None
         self.starts: list[Tensor] = []
         self.sizes: list[Tensor] = []
@@ -72,12 +73,12 @@ class Recorder:
     @property
     def notes(self) -> list[tuple[Note, ...]]:
         """For each step the notes of the side state; none if the whole solve changed nothing there."""
-        return [] if same(self._start, self._side.note()) else self._notes
+        return [] if self._side.is_untouched_since(self._start, self._writes) else self._notes
 
     @property
     def settled(self) -> bool:
         """Whether what func changes besides, it changed in its first evaluation alone, as by noise that it keeps."""
-        return self._after_first is None or same(self._after_first, self._side.note())
+        return self._after_first is None or self._side.is_untouched_since(self._after_first, self._writes_of_first)
 
     def __call__(self, t: Tensor, y: Tensor, **kwargs: Any) -> Tensor:
         self._note_evaluation()
@@ -86,7 +87,7 @@ class Recorder:
     def _note_evaluation(self) -> None:
         self._evaluation = self._side.note()
         if self._after_first is None and self.clock.evaluated:
-            self._after_first = self._evaluation
+            self._after_first, self._writes_of_first = self._evaluation, self._side.writes
 
     def callback_step(self, t: Tensor, y: Tensor, h: Tensor) -> None:
         self._func.callback_step(t, y, h)
@@ -116,7 +117,8 @@ class Recorder:
         if self._notes:
             # Where nothing changes, one note serves all steps.
             last = self._notes[-1]
-            notes = last if same(last[-1], notes[-1]) else tuple(shared(note, last[-1]) for note in notes)
+            unchanged = len(last) == len(notes) and all(map(same, last, notes))
+            notes = last if unchanged else tuple(shared(note, last[-1]) for note in notes)
             if notes is not last:
                 self.kept.count(x for note in (*self._notes[0], *notes) for x in note)
         self._notes.append(notes)

@@ -107,10 +107,6 @@ class OdeSolve(Solve):
     def _has_grid(self) -> bool:
         return self.options.get("grid_constructor") is not None
 
-    @property
-    def has_callbacks(self) -> bool:  # type: ignore[override]
-        return any(hasattr(self.user_func, name) for name in host.CALLBACKS)
-
     def beginning_with(self, first: Callable[..., Tensor]) -> OdeSolve:
         return dataclasses.replace(self, first=first)
 

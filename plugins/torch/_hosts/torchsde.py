@@ -15,7 +15,7 @@ from steptape._errors import UnsupportedError
 from steptape.compat import _torchsde as host
 from steptape.compat._unsupported import unsupported
 from steptape.torch._autograd.graph import Call, Parameters
-from steptape.torch._autograd.surroundings import Surroundings, same
+from steptape.torch._autograd.surroundings import Surroundings
 from steptape.torch._hosts.base import Before, HostSteps, Solve, Timeline
 from steptape.torch._hosts.brownian import NotingBrownian, Query, ReplayingBrownian, StillBrownian
 from steptape.torch._hosts.memo import REPEATING, Once
@@ -192,14 +192,14 @@ class SdeSolve(Solve):
         self, given: Sequence[Tensor], surroundings: Surroundings, graphs: Graphs | None = None
     ) -> tuple[tuple[Tensor, ...], SdeTape]:
         side = surroundings.side
-        note = side.note()
+        note, writes = side.note(), side.writes
         noise = NotingBrownian(self.bm, side, self.taped)
         solver = self.solver(self.sde, noise)
         recorder = SdeRecorder(solver, noise, self.keep, graphs)
         solver.step = recorder.step
         solution, *after = self._integrated(solver, given)
         recorder.finish()
-        changed = not same(note, side.note())
+        changed = not side.is_untouched_since(note, writes)
         ends = torch.tensor([float(step.times[-1]) for step in recorder.steps], dtype=torch.float64)
         outputs = self.ts[1:].detach().double().cpu().contiguous()
         tape = SdeTape(

@@ -19,13 +19,44 @@ def check_end(end: Tensor, fingerprint: Tensor, start: Tensor, parameters: Param
     with torch.no_grad():
         end = end.reshape(-1)
         found = sample(end)
-        moved = (end - start.reshape(-1)).abs().max()
-        eps = torch.finfo(end.dtype).eps
-        # Half the digits, in which func itself may amplify rounding; autocast has few.
-        allowed = (0.01 if parameters.rough else min(0.01, 10 * eps**0.5)) * moved + 1e3 * eps * end.abs().max()
+        allowed = _allowed((end - start.reshape(-1)).abs().max(), end.abs().max(), parameters)
         close = not end.isfinite().all() or (found - fingerprint).abs().max() <= allowed
         if close and torch.equal(found.isfinite(), fingerprint.isfinite()):
             return
+    _refuse_other_values(parameters)
+
+
+class Ends:
+    """The ends of replayed steps, held against the states that followed them in one go, after the last."""
+
+    def __init__(self) -> None:
+        self._noted: list[Tensor] = []
+
+    def note(self, end: Tensor, following: Tensor, start: Tensor) -> None:
+        """Of a step from ``start`` to ``following``, replayed to ``end``."""
+        with torch.no_grad():
+            end, following, start = end.reshape(-1), following.reshape(-1), start.reshape(-1)
+            if end.numel():
+                gaps = torch.stack([end - following, end - start, end])
+                self._noted.append(torch.linalg.vector_norm(gaps, torch.inf, dim=1))
+
+    def check(self, parameters: Parameters) -> None:
+        """Raise if one of them ended elsewhere, by more than rounding."""
+        if not self._noted:
+            return
+        gap, moved, size = torch.stack(self._noted).unbind(1)
+        close = ~size.isfinite() | (gap <= _allowed(moved, size, parameters))
+        if not close.all():
+            _refuse_other_values(parameters)
+
+
+def _allowed(moved: Tensor, size: Tensor, parameters: Parameters) -> Tensor:
+    # Half the digits, in which func itself may amplify rounding; autocast has few.
+    eps = torch.finfo(size.dtype).eps
+    return (0.01 if parameters.rough else min(0.01, 10 * eps**0.5)) * moved + 1e3 * eps * size
+
+
+def _refuse_other_values(parameters: Parameters) -> NoReturn:
     call = parameters.call
     raise GradientError(
         f"{call}: {call.func} returned other values in the backward pass than in the forward pass, so the replay would "

@@ -49,7 +49,7 @@ class Replay(torch.autograd.Function):
         # A view of a leaf requires a gradient also where no graph is built, and func may go by that.
         given, params = [x.detach() for x in inputs[: solve.given]], inputs[solve.given :]
         assert solve.before is not None
-        ctx.surroundings, held, _, kept = solve.before
+        ctx.surroundings, held, _, kept, _ = solve.before
         ctx.graphs = graphs_of(solve, inputs, ctx.needs_input_grad[1:], ctx.surroundings)
         results, tape = solve.record(given, ctx.surroundings, ctx.graphs)
         new = ctx.surroundings.hold(held, params)
@@ -145,8 +145,7 @@ class ReplayBack:
             leaves = [x.detach().requires_grad_(need) for x, need in zip(self._given, self._needed, strict=False)]
             start, timeline = self._solve.start(self._tape, leaves, self._surroundings)
         sweep = self._sweep(timeline)
-        at_end = [torch.zeros_like(solution[0]), *at_end]
-        at_start = sweep.run(solution[1:], at_end, checks_all=self._solve.has_callbacks)
+        at_start = sweep.run(solution[1:], [torch.zeros_like(solution[0]), *at_end])
         at_start[0] = at_start[0] + solution[0]
         # What the solve starts from is given, or made of what is.
         places = {id(x): i for i, x in enumerate(leaves)}

@@ -18,7 +18,7 @@ from steptape.torch._hosts.base import HostSteps, Timeline
 from steptape.torch._replay.checks import check_end
 from steptape.torch._replay.sweep import Sweep
 from steptape.torch._tape.graphs import Graphs, Piece
-from steptape.torch._tape.tape import State, Tape, sample
+from steptape.torch._tape.tape import State, Tape
 
 NONE = slice(0, 0)
 
@@ -35,8 +35,8 @@ class HostStepSweep(Sweep):
         device: torch.device,
         graphs: Graphs,
     ):
-        super().__init__(tape, timeline, device, parameters.batch)
-        self.steps, self.parameters, self.graphs = steps, parameters, graphs
+        super().__init__(tape, timeline, device, parameters)
+        self.steps, self.graphs = steps, graphs
         self._check_leaves = LeafCheck(parameters)
         # Of the graph at hand, the tensors and their cotangents.
         self._asked: list[tuple[Tensor, Tensor]] = []
@@ -52,8 +52,8 @@ class HostStepSweep(Sweep):
         left = self.tape.length - 1 - n
         if left < 2:
             check_end(end[0] if left else inside[-1], self.tape.fingerprints[1 - left], state[0], self.parameters)
-        elif (self.checks_all or n == 0) and self.following:
-            check_end(end[0], sample(self.following[0]), state[0], self.parameters)
+        elif self.following:
+            self.ends.note(end[0], self.following[0], state[0])
         if is_looked_at(n, self.tape.length):
             self._check_leaves(end, (*start, *times), lambda: self._with_graph(n, state, outputs)[2], first=n == 0)
         moving = times if self.moves else []

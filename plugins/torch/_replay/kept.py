@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from steptape.compat._torch_graphs import saved_tensors_are_hooked
+from steptape.compat._torch_graphs import hooks_act_on_saved_tensors, saved_tensors_are_hooked
 from steptape.torch._autograd.graph import leads_to
 from steptape.torch._autograd.surroundings import Surroundings
 from steptape.torch._hosts.base import Solve
@@ -21,7 +21,7 @@ def graphs_of(
     """What keeps the graphs of a solve that is given these inputs, if any are kept; ``needed``: their gradients.
 
     States alone are kept where parameters have stand-ins, which func does not see in the solve, and where hooks act on
-    what is saved: they are to act on the states.
+    what is saved: they are to act on the states. Within a size also where none can act, by which it is counted.
     """
     keep, params = solve.keep, inputs[solve.given :]
     if keep.memory == "states" or solve.back is not None:
@@ -32,7 +32,9 @@ def graphs_of(
     reserve = 2 * sum(x.untyped_storage().nbytes() for x in inputs[:1]) + 1024
     ledger = Ledger(alive, limit, reserve) if limit is not None or keep.counts else None
     graphs = Graphs(in_time=any(needed[1 : solve.given]), ledger=ledger)
-    if saved_tensors_are_hooked() or any(leads_to(p, params) for p in params):
+    assert solve.before is not None
+    uncounted = limit is not None and (solve.before.transforms or not hooks_act_on_saved_tensors())
+    if uncounted or saved_tensors_are_hooked() or any(leads_to(p, params) for p in params):
         graphs.let_go()
         return graphs if limit is not None else None
     if surroundings.autocast:

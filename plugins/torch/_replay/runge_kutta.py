@@ -23,7 +23,7 @@ from steptape.torch._hosts.tableau import Tableau
 from steptape.torch._replay.checks import check_end
 from steptape.torch._replay.sweep import Sweep
 from steptape.torch._tape.graphs import Graphs
-from steptape.torch._tape.tape import OdeTape, State, sample
+from steptape.torch._tape.tape import OdeTape, State
 
 
 class _Link(NamedTuple):
@@ -59,7 +59,7 @@ class RungeKuttaSweep(Sweep):
         whole_steps: bool,
         graphs: Graphs | None = None,
     ):
-        super().__init__(tape, timeline, y0.device, field.parameters.batch)
+        super().__init__(tape, timeline, y0.device, field.parameters)
         self.graphs = graphs or Graphs()
         self.tableau, self.field, self.whole_steps = tableau, field, whole_steps
         self.times = timeline.stages.detach()
@@ -85,10 +85,10 @@ class RungeKuttaSweep(Sweep):
         self.by_column = [(self.g[i + 1 :].T, a[i + 1 :, i].contiguous()) for i in range(tableau.stages)]
         self.to_the_end = (self.k[: self.to_end].T, a[-1, : self.to_end])
 
-    def run(self, at_outputs: Tensor, at_end: list[Tensor], checks_all: bool = False) -> list[Tensor]:
+    def run(self, at_outputs: Tensor, at_end: list[Tensor]) -> list[Tensor]:
         """The same, by flat states and flat batches of them."""
         (y,) = at_end
-        (flat,) = super().run(at_outputs.reshape(len(at_outputs), y.numel()), [y.reshape(-1)], checks_all)
+        (flat,) = super().run(at_outputs.reshape(len(at_outputs), y.numel()), [y.reshape(-1)])
         return [flat.view_as(y)]
 
     def _begun(self, at_end: list[Tensor]) -> _After:
@@ -138,12 +138,12 @@ class RungeKuttaSweep(Sweep):
         return _After(start + self.of_start[outputs] @ mu if len(mu) else start, left)
 
     def _check(self, n: int, state: State) -> None:
-        """Hold the steps at the end of the solve against what the tape says of them."""
+        """Hold the step against the state that follows, or at the end of the solve against what the tape says of it."""
         left = len(self.sizes) - 1 - n
         if left == 1:
             check_end(self._end(n, state), self.tape.fingerprints[0], state[0], self.field.parameters)
-        elif left and (self.checks_all or n == 0) and self.following:
-            check_end(self._end(n, state), sample(self.following[0]), state[0], self.field.parameters)
+        elif left and self.following:
+            self.ends.note(self._end(n, state), self.following[0], state[0])
         elif left == 0:
             start = self.of_start[-1] * state[0]
             output = torch.addmv(start, self.k[:-1].T, self.weights[-1], alpha=self.sizes[n])

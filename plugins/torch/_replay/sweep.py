@@ -17,7 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from steptape.torch._autograd.graph import Parameters
 from steptape.torch._hosts.base import Timeline
+from steptape.torch._replay.checks import Ends
 from steptape.torch._tape.checkpoints import states_backward
 from steptape.torch._tape.tape import State, Tape
 
@@ -28,22 +30,19 @@ class Sweep(abc.ABC):
     ``following``: the state at which the next step starts.
     """
 
-    def __init__(self, tape: Tape, timeline: Timeline, device: torch.device, batch: tuple[int, ...]):
-        self.tape = tape
+    def __init__(self, tape: Tape, timeline: Timeline, device: torch.device, parameters: Parameters):
+        self.tape, self.parameters = tape, parameters
         self.following: State | None = None
-        self.checks_all = False
+        self.ends = Ends()
         self.moves = timeline.moves
-        self.cotangents = Timeline(*[x.new_zeros((*x.shape, *batch)) for x in timeline])
+        self.cotangents = Timeline(*[x.new_zeros((*x.shape, *parameters.batch)) for x in timeline])
         self._device = device
 
-    def run(self, at_outputs: Tensor, at_end: list[Tensor], checks_all: bool = False) -> list[Tensor]:
+    def run(self, at_outputs: Tensor, at_end: list[Tensor]) -> list[Tensor]:
         """Pull the cotangents of the outputs after the first, and of the state at the end, back to that at the start.
 
         ``at_end``: of y, (*batch, *shape), and of what else has one; ``at_outputs``: (outputs, *batch, *shape).
-        ``checks_all``: whether the end of each step is held against the next state, and not that of the first and the
-        last two alone.
         """
-        self.checks_all = checks_all
         if not self.tape.length:
             # Outputs of a solve without steps are its initial state.
             return [at_end[0] + at_outputs.sum(0), *at_end[1:]]
@@ -52,6 +51,7 @@ class Sweep(abc.ABC):
             first = bisect.bisect_left(self.tape.step_of_output, n, hi=last)
             cotangents = self._step(n, state, slice(first, last), at_outputs[first:last], cotangents)
             last, self.following = first, state
+        self.ends.check(self.parameters)
         return self._ended(cotangents)
 
     def steps_backward(self) -> Iterator[tuple[int, State]]:

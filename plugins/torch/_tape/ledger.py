@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,7 +31,7 @@ class Ledger:
 
     def __init__(self, alive: Iterable[Tensor], limit: int | None = None, reserve: int = 0):
         self.limit, self.used, self._reserve = limit, 0, reserve
-        self._alive = {_address(x) for x in alive}
+        self._alive = {_address(part) for x in alive for part in _parts(x)}
         self._held: dict[int, list[int]] = {}
 
     @property
@@ -101,6 +102,12 @@ class Counted:
     def pack(self, x: Tensor) -> _Saved:
         """What a graph saves instead of a tensor, which may be its own output, so that the graph would hold itself."""
         x, ledger = x.detach(), self._ledger
+        if x.layout != torch.strided:
+            # Of several storages; most are the caller's own.
+            parts = _parts(x)
+            tokens = [ledger.token(part) for part in parts]
+            self.complete = self.complete and ledger.has_room_for_graph(0)
+            return _Saved(x, x._version, tokens)
         if self.complete and (ledger.limit is None or ledger.has_room_for_graph(ledger.size_of(x))):
             return _Saved(x, x._version, Token(ledger, x))
         # This graph will not be kept, but func may need it to differentiate inside.
@@ -113,7 +120,7 @@ class _Saved:
 
     __slots__ = ("token", "version", "x")
 
-    def __init__(self, x: Tensor, version: int, token: Token | None):
+    def __init__(self, x: Tensor, version: int, token: Any):
         self.x, self.version, self.token = x, version, token
 
 
@@ -125,3 +132,15 @@ def _unpacked(saved: _Saved) -> Tensor:
 
 def _address(x: Tensor) -> int:
     return x.untyped_storage().data_ptr()
+
+
+def _parts(x: Tensor) -> tuple[Tensor, ...]:
+    """The tensors that a sparse one consists of."""
+    if x.layout == torch.strided:
+        return (x,)
+    if x.layout == torch.sparse_coo:
+        return (x._indices(), x._values())
+    rows = x.crow_indices, x.col_indices
+    columns = x.ccol_indices, x.row_indices
+    by_row = x.layout in (torch.sparse_csr, torch.sparse_bsr)
+    return (*(part() for part in (rows if by_row else columns)), x.values())

@@ -306,3 +306,31 @@ def test_an_sde_whose_drift_and_diffusion_share_what_is_kept_for_a_time(sde_type
     sde.sde_type = sde_type
     with pytest.raises(GradientError, match=r"^sdeint_adjoint.*computed"):
         sdeint_adjoint(sde, y0, [0.0, 1.0], dt=0.1, method=method, adjoint_method="aca")
+
+
+@pytest.mark.parametrize("method", ["dopri5", "rk4"])
+def test_what_is_only_recorded_is_no_cache(method):
+    """States in a list, and running values that no slope depends on."""
+
+    class Recording(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = torch.nn.Linear(3, 3, dtype=torch.float64)
+            with torch.no_grad():
+                self.net.weight.copy_(torch.linspace(-1, 1, 9).view(3, 3))
+            self.states, self.largest, self.total = [], torch.zeros(()), torch.zeros(())
+
+        def forward(self, t, y):
+            self.states.append(y)
+            self.largest = torch.maximum(self.largest, y.detach().abs().max())
+            with torch.no_grad():
+                self.total = self.total + y.norm()
+            return self.net(y).tanh()
+
+    def gradient(odeint, **adjoint):
+        func = Recording()
+        options = {"first_step": 0.1} if method == "dopri5" else None
+        ys = odeint(func, Y0, T, method=method, options=options, **adjoint)
+        return torch.autograd.grad(ys.square().sum(), tuple(func.net.parameters()))
+
+    assert distance(gradient(odeint_adjoint, adjoint_method="aca"), gradient(torchdiffeq.odeint)) < 1e-12

@@ -407,3 +407,32 @@ def test_bytes_held_count_the_graphs():
             solve(Field(), memory=memory)
         held[memory] = solves[0].bytes_held
     assert held["graphs"] > 3 * held["states"]
+
+
+def graph_network(model):
+    adjacency = torch.eye(4, dtype=torch.float64).roll(1, 0).to_sparse()
+    return lambda t, y: torch.sparse.mm(adjacency, model(y)).tanh()
+
+
+def compressed_graph_network(model):
+    adjacency = torch.eye(4, dtype=torch.float64).roll(1, 0).to_sparse_csr()
+    return lambda t, y: torch.sparse.mm(adjacency, model(y)).tanh()
+
+
+def gradient_by_transform(model):
+    return lambda t, y: -torch.func.grad(lambda x: model(x).tanh().sum())(y)
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support")
+@pytest.mark.parametrize("size", ["20 kB", "1 MB", "graphs"])
+@pytest.mark.parametrize("make", [graph_network, compressed_graph_network, gradient_by_transform])
+def test_what_saves_other_than_plain_tensors(make, size):
+    def gradient(odeint, **adjoint):
+        torch.manual_seed(0)
+        model = torch.nn.Linear(3, 3, dtype=torch.float64)
+        y0, t = torch.linspace(-1, 1, 12, dtype=torch.float64).view(4, 3), torch.tensor([0.0, 1.0], dtype=torch.float64)
+        ys = odeint(make(model), y0, t, method="rk4", options={"step_size": 0.1}, **adjoint)
+        return torch.autograd.grad(ys[-1].square().sum(), tuple(model.parameters()))
+
+    found = gradient(odeint_adjoint, adjoint_method="aca", adjoint_options={"memory": size})
+    assert distance(found, gradient(torchdiffeq.odeint)) <= 1e-12

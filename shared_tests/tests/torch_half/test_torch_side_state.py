@@ -4,7 +4,7 @@ import pytest
 import torch
 import torchdiffeq
 
-from steptape._errors import UnsupportedError
+from steptape._errors import GradientError, UnsupportedError
 from steptape.shared_tests.oracles.distance import distance
 from steptape.torch import odeint_adjoint, record_solves
 from steptape_helpers.torch_solves import ADAMS, ADAPTIVE, FIXED_GRID
@@ -213,3 +213,94 @@ def test_buffers_that_evaluations_change(kind, method, keep):
     scale = max(g.abs().max() for g in grads)
     assert all((a - b).abs().max() <= 1e-12 * scale for a, b in zip(found_grads, grads, strict=True))
     assert all(map(torch.equal, ours.buffers(), host.buffers()))
+
+
+class Thermostat(torch.nn.Module):
+    """Heats from when it is cold until it is warm: the mode is in a buffer, or in an attribute."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.rates, self.kind, self.on = torch.nn.Parameter(torch.tensor([2.0, 3.0], dtype=torch.float64)), kind, False
+        self.register_buffer("mode", torch.zeros((), dtype=torch.bool))
+
+    def forward(self, t, y):
+        if y[0] < 0.4 or y[0] > 0.8:
+            self.on = bool(y[0] < 0.4)
+            self.mode.fill_(self.on)
+        on = bool(self.mode) if self.kind == "buffer" else self.on
+        return self.rates[0] - 0.5 * y if on else -self.rates[1] * y
+
+
+class Observer(torch.nn.Module):
+    """Scales by the largest value seen so far, which rises now and then."""
+
+    def __init__(self):
+        super().__init__()
+        self.rates = torch.nn.Parameter(torch.tensor([1.3], dtype=torch.float64))
+        self.register_buffer("largest", torch.full((), 0.1, dtype=torch.float64))
+
+    def forward(self, t, y):
+        self.largest.copy_(torch.maximum(self.largest, y.detach().abs().max()))
+        return self.rates * (torch.sin(3 * t) + 0.3 * t - y / self.largest.clone())
+
+
+def thermal_gradient(odeint, func, method, end, **adjoint):
+    y0, t = torch.ones(1, dtype=torch.float64), torch.tensor([0.0, end], dtype=torch.float64)
+    options = {"step_size": 0.02} if method == "rk4" else {"first_step": 0.05}
+    ys = odeint(func, y0, t, method=method, rtol=1e-3, atol=1e-3, options=options, **adjoint)
+    return torch.autograd.grad(ys[-1].sum(), func.rates)[0]
+
+
+@pytest.mark.parametrize("adjoint_options", [{}, {"checkpoints": 3}, {"graph": "stage"}, {"memory": "graphs"}], ids=str)
+@pytest.mark.parametrize("method", ["dopri5", "bosh3", "rk4"])
+@pytest.mark.parametrize("make", [lambda: Thermostat("buffer"), Observer], ids=["mode", "largest"])
+def test_a_buffer_that_changes_now_and_then(make, method, adjoint_options):
+    """The mode ends as it began, after two switches; the largest value stays for many steps before it rises again."""
+    for end in (1.0, 2.0, 4.0):
+        found = thermal_gradient(
+            odeint_adjoint, make(), method, end, adjoint_method="aca", adjoint_options=adjoint_options
+        )
+        torch.testing.assert_close(found, thermal_gradient(torchdiffeq.odeint, make(), method, end), rtol=1e-11, atol=0)
+
+
+@pytest.mark.parametrize("method", ["dopri5", "rk4"])
+def test_a_mode_in_an_attribute_is_refused_wherever_it_changes(method):
+    with pytest.raises(GradientError, match="returned other values in the backward pass"):
+        thermal_gradient(odeint_adjoint, Thermostat("attribute"), method, 2.0, adjoint_method="aca")
+
+
+def test_the_quadrature_refuses_a_mode_that_ends_as_it_began():
+    with pytest.raises(GradientError, match="changed its buffers"):
+        thermal_gradient(odeint_adjoint, Thermostat("buffer"), "dopri5", 2.0, adjoint_method="quadrature")
+
+
+class Rebinding(torch.nn.Module):
+    """Moves on with each evaluation, by what is put in another's place."""
+
+    def __init__(self):
+        super().__init__()
+        self.rates = torch.nn.Parameter(torch.ones(2, dtype=torch.float64))
+        self.register_buffer("mean", torch.zeros(2, dtype=torch.float64))
+        self.generator, self.weight, self.count, self.past = torch.Generator().manual_seed(0), 1.0, 0, []
+
+    def forward(self, t, y):
+        self.mean, self.weight, self.count = 0.9 * self.mean + 0.1 * y.detach(), 0.9 * self.weight, self.count + 1
+        self.past.append(y.detach())
+        noise = torch.randn(2, generator=self.generator, dtype=torch.float64)
+        return self.rates * (y - self.mean) * self.weight + noise + 0.01 * self.count + len(self.past)
+
+
+@pytest.mark.parametrize("adjoint_options", [{}, {"memory": "graphs"}], ids=str)
+def test_the_solution_is_the_host_s_where_func_moves_on_with_each_evaluation(adjoint_options):
+    def solved(odeint, **adjoint):
+        func = Rebinding()
+        ys = odeint(func, torch.ones(2, dtype=torch.float64), torch.tensor([0.0, 0.5, 1.0]), method="rk4", **adjoint)
+        return ys, func
+
+    (expected, host), (found, ours) = (
+        solved(torchdiffeq.odeint),
+        solved(odeint_adjoint, adjoint_method="aca", adjoint_options=adjoint_options),
+    )
+    assert torch.equal(found, expected)
+    assert torch.equal(ours.mean, host.mean)
+    assert (ours.weight, ours.count) == (host.weight, host.count)
