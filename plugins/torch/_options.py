@@ -119,8 +119,10 @@ def with_parameters(
     own = surroundings.parameters
     held, is_taken = Held(func), not same(note, used.after)
     if not is_taken and not (untouched.holds and surroundings.tensors_hold):
-        # What it has computed for others is kept; else the solve begins as if it had not been evaluated.
-        is_taken = used.leaves or not set(map(id, held.tensors)) <= set(map(id, untouched.tensors))
+        # What it has computed for others is kept, but for graphs, which have no need of it; else the solve begins as if
+        # it had not been evaluated.
+        gained = not set(map(id, held.tensors)) <= set(map(id, untouched.tensors))
+        is_taken = used.leaves or (gained and solve.keep.memory == "states")
         if not is_taken:
             untouched.restore()
             surroundings.restore_tensors()

@@ -7,6 +7,7 @@ the old ones.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Sequence
 from itertools import islice
 from types import FunctionType
@@ -70,6 +71,9 @@ class Held:
     def restore(self) -> None:
         """Have all be as it was."""
         restore(self.snapshots)
+        for snapshot in self._snapshots:
+            if isinstance(snapshot.holder, list) and snapshot.size is not None:
+                del snapshot.holder[snapshot.size :]
         for one, state in self._generators:
             one.set_state(state)
 
@@ -79,6 +83,8 @@ class Held:
             return
         if isinstance(holder, Tensor):
             self.tensors.append(holder)
+        elif isinstance(holder, torch.Generator):
+            self._generators.append((holder, holder.get_state()))
         elif isinstance(holder, torch.nn.Module):
             for module in all_of([holder])[: self._left]:
                 self._note_module(module, depth)
@@ -141,6 +147,8 @@ class Held:
             self.tensors.append(value)
         elif isinstance(value, torch.Generator):
             self._generators.append((value, value.get_state()))
+        elif isinstance(value, (FunctionType, functools.partial)):
+            self._walk(value, depth - 1)
         elif type(value) not in (list, tuple, *DICTIONARIES):
             return
         elif depth > 1:
