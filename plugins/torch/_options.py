@@ -117,8 +117,9 @@ def with_parameters(
     if used.needs_graph:
         solve = solve.around(with_graph)
     own = surroundings.parameters
-    held, is_taken = Held(func), not same(note, used.after)
-    if not is_taken and not (untouched.holds and surroundings.tensors_hold):
+    unchanged, is_taken = untouched.holds and surroundings.tensors_hold, not same(note, used.after)
+    held = untouched if unchanged else Held(func)
+    if not (is_taken or unchanged):
         # What it has computed for others is kept, but for graphs, which have no need of it; else the solve begins as if
         # it had not been evaluated.
         gained = not set(map(id, held.tensors)) <= set(map(id, untouched.tensors))
