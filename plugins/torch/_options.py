@@ -19,8 +19,8 @@ from steptape.torch._autograd.looks import Inside
 from steptape.torch._autograd.modules import modules_of
 from steptape.torch._autograd.snapshot import kept
 from steptape.torch._autograd.stored import check_stored
-from steptape.torch._autograd.surroundings import Surroundings, same
-from steptape.torch._autograd.used import First, parameters_used, tensors_used, used_later, with_graph
+from steptape.torch._autograd.surroundings import Surroundings, Untouched, same
+from steptape.torch._autograd.used import First, Used, parameters_used, tensors_used, used_later, with_graph
 from steptape.torch._hosts.base import Before, Solve
 from steptape.torch._tape.checkpoints import Keep
 
@@ -110,24 +110,14 @@ def with_parameters(
     func = solve.user_func
     inside, surroundings = Inside(), Surroundings(given[0].device, func)
     _check_sharding(solve.call, surroundings.modules)
-    note, untouched = surroundings.side.note(), Held(func)
+    untouched = Untouched(surroundings, func)
     with surroundings.looked_at():
         used = tensors_used(solve.around(inside).evaluated, given, since, inside, surroundings.side)
     check_stored(func, used.stored)
     if used.needs_graph:
         solve = solve.around(with_graph)
     own = surroundings.parameters
-    unchanged, is_taken = untouched.holds and surroundings.tensors_hold, not same(note, used.after)
-    held = untouched if unchanged else Held(func)
-    if not (is_taken or unchanged):
-        # What it has computed for others is kept, but for graphs, which have no need of it; else the solve begins as if
-        # it had not been evaluated.
-        gained = not set(map(id, held.tensors)) <= set(map(id, untouched.tensors))
-        is_taken = used.leaves or (gained and solve.keep.memory == "states")
-        if not is_taken:
-            untouched.restore()
-            surroundings.restore_tensors()
-            held = untouched
+    held, is_taken = _after_look(func, untouched, used, by_states=solve.keep.memory == "states")
     near = [*held.tensors, *own]
     params = parameters_used(used, given, own if isinstance(func, torch.nn.Module) else (), near, named)
     if named is None:
@@ -141,6 +131,23 @@ def with_parameters(
     if used.value is not None and is_taken:
         solve = solve.beginning_with(First(given[0].detach().clone(), used.value, used.after))
     return solve, params
+
+
+def _after_look(func: Any, untouched: Untouched, used: Used, by_states: bool) -> tuple[Held, bool]:
+    """What func refers to where the solve begins, and whether that is after the evaluation that was looked at.
+
+    It is where that evaluation has drawn random numbers, or computed something that func keeps: with a graph, or
+    without one in a solve that is replayed ``by_states``. Else all is as if func had not been evaluated.
+    """
+    unchanged, is_taken = untouched.holds, not same(untouched.note, used.after)
+    held = untouched.held if unchanged else Held(func)
+    if is_taken or unchanged:
+        return held, is_taken
+    gained = not set(map(id, held.tensors)) <= set(map(id, untouched.held.tensors))
+    if used.leaves or (gained and by_states):
+        return held, True
+    untouched.restore()
+    return untouched.held, False
 
 
 def _check_sharding(call: Call, modules: Iterable[torch.nn.Module]) -> None:

@@ -9,8 +9,7 @@ from typing import Any, TypeVar
 import torch
 
 from steptape.torch._autograd.graph import tensors_of
-from steptape.torch._autograd.held import Held
-from steptape.torch._autograd.surroundings import Surroundings
+from steptape.torch._autograd.surroundings import Surroundings, Untouched
 
 T = TypeVar("T")
 # The func of a call that the host would be back-propagated through, and can be still.
@@ -30,13 +29,11 @@ def check_stored(func: Any, stored: bool) -> None:
 def replayed_or(by_host: Callable[[], T], func: Any, y0: Any, replay: Callable[[], T]) -> T:
     """``replay()``, or where func stores something, ``by_host()``, with all that func has changed as it was."""
     device = next((x.device for x in tensors_of(y0)), torch.device("cpu"))
-    side = Surroundings(device, func).side
-    held, note, token = Held(func), side.note(), _FUNC.set(func)
+    untouched, token = Untouched(Surroundings(device, func), func), _FUNC.set(func)
     try:
         return replay()
     except StoredByFunc:
-        held.restore()
-        side.set(note)
+        untouched.restore()
     finally:
         _FUNC.reset(token)
     return by_host()

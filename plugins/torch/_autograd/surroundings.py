@@ -27,13 +27,13 @@ Note = tuple[Tensor, ...]
 class Surroundings:
     """All of it as it is when a solve of ``func`` begins; ``side``: what evaluations change; ``autocast``: if so.
 
-    ``modules``: all of func's, and of those.
+    ``modules``: all of func's, and of those; ``lent``: their tensors.
     """
 
     def __init__(self, device: torch.device, func: Any = None):
         self.modules = all_of(modules_of(func))
         self.side = SideState(device, [x for module in self.modules for x in module._buffers.values() if x is not None])
-        self._lent = self._tensors_now()
+        self.lent = self._tensors_now()
         self._func = func
         self._held: Held | None = None
         self._device = device
@@ -51,15 +51,6 @@ class Surroundings:
     def parameters(self) -> list[Tensor]:
         """Of all modules; a lazy one has them once it is evaluated."""
         return [x for module in self.modules for x in module._parameters.values() if x is not None]
-
-    @property
-    def tensors_hold(self) -> bool:
-        """Whether the modules have the parameters and buffers that they had."""
-        return all(one.holds for one in self._lent)
-
-    def restore_tensors(self) -> None:
-        """Have them so again."""
-        restore(self._lent)
 
     def around_func(self) -> AbstractContextManager[Any]:
         """A context, inside that of ``replayed``, with the autocast state that func ran under."""
@@ -124,7 +115,26 @@ class Surroundings:
 
     def as_solved(self) -> AbstractContextManager[None]:
         """A block in which func has the tensors that it had in the solve, and what else it referred to after it."""
-        return given_back([*self._lent, *(self._held.snapshots if self._held else ())])
+        return given_back([*self.lent, *(self._held.snapshots if self._held else ())])
+
+
+class Untouched:
+    """func before it is evaluated: what it ``held``, the tensors of its modules, and a ``note`` of what it changes."""
+
+    def __init__(self, surroundings: Surroundings, func: Any):
+        self.held, self.note = Held(func), surroundings.side.note()
+        self._side, self._lent = surroundings.side, surroundings.lent
+
+    @property
+    def holds(self) -> bool:
+        """Whether func refers to the same, and its modules have the same tensors."""
+        return self.held.holds and all(one.holds for one in self._lent)
+
+    def restore(self) -> None:
+        """Have all be as it was."""
+        self.held.restore()
+        restore(self._lent)
+        self._side.set(self.note)
 
 
 def _require_gradients(params: Sequence[Tensor], required: bool) -> None:

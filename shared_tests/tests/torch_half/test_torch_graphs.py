@@ -296,8 +296,8 @@ def test_parameters_changed_before_the_backward_pass_are_noticed():
         grad(ys.sum(), inputs)
 
 
-def test_graphs_of_rejected_tries_are_let_go_and_the_others_while_the_pass_goes_back():
-    alive, counts = weakref.WeakSet(), []
+def watched(alive, counts):
+    """The identity, whose nodes are ``alive`` as long as their graphs are; ``counts`` of them, when one is pulled."""
 
     class Watched(torch.autograd.Function):
         @staticmethod
@@ -310,8 +310,15 @@ def test_graphs_of_rejected_tries_are_let_go_and_the_others_while_the_pass_goes_
             counts.append(len(alive))
             return cotangent
 
+    return Watched
+
+
+def test_graphs_of_rejected_tries_are_let_go_and_the_others_while_the_pass_goes_back():
+    alive, counts = weakref.WeakSet(), []
+    identity = watched(alive, counts)
+
     with record_solves() as solves:
-        ys, inputs = solve(Field(Watched.apply), options={"first_step": 2.0})
+        ys, inputs = solve(Field(identity.apply), options={"first_step": 2.0})
     assert solves[0].rejected_steps
     # FSAL: the last evaluation of a step is the first one of the next.
     assert len(alive) == 6 * solves[0].accepted_steps + 1
@@ -371,19 +378,10 @@ def test_a_size_holds_while_the_solve_runs():
 def test_graphs_that_are_not_kept_are_freed(memory):
     """Also where what they save, which is counted, is their own output."""
     alive = weakref.WeakSet()
-
-    class Watched(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx, x):
-            alive.add(ctx)
-            return x.clone()
-
-        @staticmethod
-        def backward(ctx, cotangent):
-            return cotangent
+    identity = watched(alive, [])
 
     with record_solves() as solves:
-        ys, _ = solve(Field(lambda x: Watched.apply(x).tanh()), memory=memory, options={"first_step": 2.0}, rows=16)
+        ys, _ = solve(Field(lambda x: identity.apply(x).tanh()), memory=memory, options={"first_step": 2.0}, rows=16)
     evaluations = 6 * solves[0].accepted_steps + 1
     assert len(alive) == evaluations if memory == "graphs" else 0 < len(alive) < evaluations
     del ys
