@@ -252,6 +252,11 @@ def is_freed(node: Any) -> bool:
     return False
 
 
+def is_pulled_whole(node: Any) -> bool:
+    """Whether no gradient in some tensors alone can be asked for through a node, as of a reentrant checkpoint."""
+    return type(node).__name__ == "CheckpointFunctionBackward"
+
+
 def place_in_order() -> int:
     """The place that the next node of this thread will have."""
     return torch._C._autograd._get_sequence_nr()

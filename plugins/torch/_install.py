@@ -40,9 +40,9 @@ def install(
       ``odeint_event`` where gradients are on. The solution stays the host's. Plain calls that are known not to be
       replayed stay the host's whole, since back-propagation through them is as exact: those with a solver that is none
       of torchdiffeq's, or is ``scipy_solver``; with an option that requires a gradient; with a func whose first
-      evaluation stores its state or what it computes, such as a penalty for the loss; in forward mode, and inside the
-      transforms of ``torch.func``. What shows only while func is evaluated, or in the backward pass, is refused:
-      evaluated anew, func could draw other random numbers.
+      evaluation stores its state or what it computes, such as a penalty for the loss; in forward mode, inside the
+      transforms of ``torch.func``, and where anything else is refused before the call returns: then func is as it was
+      before, and the host solves. What shows only in the backward pass is refused there.
 
     Reached are call sites that look the function up in torchdiffeq when they call it (such as torchcde's), and modules
     that hold it under a global name of their own, whatever that is, imported before or after

@@ -114,6 +114,7 @@ def with_parameters(
     with surroundings.looked_at():
         used = tensors_used(solve.around(inside).evaluated, given, since, inside, surroundings.side)
     check_stored(func, used.stored)
+    _check_pulled(solve.call, used)
     if used.needs_graph:
         solve = solve.around(with_graph)
     own = surroundings.parameters
@@ -156,6 +157,15 @@ def _check_sharding(call: Call, modules: Iterable[torch.nn.Module]) -> None:
             f"{call}: {call.func} is sharded by FSDP, or a part of it is, which gathers its parameters for "
             "each evaluation and reduces their gradients after it, as often as it is evaluated. Wrap the model that "
             f"contains the solve, not {call.func}."
+        )
+
+
+def _check_pulled(call: Call, used: Used) -> None:
+    if used.whole:
+        raise GradientError(
+            f"{call}: {call.func} uses torch.utils.checkpoint with use_reentrant=True, which torch cannot ask for the "
+            "gradient of one evaluation alone. Pass it use_reentrant=False; or leave it out, since states alone are "
+            "kept of a solve."
         )
 
 

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from steptape._errors import OptionError
 from steptape.torch._autograd.graph import Parameters
 from steptape.torch._autograd.leaves import LeafCheck
 from steptape.torch._autograd.surroundings import Note, Restored, Surroundings
@@ -69,12 +68,8 @@ class Field:
         """The same as func returns it, which under autocast may be in another dtype."""
         with self._surroundings.around_func(), self.parameters.in_place():
             slope = self._func(t, y, **side)
-        if slope.shape != y.shape:
-            raise OptionError(
-                f"{self.parameters.call}: func returned shape {tuple(slope.shape)} for a state of shape "
-                f"{tuple(y.shape)}. Return the shape of y from func."
-            )
-        return slope
+        # The arithmetic of a fixed grid adds what broadcasts.
+        return slope if slope.shape == y.shape else slope.expand(y.shape)
 
     def pull(self, stage: Stage, cotangent: Tensor) -> tuple[Tensor, Tensor | None]:
         """The cotangents of the stage's y and t, if wanted, from a flat one of its slope."""

@@ -12,6 +12,7 @@ from torch.overrides import TorchFunctionMode
 
 from steptape.compat._torch import (
     OperationMode,
+    is_pulled_whole,
     place_in_order,
     running_node,
     sequence_number,
@@ -46,7 +47,8 @@ class Inside:
 class Seen(NamedTuple):
     """What one evaluation used, what it computed and ``left`` somewhere, and whether it ``needs_graph``.
 
-    ``began``: its place in the order of nodes. ``stores_state``: whether it left what it was given.
+    ``began``: its place in the order of nodes. ``stores_state``: whether it left what it was given. ``whole``: whether
+    its graph can be pulled only as a whole.
     """
 
     used: list[Tensor]
@@ -56,6 +58,7 @@ class Seen(NamedTuple):
     transforms: bool
     value: Tensor | None
     began: int
+    whole: bool
 
 
 def look(evaluate: Evaluate, n: int, given: Sequence[Tensor], inside: Inside, side: SideState) -> Seen:
@@ -91,34 +94,36 @@ def _seen(evaluate: Evaluate, n: int, given: Sequence[Tensor], noted: _Calls | O
             outside[x.grad_fn, x.output_nr] = x
         else:
             return None
-    ends = _ends(outputs, outside, 0 if noted.sees_all else began)
-    if ends is None:
+    found = _ends(outputs, outside, 0 if noted.sees_all else began)
+    if found is None:
         return None
+    ends, whole = found
     own = set(map(id, apart))
     ends = [x for x in ends if id(x) not in own]
     used, leaves = [x for x in ends if not x.is_leaf], [weakref.ref(x) for x in ends if x.is_leaf]
     state = weakref.ref(apart[0])
     # What the evaluation made for itself goes with its graph, leaves as well.
-    del outputs, outside, apart, ends, x
+    del outputs, outside, apart, found, ends, x
     noted.entered.clear()
     used += [x for x in (leaf() for leaf in leaves) if x is not None]
     left = [x for x in (ref() for ref in made) if x is not None and x.grad_fn is not None]
-    return Seen(used, left, state() is not None, noted.needs_graph, noted.transforms, value, began)
+    return Seen(used, left, state() is not None, noted.needs_graph, noted.transforms, value, began, whole)
 
 
-def _ends(outputs: Sequence[Tensor], outside: dict[Edge, Tensor], began: int) -> list[Tensor] | None:
-    """Where the graph of ``outputs`` ends: at leaves, and at tensors from ``outside``.
+def _ends(outputs: Sequence[Tensor], outside: dict[Edge, Tensor], began: int) -> tuple[list[Tensor], bool] | None:
+    """Where the graph of ``outputs`` ends: at leaves, and at tensors from ``outside``; and whether it is pulled whole.
 
     None if it goes on to other nodes that were made before one ``began``.
     """
-    ends = [x for x in outputs if x.is_leaf and x.requires_grad]
+    ends, whole = [x for x in outputs if x.is_leaf and x.requires_grad], False
     for edge in edges_from(((x.grad_fn, x.output_nr) for x in outputs), outside):
         end = outside.get(edge, leaf_at(edge))
         if end is not None:
             ends.append(end)
         elif sequence_number(edge[0]) < began:
             return None
-    return ends
+        whole = whole or is_pulled_whole(edge[0])
+    return ends, whole
 
 
 class Noticed(TorchFunctionMode):

@@ -1,4 +1,4 @@
-"""What func stores for the loss has a gradient by back-propagation alone: where that can be had, it is."""
+"""Plain calls that can be back-propagated through alone, as where func stores something for the loss: so they are."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from steptape._errors import GradientError, UnsupportedError
 from steptape.torch._autograd.graph import tensors_of
 from steptape.torch._autograd.surroundings import Surroundings, Untouched
 
@@ -27,12 +28,12 @@ def check_stored(func: Any, stored: bool) -> None:
 
 
 def replayed_or(by_host: Callable[[], T], func: Any, y0: Any, replay: Callable[[], T]) -> T:
-    """``replay()``, or where func stores something, ``by_host()``, with all that func has changed as it was."""
+    """``replay()``, or where that is refused, or func stores something, ``by_host()``, with all as it was before."""
     device = next((x.device for x in tensors_of(y0)), torch.device("cpu"))
     untouched, token = Untouched(Surroundings(device, func), func), _FUNC.set(func)
     try:
         return replay()
-    except StoredByFunc:
+    except (StoredByFunc, GradientError, UnsupportedError):
         untouched.restore()
     finally:
         _FUNC.reset(token)

@@ -32,7 +32,7 @@ class Used(NamedTuple):
     has transforms of ``torch.func`` inside. ``value``: of the first
     evaluation, and ``after``: what func changes besides, after it. ``stored``: whether func still holds some of what it
     was given or has computed, for someone else than its next evaluations. ``leaves``: whether the first evaluation has
-    left something that it computed.
+    left something that it computed. ``whole``: whether its graph can be pulled only as a whole.
     """
 
     tensors: list[Tensor]
@@ -44,6 +44,7 @@ class Used(NamedTuple):
     after: Note
     stored: bool
     leaves: bool
+    whole: bool
 
 
 def tensors_used(
@@ -63,9 +64,8 @@ def tensors_used(
     kept = [x for x in used if x.grad_fn is not None and sequence_number(x.grad_fn) >= since]
     first = looks[min(1, len(looks) - 1)].used
     stored = any(look.stores_state or any(not is_one_of(x, used) for x in look.left) for look in looks)
-    return Used(
-        used, first, kept, looks[0].needs_graph, looks[0].transforms, looks[0].value, after, stored, bool(looks[0].left)
-    )
+    one, leaves = looks[0], bool(looks[0].left)
+    return Used(used, first, kept, one.needs_graph, one.transforms, one.value, after, stored, leaves, one.whole)
 
 
 def parameters_used(

@@ -208,7 +208,8 @@ class HostStepRecorder(Recorder):
 
     def callback_step(self, t: Tensor, y: Tensor, h: Tensor) -> None:
         self._func.callback_step(t, y, h)
-        slopes = host.history(self._solver)
+        # As a replay returns them.
+        slopes = [x if x.shape == y.shape else x.expand(y.shape) for x in host.history(self._solver)]
         if self._device is not None:
             # Successive histories share their slopes; so do their copies.
             self._moved = {id(x): self._moved.get(id(x)) or (x, x.to(self._device)) for x in slopes}

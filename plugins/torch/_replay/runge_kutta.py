@@ -110,7 +110,8 @@ class RungeKuttaSweep(Sweep):
         else:
             stages = [evaluation.stage for evaluation in kept]
             self.field.check_kept(kept[0].stage)
-        if kept is None and link and own == self.last:
+        # The first evaluation may set weights in place, by the values of its state, which are in that graph already.
+        if kept is None and link and own == self.last and not (n == 0 and self.tape.notes):
             stages[own] = link.stage
         inside = self.weights[outputs].T @ mu if len(mu) else None
         self.at_end.copy_(end)

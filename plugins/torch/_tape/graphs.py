@@ -87,7 +87,7 @@ class Graphs:
     def _evaluated(self, func: Callable[[Tensor, Tensor], Tensor], t: Tensor, y: Tensor) -> tuple[Tensor, Stage | None]:
         t, leaf = leaf_of(self.solve, t) if self.in_time else t, leaf_of(self.solve, y)
         slope = func(t, leaf)
-        # Of another shape, the replay refuses it; without a graph, it may be one taken over from elsewhere.
+        # Of another shape, the replay sees to it; without a graph, it may be one taken over from elsewhere.
         if not slope.requires_grad or slope.shape != y.shape:
             return slope, None
         end = slope if slope.dtype == y.dtype else slope.to(y.dtype)

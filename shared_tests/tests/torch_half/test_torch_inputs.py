@@ -59,6 +59,31 @@ def test_tensor_states_and_times(shape, times, method):
     assert distance(found, expected) <= 1e-12
 
 
+@pytest.mark.parametrize("memory", ["states", "graphs"])
+@pytest.mark.parametrize("shape", [(), (1,), (3,)], ids=str)
+@pytest.mark.parametrize("method", ["euler", "rk4", "explicit_adams"])
+def test_on_a_fixed_grid_a_slope_may_broadcast_to_the_state(method, shape, memory):
+    if method == "explicit_adams" and memory == "graphs":
+        pytest.skip("its steps keep no graphs")
+
+    def solve(odeint, extra):
+        rate, y0 = (
+            torch.linspace(0.5, 1.5, 3, dtype=torch.float64)[: torch.Size(shape).numel()].reshape(shape),
+            state(2, 3),
+        )
+        rate.requires_grad_()
+        ys = odeint(
+            lambda t, y: rate * torch.cos(3 * t * rate), y0, torch.linspace(0, 1, 9).double(), method=method, **extra
+        )
+        (first,) = torch.autograd.grad(ys.sin().sum(), rate, create_graph=True)
+        return ys, torch.autograd.grad(first.sum(), (y0, rate))
+
+    host, expected = solve(torchdiffeq.odeint, {})
+    ours, found = solve(odeint_adjoint, {"adjoint_method": "aca", "adjoint_options": {"memory": memory}})
+    assert torch.equal(host, ours)
+    assert distance(found, expected) <= 1e-12
+
+
 def test_a_single_time_returns_the_initial_state():
     func, y0 = Net(), state(3)
     ys = odeint_adjoint(func, y0, torch.tensor([0.3]).double(), adjoint_method="aca")

@@ -10,7 +10,7 @@ import torch
 import torchdiffeq
 
 import steptape.torch
-from steptape import HostChangedError, OptionError, UnsupportedError
+from steptape import GradientError, HostChangedError, OptionError, UnsupportedError
 from steptape.compat import _torchdiffeq as host
 from steptape.shared_tests.oracles.distance import distance
 from steptape.torch import install, record_solves
@@ -200,6 +200,40 @@ def test_a_plain_call_whose_func_stores_something_for_the_loss(what, default):
     assert torch.equal(found[0], expected[0])
     assert all(map(torch.equal, found[1], expected[1]))
     assert found[2] == expected[2]
+    assert len(solves) == 0
+
+
+class Checkpointed(Rotation):
+    """torch can take its gradient as a whole alone."""
+
+    def forward(self, t, y):
+        return torch.utils.checkpoint.checkpoint(super().forward, t, y, use_reentrant=True)
+
+
+class Cached(Rotation):
+    """It keeps what it computes, and computes it again in the end."""
+
+    kept = None
+
+    def forward(self, t, y):
+        if self.kept is None or t > 0.9:
+            self.kept = torch.tanh(self.rate)
+        return y @ self.kept
+
+
+@pytest.mark.parametrize("kind", [Checkpointed, Cached])
+def test_a_plain_call_whose_func_is_refused_is_the_host_s(kind):
+    def gradient():
+        func, y0 = kind(), start()
+        ys = torchdiffeq.odeint(func, y0, T, options=FIRST)
+        ys[-1].sum().backward()
+        return ys, y0.grad, func.rate.grad
+
+    with pytest.raises(GradientError):
+        steptape.torch.odeint_adjoint(kind(), start(), T, options=FIRST, adjoint_method="aca")
+    expected = gradient()
+    with install(default="aca", override=True), record_solves() as solves:
+        assert all(map(torch.equal, gradient(), expected))
     assert len(solves) == 0
 
 

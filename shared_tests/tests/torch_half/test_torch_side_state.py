@@ -304,3 +304,30 @@ def test_the_solution_is_the_host_s_where_func_moves_on_with_each_evaluation(adj
     assert torch.equal(found, expected)
     assert torch.equal(ours.mean, host.mean)
     assert (ours.weight, ours.count) == (host.weight, host.count)
+
+
+class SetAtFirst(torch.nn.Module):
+    """It sets a weight in place, by the first state that it meets (ActNorm)."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.ones(3, dtype=torch.float64))
+        self.register_buffer("met", torch.zeros(()))
+
+    def forward(self, t, y):
+        if not self.met:
+            with torch.no_grad():
+                self.scale.copy_(1 / y.std(0))
+                self.met.fill_(1)
+        return torch.tanh(self.scale * y + t)
+
+
+@pytest.mark.parametrize("method", [*ADAPTIVE, "rk4"])
+def test_weights_that_the_first_evaluation_sets_in_place(method):
+    options = {"step_size": 0.1} if method == "rk4" else {"first_step": 0.1}
+    expected, found = SetAtFirst(), SetAtFirst()
+    ys, grads = gradients(torchdiffeq.odeint, expected, method=method, options=options, **LOOSE)
+    ours, found_grads = gradients(odeint_adjoint, found, method=method, options=options, adjoint_method="aca", **LOOSE)
+    assert torch.equal(ours, ys)
+    assert torch.equal(found.scale, expected.scale)
+    assert distance(found_grads, grads) <= 1e-12

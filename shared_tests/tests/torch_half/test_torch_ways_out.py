@@ -428,9 +428,19 @@ def hidden(where="closure", **call):
 
 
 refusal(GradientError, "that its first evaluation did not use", lambda: hidden("named"))(hidden)
-RATES = Decay().w.detach()
-refusal(OptionError, "Return the shape of y from func", lambda: right(lambda t, y: -RATES * y, adjoint_params=()))(
-    lambda: solved(lambda t, y: -y[:1], adjoint_params=(), method="euler")
+
+
+def checkpointed(**how):
+    w = torch.tensor([0.7, 1.3], dtype=torch.float64, requires_grad=True)
+
+    def field(t, y):
+        return -torch.utils.checkpoint.checkpoint(torch.mul, w, y, **how) if how else -w * y
+
+    return solved(field)
+
+
+refusal(GradientError, "with use_reentrant=True", lambda: checkpointed(use_reentrant=False), lambda: checkpointed())(
+    lambda: checkpointed(use_reentrant=True)
 )
 
 
