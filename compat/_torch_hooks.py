@@ -15,6 +15,12 @@ from steptape.compat._unsupported import unsupported
 if not hasattr(torch.Tensor, "_backward_hooks"):
     raise unsupported("torch", "Tensor._backward_hooks", "torch")
 
+
+def has_hooks(x: torch.Tensor) -> bool:
+    """Whether any hook is on a tensor."""
+    return bool(x._backward_hooks)
+
+
 _LOCK = threading.Lock()
 _passing = threading.local()
 

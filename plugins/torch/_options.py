@@ -13,9 +13,9 @@ from torch import Tensor
 
 from steptape._errors import GradientError, OptionError, SteptapeWarning
 from steptape.compat._torch import gathers_parameters, transforms_active
-from steptape.torch._autograd.graph import Call, is_one_of
+from steptape.torch._autograd.graph import Call, is_one_of, refuse_hooks
 from steptape.torch._autograd.held import Held
-from steptape.torch._autograd.looks import Inside
+from steptape.torch._autograd.looks import Inside, Traits
 from steptape.torch._autograd.modules import modules_of
 from steptape.torch._autograd.snapshot import kept
 from steptape.torch._autograd.stored import check_stored
@@ -114,8 +114,8 @@ def with_parameters(
     with surroundings.looked_at():
         used = tensors_used(solve.around(inside).evaluated, given, since, inside, surroundings.side)
     check_stored(func, used.stored)
-    _check_pulled(solve.call, used)
-    if used.needs_graph:
+    _check_traits(solve.call, used.traits)
+    if used.traits.needs_graph:
         solve = solve.around(with_graph)
     own = surroundings.parameters
     held, is_taken = _after_look(func, untouched, used, by_states=solve.keep.memory == "states")
@@ -127,7 +127,7 @@ def with_parameters(
     if named:
         _tell_missed(solve, [x for x in used.tensors if not is_one_of(x, params)], spelling)
     kept_ones, first = ([x for x in xs if is_one_of(x, params)] for xs in (used.kept, used.first))
-    before = Before(surroundings, held, first, kept_ones, used.transforms)
+    before = Before(surroundings, held, first, kept_ones, used.traits)
     solve = dataclasses.replace(solve, before=before, call=solve.call._replace(named=named is not None))
     if used.value is not None and is_taken:
         solve = solve.beginning_with(First(given[0].detach().clone(), used.value, used.after))
@@ -160,8 +160,10 @@ def _check_sharding(call: Call, modules: Iterable[torch.nn.Module]) -> None:
         )
 
 
-def _check_pulled(call: Call, used: Used) -> None:
-    if used.whole:
+def _check_traits(call: Call, traits: Traits) -> None:
+    if traits.given:
+        refuse_hooks(call)
+    if traits.whole:
         raise GradientError(
             f"{call}: {call.func} uses torch.utils.checkpoint with use_reentrant=True, which torch cannot ask for the "
             "gradient of one evaluation alone. Pass it use_reentrant=False; or leave it out, since states alone are "

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from steptape.torch._autograd.graph import Parameters
+from steptape.torch._autograd.graph import Parameters, check_hooks
 from steptape.torch._autograd.leaves import LeafCheck
 from steptape.torch._autograd.surroundings import Note, Restored, Surroundings
 
@@ -58,6 +58,7 @@ class Field:
             y = y.detach().view(self._shape).requires_grad_()
             stage = Stage(t, y, self.slope(t, y))
             self.check(stage.slope, t, y, first)
+        check_hooks((y,), self.parameters.call)
         return stage
 
     def slope(self, t: Tensor, y: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import copy
 from collections import deque
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 
 from steptape._errors import GradientError
 from steptape.compat._torch import add_each, pull, uncompiled
+from steptape.compat._torch_hooks import has_hooks
 
 # A node of a graph and the place of one of its outputs: which tensor it is.
 Edge = tuple[Any, int]
@@ -186,6 +187,21 @@ class shared_graphs_refused:  # noqa: N801
                 f"built. Let {call.func} make a new tensor of it instead; or, of an ODE, have one graph at a time by "
                 "adjoint_options={'graph': 'stage'} without 'memory'."
             ) from error
+
+
+def check_hooks(given: Iterable[Tensor], call: Call) -> None:
+    """Raise if func has put hooks on what it was ``given``."""
+    if any(map(has_hooks, given)):
+        refuse_hooks(call)
+
+
+def refuse_hooks(call: Call) -> NoReturn:
+    """Raise where func puts hooks on what it is given."""
+    raise GradientError(
+        f"{call}: {call.func} puts a hook on the state y itself. By back-propagation it would see the gradient of that "
+        "state from all that comes after it, which no single evaluation has. Put it on a view, z = y.view_as(y), to "
+        f"see what comes through {call.func}; or differentiate with the host's own function."
+    )
 
 
 def is_one_of(x: Tensor, tensors: Iterable[Tensor]) -> bool:

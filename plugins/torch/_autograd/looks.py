@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import BackwardCFunction
 from torch.overrides import TorchFunctionMode
 
 from steptape.compat._torch import (
@@ -19,6 +20,7 @@ from steptape.compat._torch import (
     transforms_active,
     uncompiled,
 )
+from steptape.compat._torch_hooks import has_hooks
 from steptape.torch._autograd.graph import Edge, edges_from, leaf_at, tensors_of
 from steptape.torch._autograd.surroundings import SideState
 
@@ -44,21 +46,33 @@ class Inside:
             self.depth -= 1
 
 
-class Seen(NamedTuple):
-    """What one evaluation used, what it computed and ``left`` somewhere, and whether it ``needs_graph``.
+class Traits(NamedTuple):
+    """What sets an evaluation apart from plain operations: whether
 
-    ``began``: its place in the order of nodes. ``stores_state``: whether it left what it was given. ``whole``: whether
-    its graph can be pulled only as a whole.
+    it ``needs_graph``, since it takes derivatives inside or puts hooks on what it computes; is in ``transforms`` of
+    ``torch.func`` anywhere; has ``custom`` functions of the user's in its graph, or hooks, by which a backward pass
+    need not be linear; of which some are pulled only as a ``whole``; or puts hooks on what it is ``given``.
+    """
+
+    needs_graph: bool
+    transforms: bool
+    custom: bool
+    whole: bool
+    given: bool
+
+
+class Seen(NamedTuple):
+    """What one evaluation used, what it computed and ``left`` somewhere, and its ``traits``.
+
+    ``began``: its place in the order of nodes. ``stores_state``: whether it left what it was given.
     """
 
     used: list[Tensor]
     left: list[Tensor]
     stores_state: bool
-    needs_graph: bool
-    transforms: bool
+    traits: Traits
     value: Tensor | None
     began: int
-    whole: bool
 
 
 def look(evaluate: Evaluate, n: int, given: Sequence[Tensor], inside: Inside, side: SideState) -> Seen:
@@ -70,7 +84,8 @@ def look(evaluate: Evaluate, n: int, given: Sequence[Tensor], inside: Inside, si
         side.set(before)
         seen = _seen(evaluate, n, given, Operations(inside))
         assert seen is not None
-    return seen._replace(needs_graph=seen.needs_graph or calls.needs_graph, transforms=calls.transforms)
+    needs_graph = seen.traits.needs_graph or calls.needs_graph
+    return seen._replace(traits=seen.traits._replace(needs_graph=needs_graph, transforms=calls.transforms))
 
 
 def _seen(evaluate: Evaluate, n: int, given: Sequence[Tensor], noted: _Calls | Operations) -> Seen | None:
@@ -97,33 +112,43 @@ def _seen(evaluate: Evaluate, n: int, given: Sequence[Tensor], noted: _Calls | O
     found = _ends(outputs, outside, 0 if noted.sees_all else began)
     if found is None:
         return None
-    ends, whole = found
+    ends, custom = found
+    traits = Traits(
+        noted.needs_graph,
+        noted.transforms,
+        noted.needs_graph or bool(custom),
+        any(map(is_pulled_whole, custom)),
+        any(map(has_hooks, apart)),
+    )
     own = set(map(id, apart))
     ends = [x for x in ends if id(x) not in own]
     used, leaves = [x for x in ends if not x.is_leaf], [weakref.ref(x) for x in ends if x.is_leaf]
     state = weakref.ref(apart[0])
     # What the evaluation made for itself goes with its graph, leaves as well.
-    del outputs, outside, apart, found, ends, x
+    del outputs, outside, apart, found, ends, custom, x
     noted.entered.clear()
     used += [x for x in (leaf() for leaf in leaves) if x is not None]
     left = [x for x in (ref() for ref in made) if x is not None and x.grad_fn is not None]
-    return Seen(used, left, state() is not None, noted.needs_graph, noted.transforms, value, began, whole)
+    return Seen(used, left, state() is not None, traits, value, began)
 
 
-def _ends(outputs: Sequence[Tensor], outside: dict[Edge, Tensor], began: int) -> tuple[list[Tensor], bool] | None:
-    """Where the graph of ``outputs`` ends: at leaves, and at tensors from ``outside``; and whether it is pulled whole.
+def _ends(
+    outputs: Sequence[Tensor], outside: dict[Edge, Tensor], began: int
+) -> tuple[list[Tensor], list[BackwardCFunction]] | None:
+    """Where the graph of ``outputs`` ends: at leaves, and at tensors from ``outside``; and functions of the user's.
 
     None if it goes on to other nodes that were made before one ``began``.
     """
-    ends, whole = [x for x in outputs if x.is_leaf and x.requires_grad], False
+    ends, custom = [x for x in outputs if x.is_leaf and x.requires_grad], []
     for edge in edges_from(((x.grad_fn, x.output_nr) for x in outputs), outside):
         end = outside.get(edge, leaf_at(edge))
         if end is not None:
             ends.append(end)
         elif sequence_number(edge[0]) < began:
             return None
-        whole = whole or is_pulled_whole(edge[0])
-    return ends, whole
+        elif isinstance(edge[0], BackwardCFunction):
+            custom.append(edge[0])
+    return ends, custom
 
 
 class Noticed(TorchFunctionMode):

@@ -17,7 +17,7 @@ from torch import Tensor
 from steptape._errors import GradientError
 from steptape.compat._torch import is_freed, sequence_number, uncompiled
 from steptape.torch._autograd.graph import Call, is_one_of, leads_to, place_of, places_from, tensors_of
-from steptape.torch._autograd.looks import Evaluate, Inside, Noticed, Operations, look
+from steptape.torch._autograd.looks import Evaluate, Inside, Noticed, Operations, Traits, look
 from steptape.torch._autograd.surroundings import Note, SideState
 
 # Each parameter that is not used takes time in each pull.
@@ -28,23 +28,19 @@ class Used(NamedTuple):
     """The ``tensors`` that func uses; of them those that its ``first`` evaluation does, what it keeps being kept, and
     those that it has ``kept`` for the next ones.
 
-    ``needs_graph``: whether it takes derivatives inside, or puts hooks on what it computes. ``transforms``: whether it
-    has transforms of ``torch.func`` inside. ``value``: of the first
-    evaluation, and ``after``: what func changes besides, after it. ``stored``: whether func still holds some of what it
-    was given or has computed, for someone else than its next evaluations. ``leaves``: whether the first evaluation has
-    left something that it computed. ``whole``: whether its graph can be pulled only as a whole.
+    ``traits``: of the first evaluation, its ``value``, and ``after``: what func changes besides, after it. ``stored``:
+    whether func still holds some of what it was given or has computed, for someone else than its next evaluations.
+    ``leaves``: whether the first evaluation has left something that it computed.
     """
 
     tensors: list[Tensor]
     first: list[Tensor]
     kept: list[Tensor]
-    needs_graph: bool
-    transforms: bool
+    traits: Traits
     value: Tensor | None
     after: Note
     stored: bool
     leaves: bool
-    whole: bool
 
 
 def tensors_used(
@@ -64,8 +60,7 @@ def tensors_used(
     kept = [x for x in used if x.grad_fn is not None and sequence_number(x.grad_fn) >= since]
     first = looks[min(1, len(looks) - 1)].used
     stored = any(look.stores_state or any(not is_one_of(x, used) for x in look.left) for look in looks)
-    one, leaves = looks[0], bool(looks[0].left)
-    return Used(used, first, kept, one.needs_graph, one.transforms, one.value, after, stored, leaves, one.whole)
+    return Used(used, first, kept, looks[0].traits, looks[0].value, after, stored, bool(looks[0].left))
 
 
 def parameters_used(

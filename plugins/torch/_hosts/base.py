@@ -10,6 +10,7 @@ from torch import Tensor
 
 from steptape.torch._autograd.graph import Call, Parameters
 from steptape.torch._autograd.held import Held
+from steptape.torch._autograd.looks import Traits
 from steptape.torch._autograd.surroundings import Surroundings
 from steptape.torch._hosts.tableau import Tableau
 from steptape.torch._tape.checkpoints import Keep
@@ -65,15 +66,15 @@ class HostSteps(abc.ABC):
 class Before(NamedTuple):
     """What is known of func before a solve: what it has around it and what it refers to, which it ``held``.
 
-    And of the parameters those that the first evaluation used, and those that it computed and ``kept`` for the others.
-    ``transforms``: whether it has transforms of ``torch.func`` inside, in which no hooks act on what graphs save.
+    And of the parameters those that the first evaluation used, and those that it computed and ``kept`` for the others,
+    and the ``traits`` of that.
     """
 
     surroundings: Surroundings
     held: Held
     used_first: Sequence[Tensor]
     kept: Sequence[Tensor]
-    transforms: bool
+    traits: Traits
 
 
 class Solve(abc.ABC):

@@ -258,8 +258,10 @@ class _SdeSteps(HostSteps):
     ):
         self._tape, self._parameters, self._surroundings = tape, parameters, surroundings
         self._noise = ReplayingBrownian(solve.bm, surroundings.side, tape.answers, tape.notes, solve.taped, device)
-        # What changes something besides, such as the random numbers drawn, must be evaluated as often as in the solve.
-        once = solve.method in REPEATING and tape.note is None
+        # What changes something besides, such as the random numbers drawn, must be evaluated as often as in the solve;
+        # and what need not be linear, such as the clipping of a cotangent, must be pulled as often.
+        assert solve.before is not None
+        once = solve.method in REPEATING and tape.note is None and not solve.before.traits.custom
         self._once = Once(host.sde_under(solve.sde)) if once else None
         self._solver = solve.solver(solve.sde if self._once is None else host.ForwardSDE(self._once), self._noise)
 

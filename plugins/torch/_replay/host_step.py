@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from steptape.torch._autograd.graph import Parameters
+from steptape.torch._autograd.graph import Parameters, check_hooks
 from steptape.torch._autograd.leaves import LeafCheck, is_looked_at
 from steptape.torch._hosts.base import HostSteps, Timeline
 from steptape.torch._replay.checks import check_end
@@ -49,6 +49,7 @@ class HostStepSweep(Sweep):
         if kept is not None:
             return self._kept_step(n, state, kept, outputs, mu, after)
         start, times, end, inside = self._with_graph(n, state, outputs)
+        check_hooks(start, self.parameters.call)
         left = self.tape.length - 1 - n
         if left < 2:
             check_end(end[0] if left else inside[-1], self.tape.fingerprints[1 - left], state[0], self.parameters)
@@ -77,6 +78,7 @@ class HostStepSweep(Sweep):
         if is_looked_at(n, self.tape.length):
             for start, end, *_ in pieces:
                 self._check_leaves(end, start, lambda: self._with_graph(n, state, NONE)[2])
+        check_hooks((x for piece in pieces for x in (*piece.start, *piece.end)), self.parameters.call)
         in_start, first, last = None, pieces[0].start[0], pieces[-1].end[0]
         if not self._asked:
             self._ask(pieces[-1].end, after)

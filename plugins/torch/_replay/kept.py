@@ -33,7 +33,7 @@ def graphs_of(
     ledger = Ledger(alive, limit, reserve) if limit is not None or keep.counts else None
     graphs = Graphs(in_time=any(needed[1 : solve.given]), ledger=ledger)
     assert solve.before is not None
-    uncounted = limit is not None and (solve.before.transforms or not hooks_act_on_saved_tensors())
+    uncounted = limit is not None and (solve.before.traits.transforms or not hooks_act_on_saved_tensors())
     if uncounted or saved_tensors_are_hooked() or any(leads_to(p, params) for p in params):
         graphs.let_go()
         return graphs if limit is not None else None

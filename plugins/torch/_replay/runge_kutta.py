@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from steptape.torch._autograd.field import Field, Stage
+from steptape.torch._autograd.graph import check_hooks
 from steptape.torch._autograd.leaves import is_looked_at
 from steptape.torch._hosts.base import Timeline
 from steptape.torch._hosts.tableau import Tableau
@@ -109,6 +110,7 @@ class RungeKuttaSweep(Sweep):
             self._check(n, state)
         else:
             stages = [evaluation.stage for evaluation in kept]
+            check_hooks((stage.y for stage in stages if stage), self.field.parameters.call)
             self.field.check_kept(kept[0].stage)
         # The first evaluation may set weights in place, by the values of its state, which are in that graph already.
         if kept is None and link and own == self.last and not (n == 0 and self.tape.notes):

@@ -1,5 +1,6 @@
 """How people use sdeint_adjoint: dropout, autocast, lent parameters, second derivatives, long solves, closed forms."""
 
+import functools
 import gc
 import math
 import weakref
@@ -57,6 +58,38 @@ def assert_equal(sde, bm, adjoint_options=None, bound=1e-12, **kwargs):
 def test_dropout(method, keep, steps):
     sde = Sde("stratonovich", "diagonal", dropout=0.3)
     assert_equal(sde, lambda: interval("diagonal"), keep, method=method, **STEPS[steps])
+
+
+class Clip(torch.autograd.Function):
+    """A cotangent is clipped where it passes."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, g):
+        return g.clamp(-0.05, 0.05)
+
+
+def clipped(x):
+    if x.requires_grad:
+        x.register_hook(lambda g: g.clamp(-0.05, 0.05))
+    return x
+
+
+@pytest.mark.parametrize("clip", [Clip.apply, clipped])
+@pytest.mark.parametrize("method", ["euler", "srk", "log_ode", "reversible_heun"])
+def test_each_evaluation_s_cotangent_is_clipped_by_itself(method, clip):
+    """Methods that evaluate the SDE at one place several times included."""
+
+    class Clipping(Sde):
+        def f(self, t, y):
+            return clip(super().f(t, y))
+
+    sde_type = "ito" if method in ("euler", "srk") else "stratonovich"
+    path = functools.partial(interval, "diagonal", LEVY.get(method, "none"))
+    assert_equal(Clipping(sde_type, "diagonal"), path, method=method, dt=0.1)
 
 
 class Drawing:

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torchdiffeq
 
+from steptape import GradientError
 from steptape.torch import install, odeint_adjoint
 
 T = torch.tensor([0.0, 0.5, 1.0], dtype=torch.float64)
@@ -162,3 +163,53 @@ def test_hooks_on_modules_run_at_each_evaluation():
         return len(seen)
 
     assert calls(odeint_adjoint, adjoint_method="aca") == calls(torchdiffeq.odeint) == 8
+
+
+def clipped_in(where):
+    """A field that clips a cotangent of each evaluation."""
+
+    class Clipping(Field):
+        def forward(self, t, y):
+            x = self.net(y.view_as(y) if where == "at a view of the state" else y)
+            if where == "at a function of one's own":
+                return Clip.apply(x).tanh()
+            if x.requires_grad:
+                x.register_hook(HOOKS["clip"])
+            return x.tanh()
+
+    return Clipping()
+
+
+class Clip(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, g):
+        return HOOKS["clip"](g)
+
+
+@pytest.mark.parametrize("memory", ["states", "graphs"])
+@pytest.mark.parametrize("where", ["at a view of the state", "inside", "at a function of one's own"])
+@pytest.mark.parametrize("method", OPTIONS)
+def test_each_evaluation_s_cotangent_is_clipped_by_itself(method, where, memory):
+    if (method, memory) == ("implicit_adams", "graphs"):
+        pytest.skip("its steps keep no graphs")
+    expected = gradients(torchdiffeq.odeint, clipped_in(where), method)
+    keep = {"adjoint_method": "aca", "adjoint_options": {"memory": memory}}
+    found = gradients(odeint_adjoint, clipped_in(where), method, **keep)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("memory", ["states", "graphs"])
+def test_a_hook_on_the_state_is_refused_where_it_is_first_put_on_a_later_one(memory):
+    def field(t, y):
+        if y.requires_grad:
+            y.register_hook(HOOKS["clip"])
+        return net(y)
+
+    net, keep = Field().net, {"adjoint_method": "aca", "adjoint_options": {"memory": memory}}
+    ys = odeint_adjoint(field, Y0, T, method="rk4", **keep)
+    with pytest.raises(GradientError, match="puts a hook on the state y itself"):
+        ys.sum().backward()

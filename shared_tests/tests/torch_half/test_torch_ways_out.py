@@ -430,6 +430,24 @@ def hidden(where="closure", **call):
 refusal(GradientError, "that its first evaluation did not use", lambda: hidden("named"))(hidden)
 
 
+def hooked(z_of, **call):
+    def field(t, y):
+        z = z_of(y)
+        if z.requires_grad:
+            z.register_hook(lambda g: g.clamp(-0.1, 0.1))
+        return -z
+
+    return solved(field, method="euler", **call)
+
+
+refusal(
+    GradientError,
+    "puts a hook on the state y itself",
+    lambda: hooked(lambda y: y.view_as(y)),
+    lambda: hooked(lambda y: y, odeint=torchdiffeq.odeint),
+)(lambda: hooked(lambda y: y))
+
+
 def checkpointed(**how):
     w = torch.tensor([0.7, 1.3], dtype=torch.float64, requires_grad=True)
 
