@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from steptape._errors import GradientError, OptionError, SteptapeWarning
+from steptape._errors import GradientError, OptionError, SteptapeWarning, UnsupportedError
 from steptape.compat._torch import gathers_parameters, transforms_active
 from steptape.torch._autograd.graph import Call, is_one_of, refuse_hooks
 from steptape.torch._autograd.held import Held
@@ -161,8 +161,13 @@ def _check_sharding(call: Call, modules: Iterable[torch.nn.Module]) -> None:
 
 
 def _check_traits(call: Call, traits: Traits) -> None:
-    if traits.given:
+    if traits.hooks_given:
         refuse_hooks(call)
+    if traits.writes_given:
+        raise UnsupportedError(
+            f"{call}: {call.func} changed the state y in place, so the replay could not start from it again. Make a "
+            "new tensor of it instead."
+        )
     if traits.whole:
         raise GradientError(
             f"{call}: {call.func} uses torch.utils.checkpoint with use_reentrant=True, which torch cannot ask for the "

@@ -63,7 +63,10 @@ class LeafCheck:
     def _unknown(self, outputs: Iterable[Tensor], known: Sequence[Tensor]) -> list[Tensor]:
         known = (*known, *self._parameters.params)
         places, replaced = {place_of(x) for x in known}, {place_of(x) for x in self._parameters.replaced}
-        unknown, self._reached = {}, set()
+        outputs = list(outputs)
+        ends = {id(x): x for x in outputs if x.grad_fn is None and x.requires_grad}
+        self._reached = set(ends)
+        unknown: dict[Any, Tensor] = {place: x for place, x in ends.items() if place not in places}
         for edge in edges_from(((x.grad_fn, x.output_nr) for x in outputs), places):
             if edge in replaced:
                 _refuse_replaced(self._parameters)

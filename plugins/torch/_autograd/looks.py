@@ -51,14 +51,16 @@ class Traits(NamedTuple):
 
     it ``needs_graph``, since it takes derivatives inside or puts hooks on what it computes; is in ``transforms`` of
     ``torch.func`` anywhere; has ``custom`` functions of the user's in its graph, or hooks, by which a backward pass
-    need not be linear; of which some are pulled only as a ``whole``; or puts hooks on what it is ``given``.
+    need not be linear; of which some are pulled only as a ``whole``; puts hooks on what it is given (``hooks_given``),
+    or writes to that (``writes_given``).
     """
 
     needs_graph: bool
     transforms: bool
     custom: bool
     whole: bool
-    given: bool
+    hooks_given: bool
+    writes_given: bool
 
 
 class Seen(NamedTuple):
@@ -93,6 +95,7 @@ def _seen(evaluate: Evaluate, n: int, given: Sequence[Tensor], noted: _Calls | O
     with torch.enable_grad():
         # Copies, by which what it is given is told from the same tensors reached otherwise, as in a closure.
         apart = [x.clone() for x in given]
+        versions = [x._version for x in apart]
         began = place_in_order()
         with uncompiled(), noted:
             outputs = list(tensors_of(evaluate(n, *apart)))
@@ -119,6 +122,7 @@ def _seen(evaluate: Evaluate, n: int, given: Sequence[Tensor], noted: _Calls | O
         noted.needs_graph or bool(custom),
         any(map(is_pulled_whole, custom)),
         any(map(has_hooks, apart)),
+        any(x._version != before for x, before in zip(apart, versions, strict=True)),
     )
     own = set(map(id, apart))
     ends = [x for x in ends if id(x) not in own]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NoReturn
 
 import torch
 from torch import Tensor
 
 from steptape._errors import GradientError, UnsupportedError
-from steptape.torch._autograd.graph import Parameters
+from steptape.torch._autograd.graph import Call, Parameters
 from steptape.torch._tape.tape import sample
 
 
@@ -63,6 +64,30 @@ def _refuse_other_values(parameters: Parameters) -> NoReturn:
         f"give the gradient of another solution. Make {call.func} a function of its arguments and parameters alone: no "
         "state that evaluations change, and no random numbers but those of torch's default generators."
     )
+
+
+def check_linear(outputs: Sequence[Tensor], inputs: Sequence[Tensor], call: Call) -> None:
+    """Raise if what is pulled back through a graph with functions of the user's is not linear in the cotangents.
+
+    A second backward pass sums in another order, and what clips cotangents would clip other ones.
+    """
+    outputs = [x for x in outputs if x.requires_grad]
+    if not outputs:
+        return
+
+    def pulled(scale: float) -> Sequence[Tensor | None]:
+        cotangents = [torch.full_like(x, scale) for x in outputs]
+        return torch.autograd.grad(outputs, inputs, cotangents, retain_graph=True, allow_unused=True)
+
+    # By powers of two, which an exact multiple takes without rounding.
+    least, most = (pulled(scale) for scale in (2.0**-8, 2.0**8))
+    for a, b in zip(least, most, strict=True):
+        if a is not None and b is not None and not torch.allclose(a * 2.0**16, b, rtol=1e-2, atol=0, equal_nan=True):
+            raise GradientError(
+                f"{call}: {call.func} clips or scales cotangents, by a hook or a function with a backward pass of its "
+                "own. In a second derivative it would see other sums of them than by back-propagation. Leave out what "
+                "does so, or create_graph=True; or differentiate with the host's own function."
+            )
 
 
 def refuse_forward_mode(function: str) -> NoReturn:

@@ -13,11 +13,11 @@ from steptape.compat._torch import Batches, transforms_active
 from steptape.compat._torch_graphs import graph_is_retained
 from steptape.torch._autograd.batch import BatchParameters, Unbatchable
 from steptape.torch._autograd.field import Field
-from steptape.torch._autograd.graph import Gate, Parameters
+from steptape.torch._autograd.graph import Gate, Parameters, tensors_of
 from steptape.torch._autograd.surroundings import Surroundings
 from steptape.torch._autograd.used import check_kept
 from steptape.torch._hosts.base import Solve, Timeline
-from steptape.torch._replay.checks import check_end, refuse_forward_mode
+from steptape.torch._replay.checks import check_end, check_linear, refuse_forward_mode
 from steptape.torch._replay.host_step import HostStepSweep
 from steptape.torch._replay.kept import graphs_of
 from steptape.torch._replay.runge_kutta import RungeKuttaSweep
@@ -166,6 +166,7 @@ class ReplayBack:
 
     def differentiable(self, cotangents: Sequence[Tensor]) -> list[Tensor | None]:
         """The same as functions of the inputs and of the cotangents, for second derivatives."""
+        self._check_linear()
         gate = Gate()
         given = [gate.through(x) for x in self._given]
         parameters = self._parameters.with_stand_ins(gate.through)
@@ -182,6 +183,14 @@ class ReplayBack:
         with gate.closed():
             found = iter(parameters.taken_with_graph(ends, pulled, wanted))
         return [next(found) if need else None for need in self._needed]
+
+    def _check_linear(self) -> None:
+        solve, params = self._solve, self._parameters.params
+        if solve.before is None or not solve.before.traits.custom or not self._tape.length:
+            return
+        with self._surroundings.looked_at(), self._surroundings.around_func(), self._parameters.in_place():
+            given = [x.detach().requires_grad_() for x in self._given]
+            check_linear([*tensors_of(solve.evaluated(0, *given))], [*given, *params], solve.call)
 
     def _sweep(self, timeline: Timeline) -> Sweep:
         solve, tape, y0 = self._solve, self._tape, self._given[0]

@@ -345,3 +345,12 @@ def test_of_a_scripted_func_that_uses_what_was_computed_before():
     call, _ = SOLVES["rk4"]
     found = gradients(make, odeint_adjoint, **call, adjoint_method="aca")
     assert_same(found, gradients(make, torchdiffeq.odeint, **call))
+
+
+@pytest.mark.parametrize("memory", ["states", "graphs"])
+def test_a_slope_that_is_a_parameter_itself(memory):
+    slope = torch.tensor([0.5, -1.0], dtype=torch.float64, requires_grad=True)
+    y0, t = torch.zeros(2, dtype=torch.float64), torch.tensor([0.0, 2.0], dtype=torch.float64)
+    keep = {"adjoint_method": "aca", "adjoint_options": {"memory": memory}}
+    ys = odeint_adjoint(lambda t, y: slope, y0, t, method="rk4", **keep)
+    torch.testing.assert_close(torch.autograd.grad(ys[-1].sum(), slope)[0], torch.full_like(slope, 2.0))

@@ -448,6 +448,37 @@ refusal(
 )(lambda: hooked(lambda y: y))
 
 
+def written(make):
+    return right(lambda t, y: -torch.tensor([0.7, 1.3], dtype=torch.float64) * make(y).mul_(1.0))
+
+
+refusal(UnsupportedError, "changed the state y in place, so", lambda: written(torch.clone))(
+    lambda: written(lambda y: y)
+)
+
+
+def clipped_twice(clip, odeint=odeint_adjoint, **call):
+    def field(t, y):
+        z = -y.sin()
+        if clip and z.requires_grad:
+            z.register_hook(lambda g: g.clamp(-0.1, 0.1))
+        return z
+
+    call = {"adjoint_method": "aca", **call} if odeint is odeint_adjoint else call
+    y0 = y0_of()
+    ys = odeint(field, y0, T, method="rk4", **call)
+    (g,) = torch.autograd.grad(ys[-1].sum(), y0, create_graph=True)
+    return torch.autograd.grad(g.sum(), y0)
+
+
+refusal(
+    GradientError,
+    "clips or scales cotangents",
+    lambda: clipped_twice(clip=False),
+    lambda: clipped_twice(clip=True, odeint=torchdiffeq.odeint),
+)(lambda: clipped_twice(clip=True))
+
+
 def checkpointed(**how):
     w = torch.tensor([0.7, 1.3], dtype=torch.float64, requires_grad=True)
 
