@@ -77,6 +77,14 @@ def _torch(results: Results) -> Iterator[Ratio]:
     yield from _by_way("torch_memory", {"memory": "rss"}, memory, HOST, OURS)
 
 
+def _tradeoff(results: Results) -> Iterator[Ratio]:
+    bases = {"torch": (HOST, OURS, "peak"), "jax": (DEFAULT, REPLAY, "held")}
+    for framework, (base, ours, memory) in bases.items():
+        rows = [row for row in results.rows("tradeoff", framework) if not row["point"]]
+        problems = by_way(rows, f"{framework}, {{cell}}")
+        yield from _by_way("tradeoff", {"time": "ratio", "memory": memory}, problems, base, ours)
+
+
 def _sde_speed(results: Results) -> Iterator[Ratio]:
     problems = by_way(results.rows("sde_speed", "torch"), "{cell}")
     yield from _by_way("sde_speed", {"time": "seconds", "memory": "held"}, problems, BACKPROP, "aca")
@@ -132,7 +140,7 @@ def _curves(results: Results) -> Iterator[Ratio]:
         yield from _by_way("curves", kinds, problems, base, "steptape ACA")
 
 
-_READERS = (_torch, _sde_speed, _jax_speed, _jax_memory, _jax_scaling, _curves, _papers, _tasks)
+_READERS = (_torch, _tradeoff, _sde_speed, _jax_speed, _jax_memory, _jax_scaling, _curves, _papers, _tasks)
 
 
 def better(results: Results, measurement: str) -> Rows:

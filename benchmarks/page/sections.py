@@ -34,6 +34,7 @@ class Part:
     cell: str
     words: str = ""
     plots: dict[str, str] = dataclasses.field(default_factory=dict)
+    plot_first: bool = False
 
 
 _ACA = {
@@ -44,7 +45,35 @@ _ACA = {
     "papers-latent_ode.png": "Test error over the training, latent ODE",
 }
 _TASKS = {"tasks.png": "Backward evaluations a gradient, by task, tolerance and adjoint"}
+_HELD = {
+    "torch": "time over `odeint`'s own back-propagation / MiB held between the passes / the most that both passes hold",
+    "jax": "time over `RecursiveCheckpointAdjoint()`'s / MiB of XLA's temporary memory",
+}
 SECTIONS: dict[str, Sequence[Part]] = {
+    "Which way to take": [
+        part
+        for framework, held in _HELD.items()
+        for part in (
+            Part(
+                "tradeoff",
+                f"times and memory, {framework}",
+                f"In {framework}, forward and backward pass: {held} / the gradient's relative error against "
+                "back-propagation's with its first step held, where it is more than rounding. Numbers in the plot are checkpoints, or the share "
+                "of back-propagation's memory that is asked for.",
+                {f"tradeoff-{framework}.png": "Time over memory of each way to the gradient, a panel a problem"},
+                plot_first=True,
+            ),
+            Part("tradeoff", f"problems, {framework}"),
+        )
+    ],
+    "Where the host's default gradient is wrong": [
+        Part(
+            "faults",
+            "table",
+            "Relative errors against the true value. What the host returns there comes without a word, but where it "
+            "fails. Ours is exact for the steps that were taken: its error is that of the solution.",
+        )
+    ],
     "Time and memory: torch": [
         Part(
             "torch_speed",
@@ -163,8 +192,10 @@ SECTIONS: dict[str, Sequence[Part]] = {
 
 def write(figures: Sequence[Entry], folder: Path) -> Path:
     """Write the page into a folder, with the plots that are there, and return it."""
-    parts = [*_head(figures), "## Claims", *_claims(figures)]
-    for title, each in SECTIONS.items():
+    first, *rest = SECTIONS.items()
+    parts = ["# Results", f"## {first[0]}", *_section(figures, first[1], folder)]
+    parts += ["## What was measured where", *_head(figures), "## Claims", *_claims(figures)]
+    for title, each in rest:
         parts += [f"## {title}", *_section(figures, each, folder)]
     parts += ["## Repeatability", _repeatability(figures)]
     file = folder / "results.md"
@@ -177,7 +208,6 @@ def _missing(measurement: str) -> str:
 
 
 def _head(figures: Sequence[Entry]) -> Iterator[str]:
-    yield "# Results"
     again = [name for name in FIGURES if any(f["measurement"] == name and f["pass"] == 2 for f in figures)]
     passes = (
         f" There were two passes of {', '.join(f'`{name}`' for name in again)}: a way's time is that of the pass in "
@@ -241,11 +271,10 @@ def _section(figures: Sequence[Entry], parts: Sequence[Part], folder: Path) -> I
     for part in parts:
         found = rows(figures, part.measurement, part.cell)
         if found:
-            yield part.words
-            yield text.table(found)
-            for image, what in part.plots.items():
-                if (folder / image).exists():
-                    yield f"![{what}]({image})"
+            plots = [f"![{what}]({image})" for image, what in part.plots.items() if (folder / image).exists()]
+            yield from (
+                (*plots, part.words, text.table(found)) if part.plot_first else (part.words, text.table(found), *plots)
+            )
     measurements = dict.fromkeys(part.measurement for part in parts)
     for name in measurements:
         if not any(rows(figures, part.measurement, part.cell) for part in parts if part.measurement == name):
