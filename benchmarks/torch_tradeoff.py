@@ -20,7 +20,7 @@ from benchmarks.peers import METHODS, Method, ours
 from benchmarks.torch_speed import raced
 from benchmarks.ways import GRAPHS, HOST, HOST_ADJOINT, OURS
 
-CHECKPOINTS = (2, 4, 8, 16)
+CHECKPOINTS = (2, 4, 16)
 SHARES = {"1/2": 2, "1/4": 4, "1/8": 8}
 # Ways that are one point each; another one is a line here.
 LEANEST = f'{OURS}, checkpoints=8, graph="stage"'

@@ -12,6 +12,8 @@ from benchmarks.envelope import Results, Row, Rows, by_way, grouped
 from benchmarks.page import text
 from benchmarks.ways import ADAPTIVE, OURS
 
+# Errors beyond it stand in the plot.
+TELLING = 1e-5
 _MEMORY = {"torch": "peak", "jax": "held"}
 # Okabe and Ito's colours, grey for their yellow, by the order of the ways.
 _LOOKS = (
@@ -45,11 +47,8 @@ def _cell(row: Row | None) -> str:
     if row is None:
         return ""
     memory = " / ".join(text.figure(row[name] / 2**20) for name in ("held", "peak") if name in row)
-    return f"{row['ratio']:.2f} / {memory}" + ("" if _is_exact(row) else f" / {row['error']:.0e}")
-
-
-def _is_exact(row: Row) -> bool:
-    return row["error"] < (1e-5 if "float32" in row["problem"] else 1e-11)
+    exact = row["error"] < (TELLING if "float32" in row["problem"] else 1e-11)
+    return f"{row['ratio']:.2f} / {memory}" + ("" if exact else f" / {row['error']:.0e}")
 
 
 def setups(results: Results, framework: str) -> Rows:
@@ -70,10 +69,19 @@ def drawn(results: Results, framework: str) -> Any:
     for axis, (name, rows) in zip(axes, panels.items(), strict=True):
         middle = statistics.geometric_mean(end(row[memory] for row in rows) for end in (min, max)) / 2**20
         for (line, points), look in zip(grouped(rows, "{line}").items(), _LOOKS, strict=False):
-            _line(axis, line, look, [(row, (row[memory] / 2**20, row["ratio"])) for row in points], middle)
+            _line(
+                axis,
+                line,
+                look,
+                [(row, (row[memory] / 2**20, row["ratio"])) for row in points],
+                middle,
+                framework == "torch",
+            )
         axis.set(title=f"{name}: {rows[0]['accepted']} steps", xlabel=_TEXTS[framework][0], xscale="log", yscale="log")
         axis.set_yticks(_TICKS, [f"{x:g}" for x in _TICKS])
+        axis.xaxis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1, 2, 5)))
         axis.xaxis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda x, _: f"{x:g}"))
+        axis.xaxis.set_minor_locator(matplotlib.ticker.NullLocator())
         axis.yaxis.set_minor_locator(matplotlib.ticker.NullLocator())
         axis.margins(0.1)
         axis.grid(alpha=0.3)
@@ -83,7 +91,9 @@ def drawn(results: Results, framework: str) -> Any:
     return figure
 
 
-def _line(axis: Any, line: str, look: tuple[str, str], points: list[tuple[Row, Any]], middle: float) -> None:
+def _line(
+    axis: Any, line: str, look: tuple[str, str], points: list[tuple[Row, Any]], middle: float, alone: bool
+) -> None:
     colour, marker = look
     # Hollow and large, for ours to be seen where a peer is just there.
     ours = line.startswith((OURS, ADAPTIVE))
@@ -100,9 +110,10 @@ def _line(axis: Any, line: str, look: tuple[str, str], points: list[tuple[Row, A
         **style,
     )
     for row, place in points:
-        # Ours to the right of their points, what is far right to its left.
-        left, words = (
-            (place[0] > middle, f"error {row['error']:.0e}") if not _is_exact(row) else (not ours, row["point"])
-        )
+        off = row["error"] > TELLING
+        # Where peers are lines as well, theirs are to the left of the points.
+        left, words = (place[0] > middle, f"error {row['error']:.0e}") if off else (ours == alone, row["point"])
         where: dict[str, Any] = {"xytext": (-7, 2), "ha": "right"} if left else {"xytext": (6, 2)}
+        if not off and "/" in words:
+            where = {"xytext": (0, 6), "ha": "center"}
         axis.annotate(words, place, textcoords="offset points", fontsize=8, color=colour, **where).set_in_layout(False)
