@@ -34,16 +34,20 @@ def cells(scope: Scope) -> Cells:
 
 
 def _cell(setup: Setup, rounds: timing.Rounds) -> Rows:
-    host = _memory(METHODS[HOST], setup)
-    methods, points = dict(SINGLE), {way: {"line": way, "point": ""} for way in SINGLE}
+    held = _memory(METHODS[HOST], setup)["held"]
+    ways = {way: (way, "", method) for way, method in SINGLE.items()}
     for k in CHECKPOINTS:
-        methods[f"{OURS}, checkpoints={k}"] = Method(ours(checkpoints=k), "steptape")
-        points[f"{OURS}, checkpoints={k}"] = {"line": f"{OURS}, checkpoints=k", "point": str(k)}
+        method = Method(ours(checkpoints=k), "steptape")
+        ways[f"{OURS}, checkpoints={k}"] = f"{OURS}, checkpoints=k", str(k), method
     for share, parts in SHARES.items():
-        methods[f"{OURS}, memory: {share}"] = Method(ours(memory=int(host["held"] / parts)), "steptape")
-        points[f"{OURS}, memory: {share}"] = {"line": f"{OURS}, memory=a share of back-propagation's", "point": share}
-    rows = raced(methods, setup, _gradient(setup), rounds)
-    return [row | points[row["way"]] | _memory(methods[row["way"]], setup) for row in rows if "ratio" in row]
+        method = Method(ours(memory=int(held / parts)), "steptape")
+        ways[f"{OURS}, memory: {share}"] = f"{OURS}, memory=a share of back-propagation's", share, method
+    rows = raced({way: method for way, (_, _, method) in ways.items()}, setup, _gradient(setup), rounds)
+    found: Rows = []
+    for row in (row for row in rows if "ratio" in row):
+        line, point, method = ways[row["way"]]
+        found.append({**row, "line": line, "point": point, **_memory(method, setup)})
+    return found
 
 
 def _gradient(setup: Setup) -> torch.Tensor:
