@@ -9,7 +9,7 @@ import matplotlib.figure
 import matplotlib.ticker
 
 from benchmarks.envelope import Results, Row, Rows, by_way, grouped
-from benchmarks.page import text
+from benchmarks.page import speed, text
 from benchmarks.ways import ADAPTIVE, OURS
 
 # Errors beyond it stand in the plot.
@@ -36,16 +36,10 @@ _TEXTS = {
 
 def table(results: Results, framework: str) -> Rows:
     """A row a way: time over back-propagation's, memory in MiB and, where it is no rounding, the gradient's error."""
-    problems = by_way(results.rows("tradeoff", framework), "{cell}")
-    return [
-        {"": f"`{way}`", **{name: _cell(rows.get(way)) for name, rows in problems.items()}}
-        for way in dict.fromkeys(way for rows in problems.values() for way in rows)
-    ]
+    return speed.by_setup(by_way(results.rows("tradeoff", framework), "{cell}"), _cell)
 
 
-def _cell(row: Row | None) -> str:
-    if row is None:
-        return ""
+def _cell(row: Row) -> str:
     memory = " / ".join(text.figure(row[name] / 2**20) for name in ("held", "peak") if name in row)
     exact = row["error"] < (TELLING if "float32" in row["problem"] else 1e-11)
     return f"{row['ratio']:.2f} / {memory}" + ("" if exact else f" / {row['error']:.0e}")
