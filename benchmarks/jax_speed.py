@@ -32,17 +32,31 @@ SIZES = {"tiny": (2, 16, 1, "float64"), "middle": (16, 64, 32, "float64"), "larg
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """One solve over [0, 10]. ``pulses``: the field is ten times as fast for a moment now and then."""
+    """One solve over [0, 10]. ``pulses``: the field is ten times as fast for a moment now and then.
+
+    ``outputs``: evenly spread; without them the end alone. ``max_steps``: the most tries.
+    """
 
     size: str
     solver: str
     tolerance: float
     pulses: bool
+    outputs: int = 0
+    max_steps: int = 4096
 
     @property
     def name(self) -> str:
         """Short, for a table."""
         return f"{self.size}, {self.solver}, {self.tolerance:g}{', pulses' if self.pulses else ''}"
+
+    @property
+    def text(self) -> str:
+        """The sizes in words."""
+        dim, width, batch, dtype = SIZES[self.size]
+        return (
+            f"dim {dim}, width {width}, batch {batch}, {self.solver}, tolerance {self.tolerance:g}, {dtype}, t in [0, "
+            f"10], {self.outputs or 1} output times, max_steps={self.max_steps}"
+        )
 
     def inputs(self) -> tuple:
         """The weights and the initial state."""
@@ -61,6 +75,9 @@ class Case:
 
         def loss(weights, y0):
             how = {"solver": SOLVERS[self.solver](), "adjoint": adjoint, **programs.adaptive(self.tolerance)}
+            how |= {"max_steps": self.max_steps}
+            if self.outputs:
+                how["saveat"] = diffrax.SaveAt(ts=jnp.linspace(0.0, 10.0, self.outputs))
             solution = programs.solved(field, 10.0, y0, weights, **how)
             return jnp.mean(solution.ys**2), solution.stats
 

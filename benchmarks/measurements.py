@@ -60,6 +60,16 @@ MEASUREMENTS = {
     "sde_speed": Measurement(
         "time and memory of gradients through torchsde", "benchmarks/sde_speed.py", {"torch": "sde_speed"}, again=True
     ),
+    "tradeoff": Measurement(
+        "time against memory at equal gradient in both frameworks",
+        "benchmarks/torch_tradeoff.py",
+        {"torch": "torch_tradeoff", "jax": "jax_tradeoff"},
+    ),
+    "faults": Measurement(
+        "where the hosts' default gradients are wrong",
+        "benchmarks/faults.py",
+        {"torch": "torch_faults", "jax": "jax_faults"},
+    ),
     "jax_speed": Measurement("time of gradients through diffrax", "benchmarks/jax_speed.py", {"jax": "jax_speed"}),
     "jax_memory": Measurement("time at equal memory in diffrax", "benchmarks/jax_memory.py", {"jax": "jax_memory"}),
     "jax_scaling": Measurement(

@@ -13,7 +13,7 @@ import functools
 import gc
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -54,10 +54,14 @@ class _Racer:
 
 
 def _cell(setup: Setup, rounds: timing.Rounds) -> Rows:
-    reference = reference_gradient(setup)
+    return raced(METHODS, setup, reference_gradient(setup), rounds)
+
+
+def raced(methods: Mapping[str, Method], setup: Setup, reference: Tensor, rounds: timing.Rounds) -> Rows:
+    """A row a way, of which the host's back-propagation is one."""
     rows: dict[str, Row] = {}
     racers: dict[str, _Racer] = {}
-    for way, method in METHODS.items():
+    for way, method in methods.items():
         rows[way] = {"way": way, "problem": setup.text}
         try:
             racers[way] = _warmed_up(method, setup, reference)

@@ -10,7 +10,7 @@ from typing import Any
 
 from benchmarks import envelope
 from benchmarks.envelope import Entry, Results, Rows
-from benchmarks.page import claims, curves, papers, ratios, readme, speed, tasks
+from benchmarks.page import claims, curves, faults, papers, ratios, readme, speed, tasks, tradeoff
 from benchmarks.ways import BASE
 
 Reduce = Callable[[Results], Rows]
@@ -21,10 +21,10 @@ def _each(reduce: Callable[..., Rows], name: str) -> dict[str, Reduce]:
 
 
 FIGURES: dict[str, dict[str, Reduce]] = {
+    "tradeoff": {**_each(tradeoff.table, "times and memory"), **_each(tradeoff.setups, "problems")},
     "torch_speed": {
         "times": speed.torch_times,
         "set-ups": functools.partial(speed.setups, measurement="torch_speed", name="{cell}"),
-        "readme": readme.torch,
     },
     "torch_memory": {
         "memory": speed.torch_memory,
@@ -32,6 +32,7 @@ FIGURES: dict[str, dict[str, Reduce]] = {
         "promises": claims.held,
     },
     "sde_speed": {"times": speed.sde, "promises": claims.sdes},
+    "faults": {"table": faults.table},
     "jax_speed": {"times": speed.jax, "readme": readme.jax_speed},
     "jax_memory": {
         "checkpoints": speed.jax_memory,

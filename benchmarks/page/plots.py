@@ -10,6 +10,7 @@ from PIL import Image
 
 from benchmarks.curves import plot
 from benchmarks.envelope import Results, Rows, grouped
+from benchmarks.page import tradeoff
 from benchmarks.page.curves import cells
 from benchmarks.papers import experiments
 from benchmarks.ways import BASE, TASK_WAYS
@@ -21,6 +22,8 @@ _COLOURS = (128, 64, 32)
 def draw(results: Results, folder: Path) -> None:
     """Draw all of which there are results."""
     for framework in BASE:
+        if results.rows("tradeoff", framework):
+            _save(tradeoff.drawn(results, framework), folder / f"tradeoff-{framework}.png", 110)
         for part in ("precision", "scaling"):
             if panels := cells(results, framework, part):
                 _save(plot.drawn(part, panels), folder / f"curves-{part}-{framework}.png", 110)

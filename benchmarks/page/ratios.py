@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 from benchmarks.envelope import Results, Row, Rows, by_way
@@ -70,16 +70,32 @@ def _by_way(
             yield from _over(source, kind, problem, found, base, ours)
 
 
-def _torch(results: Results) -> Iterator[Ratio]:
-    speed = by_way(results.rows("torch_speed", "torch"), "{cell}")
-    yield from _by_way("torch_speed", {"time": "ratio", "error": "error"}, speed, HOST, OURS)
-    memory = by_way(results.rows("torch_memory", "torch"), "{setup}")
-    yield from _by_way("torch_memory", {"memory": "rss"}, memory, HOST, OURS)
+@dataclasses.dataclass(frozen=True)
+class _Reader:
+    """Rows of a measurement: by kind the column, the problem's name made of the others, the ways that are 1 and ours.
+
+    ``cells``: what the names of its cells begin with; ``where``: which rows are told.
+    """
+
+    source: str
+    framework: str
+    kinds: dict[Kind, str]
+    problem: str
+    base: str
+    ours: str
+    cells: str = ""
+    where: Callable[[Row], bool] = bool
+
+    def __call__(self, results: Results) -> Iterator[Ratio]:
+        rows = [row for row in results.rows(self.source, self.framework) if row["cell"].startswith(self.cells)]
+        problems = by_way([row for row in rows if self.where(row)], self.problem)
+        yield from _by_way(self.source, self.kinds, problems, self.base, self.ours)
 
 
-def _sde_speed(results: Results) -> Iterator[Ratio]:
-    problems = by_way(results.rows("sde_speed", "torch"), "{cell}")
-    yield from _by_way("sde_speed", {"time": "seconds", "memory": "held"}, problems, BACKPROP, "aca")
+def _of_paper(name: str, kind: Kind, column: str) -> _Reader:
+    experiment = name.partition(",")[0]
+    where = (lambda row: row["way"] not in _OTHER_SOLVER) if kind == "error" else bool
+    return _Reader("papers", "torch", {kind: column}, name, BACKPROP, "ACA", f"{experiment}/", where)
 
 
 def _jax_speed(results: Results) -> Iterator[Ratio]:
@@ -99,40 +115,31 @@ def _jax_memory(results: Results) -> Iterator[Ratio]:
         yield from _by_way("jax_memory", {"memory": "temporary"}, {problem: rows}, base, ours)
 
 
-def _jax_scaling(results: Results) -> Iterator[Ratio]:
-    problems = by_way(results.rows("jax_scaling", "jax"), "{longest} steps")
-    yield from _by_way("jax_scaling", {"time": "seconds"}, problems, DEFAULT, REPLAY)
+def _is_single(row: Row) -> bool:
+    return not row["point"]
 
 
-def _papers(results: Results) -> Iterator[Ratio]:
-    columns: list[tuple[str, Kind, str]] = [
-        ("toy, solver {solver}, α {α}, T {T}", "error", "relative, α"),
-        ("van_der_pol, form {form}, rtol {rtol}", "error", "gradient error"),
-        ("three_body, times {times}, seed {seed}", "time", "seconds"),
-        ("digits, seed {seed}", "time", "seconds an epoch"),
-        ("latent_ode, seed {seed}", "time", "ms a step"),
-    ]
-    for name, kind, column in columns:
-        experiment = f"{name.partition(',')[0]}/"
-        rows = [row for row in results.rows("papers", "torch") if row["cell"].startswith(experiment)]
-        rows = [row for row in rows if kind != "error" or row["way"] not in _OTHER_SOLVER]
-        yield from _by_way("papers", {kind: column}, by_way(rows, name), BACKPROP, "ACA")
-
-
-def _tasks(results: Results) -> Iterator[Ratio]:
-    for framework in BASE:
-        problems = by_way(results.rows("tasks", framework), f"{{task}}, {framework}, rtol {{rtol:g}}")
-        yield from _by_way("tasks", {"time": "seconds", "error": "error"}, problems, "default", "aca")
-
-
-def _curves(results: Results) -> Iterator[Ratio]:
-    kinds: dict[Kind, str] = {"time": "seconds", "memory": "held", "error": "error"}
-    for framework, base in BASE.items():
-        problems = by_way(results.rows("curves", framework), f"{framework}, {{name}} {{size:g}}")
-        yield from _by_way("curves", kinds, problems, base, "steptape ACA")
-
-
-_READERS = (_torch, _sde_speed, _jax_speed, _jax_memory, _jax_scaling, _curves, _papers, _tasks)
+_CURVES: dict[Kind, str] = {"time": "seconds", "memory": "held", "error": "error"}
+_READERS: tuple[Callable[[Results], Iterator[Ratio]], ...] = (
+    _Reader("torch_speed", "torch", {"time": "ratio", "error": "error"}, "{cell}", HOST, OURS),
+    _Reader("torch_memory", "torch", {"memory": "rss"}, "{setup}", HOST, OURS),
+    _Reader("tradeoff", "torch", {"time": "ratio", "memory": "peak"}, "torch, {cell}", HOST, OURS, where=_is_single),
+    _Reader("tradeoff", "jax", {"time": "ratio", "memory": "held"}, "jax, {cell}", DEFAULT, REPLAY, where=_is_single),
+    _Reader("sde_speed", "torch", {"time": "seconds", "memory": "held"}, "{cell}", BACKPROP, "aca"),
+    _jax_speed,
+    _jax_memory,
+    _Reader("jax_scaling", "jax", {"time": "seconds"}, "{longest} steps", DEFAULT, REPLAY),
+    *(_Reader("curves", f, _CURVES, f"{f}, {{name}} {{size:g}}", base, "steptape ACA") for f, base in BASE.items()),
+    _of_paper("toy, solver {solver}, α {α}, T {T}", "error", "relative, α"),
+    _of_paper("van_der_pol, form {form}, rtol {rtol}", "error", "gradient error"),
+    _of_paper("three_body, times {times}, seed {seed}", "time", "seconds"),
+    _of_paper("digits, seed {seed}", "time", "seconds an epoch"),
+    _of_paper("latent_ode, seed {seed}", "time", "ms a step"),
+    *(
+        _Reader("tasks", f, {"time": "seconds", "error": "error"}, f"{{task}}, {f}, rtol {{rtol:g}}", "default", "aca")
+        for f in BASE
+    ),
+)
 
 
 def better(results: Results, measurement: str) -> Rows:

@@ -8,16 +8,14 @@ from collections.abc import Sequence
 
 from benchmarks.envelope import Entry, Results, Rows
 from benchmarks.page import speed, tasks, text
-from benchmarks.ways import DEFAULT, HOST_ADJOINT, OURS, REPLAY
+from benchmarks.ways import DEFAULT, REPLAY
 
 # By name, the measurements whose rows make the table.
 TABLES = {
-    "torchdiffeq": ("torch_speed",),
     "diffrax": ("jax_speed", "jax_memory", "jax_scaling"),
     "continuous adjoints": ("tasks",),
 }
 _MARKED = re.compile(r"(<!-- figures: ([\w ]+) -->\n).*?(?=<!-- end -->)", re.DOTALL)
-_RANDOM = ", random weights"
 
 
 def table(figures: Sequence[Entry], name: str) -> str:
@@ -35,27 +33,6 @@ def filled(readme: str, figures: Sequence[Entry]) -> str:
         return f"{marked[1]}{found}\n" if found else marked[0]
 
     return _MARKED.sub(fill, readme)
-
-
-def torch(results: Results) -> Rows:
-    """Time over back-propagation, and over ours, on the solves of random weights too."""
-    setups = {
-        "small": "dim 16, width 64, batch 32, float64, 1e-6",
-        "100 outputs": "the same with 100 output times",
-        "large": "dim 64, width 256, batch 512, float32, 1e-5",
-    }
-    ratios = {(row["cell"], row["way"]): row["ratio"] for row in results.rows("torch_speed", "torch")}
-    found = []
-    for setup, words in setups.items():
-        adjoint = [
-            ratios[name, HOST_ADJOINT] / ratios[name, OURS]
-            for name in (setup, setup + _RANDOM)
-            if {(name, HOST_ADJOINT), (name, OURS)} <= ratios.keys()
-        ]
-        if adjoint:
-            row = {"torchdiffeq, dopri5": words, "time over back-propagation": f"{ratios[setup, OURS]:.2f}"}
-            found.append({**row, "`odeint_adjoint`'s time over ours": text.ends(adjoint)})
-    return found
 
 
 def _faster(words: str, figure: str) -> dict[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections.abc import Callable, Iterable
 
 import numpy as np
 
@@ -12,29 +13,32 @@ from benchmarks.page import text
 from benchmarks.ways import BACKPROP, DEFAULT, REPLAY
 
 
+def by_setup(setups: dict[str, dict[str, Row]], cell: Callable[[Row], str], ways: Iterable[str] | None = None) -> Rows:
+    """A row a way, a column a set-up."""
+    ways = ways or dict.fromkeys(way for rows in setups.values() for way in rows)
+    return [
+        {"": f"`{way}`", **{name: cell(rows[way]) if way in rows else "" for name, rows in setups.items()}}
+        for way in ways
+    ]
+
+
 def torch_times(results: Results) -> Rows:
     """A row a way, those with the least on the first set-up first."""
     setups = by_way(results.rows("torch_speed", "torch"), "{cell}")
-    first = next(iter(setups.values()))
-    return [
-        {
-            "": f"`{way}`",
-            **{setup: f"{rows[way]['ratio']:.2f}" if way in rows else "" for setup, rows in setups.items()},
-            "error": f"{first[way]['error']:.1e}" if way in first else "",
-        }
-        for way in _ordered(setups, "ratio")
-    ]
+    first, ways = next(iter(setups.values())), _ordered(setups, "ratio")
+    found = by_setup(setups, lambda row: f"{row['ratio']:.2f}", ways)
+    errors = (f"{first[way]['error']:.1e}" if way in first else "" for way in ways)
+    return [{**row, "error": error} for row, error in zip(found, errors, strict=True)]
 
 
 def torch_memory(results: Results) -> Rows:
     """A row a way, those with the least on the first set-up first."""
     setups = by_way(results.rows("torch_memory", "torch"), "{setup}")
 
-    def cell(row: Row | None) -> str:
-        return f"{text.figure(row['held'] / row['state'])} / {row['rss'] / 2**20:.0f}" if row else ""
+    def cell(row: Row) -> str:
+        return f"{text.figure(row['held'] / row['state'])} / {row['rss'] / 2**20:.0f}"
 
-    ways = _ordered(setups, "rss")
-    return [{"": f"`{way}`", **{name: cell(rows.get(way)) for name, rows in setups.items()}} for way in ways]
+    return by_setup(setups, cell, _ordered(setups, "rss"))
 
 
 def _ordered(setups: dict[str, dict[str, Row]], column: str) -> list[str]:
@@ -88,11 +92,10 @@ def jax_memory(results: Results) -> Rows:
     """Temporary memory and time by number of checkpoints."""
     setups = by_way(results.rows("jax_memory", "jax"), "{setup}")
 
-    def cell(row: Row | None) -> str:
-        return f"{row['temporary'] / 1024:.0f} / {row['seconds'] * 1e3:.0f} / {row['over_host']:.2f}" if row else ""
+    def cell(row: Row) -> str:
+        return f"{row['temporary'] / 1024:.0f} / {row['seconds'] * 1e3:.0f} / {row['over_host']:.2f}"
 
-    ways = dict.fromkeys(way for rows in setups.values() for way in rows)
-    return [{"": f"`{way}`", **{setup: cell(rows.get(way)) for setup, rows in setups.items()}} for way in ways]
+    return by_setup(setups, cell)
 
 
 def jax_memory_setups(results: Results) -> Rows:

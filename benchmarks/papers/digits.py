@@ -18,7 +18,7 @@ from torch import Tensor
 from benchmarks import timing
 from benchmarks.envelope import Row, Rows
 from benchmarks.measurements import Cells
-from benchmarks.papers.ways import ACA, ADJOINT, BACKPROP, COLOURS, SEARCH, Claim, Counted, median, odeint, values
+from benchmarks.papers.ways import ACA, ADJOINT, BACKPROP, SEARCH, Claim, Counted, median, odeint, values
 
 WAYS = (BACKPROP, SEARCH, ADJOINT, ACA)
 TOLERANCES = (1e-2, 1e-2)
@@ -139,18 +139,3 @@ def claims(rows: Rows) -> list[Claim]:
             "Little changes by any way down to one step of rk4: the block is smooth enough for the solvers to agree.",
         ),
     ]
-
-
-def draw(rows: Rows, figure: Any) -> None:
-    """Test error by solver at test time."""
-    axis = figure.subplots()
-    solvers = ["test error, %", *(name for name in rows[0] if name.split()[0].strip(",") in dict(SWAPS))]
-    for place, way in enumerate(WAYS):
-        for index, solver in enumerate(solvers):
-            ys = values(rows, solver, way=way)
-            xs = [index + 0.15 * (place - 1.5)] * len(ys)
-            axis.plot(xs, ys, "o", color=COLOURS[way], label=way if index == 0 else None)
-    names = ["as trained: adaptive_heun 0.01", *solvers[1:]]
-    axis.set_xticks(range(len(solvers)), names, rotation=15)
-    axis.set(ylabel="test error, %", yscale="log")
-    axis.legend(fontsize=7)

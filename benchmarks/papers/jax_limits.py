@@ -20,7 +20,9 @@ import optimistix
 from benchmarks.envelope import Rows
 from benchmarks.jax_programs import adaptive, solved, words
 from benchmarks.measurements import Cells, Scope
-from benchmarks.papers.verdicts import TOLERANCE, Y0, P, Verdict, row, verdict
+from benchmarks.papers import exact
+from benchmarks.papers.exact import Y0, P
+from benchmarks.papers.verdicts import Verdict, row, verdict
 from steptape.jax import AdaptiveCheckpointAdjoint, QuadratureAdjoint, SeminormAdjoint
 
 OURS = "steptape AdaptiveCheckpointAdjoint"
@@ -34,8 +36,6 @@ ADJOINTS: dict[str, Callable[[], diffrax.AbstractAdjoint]] = {
     "steptape SeminormAdjoint": SeminormAdjoint,
 }
 Adjoint = diffrax.AbstractAdjoint
-# Of y(1) in y(0) and p.
-_EXACT = [math.exp(P), Y0 * math.exp(P)]
 
 
 def _growth(t: Any, y: Any, p: Any) -> Any:
@@ -43,7 +43,7 @@ def _growth(t: Any, y: Any, p: Any) -> Any:
 
 
 def _solve(adjoint: Adjoint, y0: Any, p: Any, field: Callable[..., Any] = _growth, **settings: Any) -> Any:
-    settings = {"t1": 1.0, **adaptive(TOLERANCE), "adjoint": adjoint, **settings}
+    settings = {"t1": 1.0, **adaptive(exact.TOLERANCE), "adjoint": adjoint, **settings}
     return solved(field, y0=y0, args=p, **settings)
 
 
@@ -51,32 +51,28 @@ def _end(adjoint: Adjoint, y0: Any, p: Any, *rest: Any, **settings: Any) -> Any:
     return _solve(adjoint, y0, p, *rest, **settings).ys[-1]
 
 
-def _differ(found: Any, exact: Sequence[float]) -> float:
+def _differ(found: Any, right: Sequence[float]) -> float:
     """The largest relative difference."""
-    return max(float(jnp.abs(jnp.sum(x) - y)) / abs(y) for x, y in zip(found, exact, strict=True))
+    return max(float(jnp.abs(jnp.sum(x) - y)) / abs(y) for x, y in zip(found, right, strict=True))
 
 
-def _gradient(loss: Callable[..., Any], exact: Sequence[float], inputs: Sequence[Any] = (Y0, P)) -> float:
+def _gradient(loss: Callable[..., Any], right: Sequence[float], inputs: Sequence[Any] = (Y0, P)) -> float:
     inputs = [jnp.asarray(x) for x in inputs]
-    return _differ(jax.jit(jax.grad(loss, argnums=tuple(range(len(inputs)))))(*inputs), exact)
+    return _differ(jax.jit(jax.grad(loss, argnums=tuple(range(len(inputs)))))(*inputs), right)
 
 
 def _pytree(adjoint: Adjoint) -> float:
-    # a = exp(pt) and b' = a: L = b(1) has dL/dp = (p e^p − e^p + 1) / p².
     def loss(p: Any) -> Any:
         return _solve(adjoint, (jnp.ones(()), jnp.zeros(())), p, lambda t, y, p: (p * y[0], y[0])).ys[1][-1]
 
-    return _gradient(loss, [(P * math.exp(P) - math.exp(P) + 1) / P**2], [P])
+    return _gradient(loss, exact.PARTS, [P])
 
 
 def _outputs(adjoint: Adjoint) -> float:
-    times = (0.2, 0.5, 1.0)
-    exact = [math.exp(P * t) for t in times]
-
     def loss(y0: Any, p: Any) -> Any:
-        return _solve(adjoint, y0, p, saveat=diffrax.SaveAt(ts=jnp.array(times))).ys.sum()
+        return _solve(adjoint, y0, p, saveat=diffrax.SaveAt(ts=jnp.array(exact.TIMES))).ys.sum()
 
-    return _gradient(loss, [sum(exact), sum(Y0 * t * x for t, x in zip(times, exact, strict=True))])
+    return _gradient(loss, exact.OUTPUTS)
 
 
 def _dense(adjoint: Adjoint) -> float:
@@ -88,23 +84,21 @@ def _dense(adjoint: Adjoint) -> float:
 
 def _reverse(adjoint: Adjoint) -> float:
     settings = {"t0": 1.0, "t1": 0.0, "dt0": -0.01}
-    return _gradient(lambda y0, p: _end(adjoint, y0, p, **settings), [math.exp(-P), -Y0 * math.exp(-P)])
+    return _gradient(lambda y0, p: _end(adjoint, y0, p, **settings), exact.BACK)
 
 
 def _event(adjoint: Adjoint) -> float:
-    # y = 1.5 + 0.3 t is 2 at t = (2 − y0) / p.
     finder: Any = optimistix.Newton(rtol=1e-10, atol=1e-10)
     event = diffrax.Event(lambda t, y, args, **rest: y - 2, finder)
 
     def when(y0: Any, p: Any) -> Any:
         return _solve(adjoint, y0, p, lambda t, y, p: p, t1=5.0, event=event).ts[-1]
 
-    return _gradient(when, [-1 / P, -(2 - Y0) / P**2])
+    return _gradient(when, exact.CROSSING)
 
 
 def _ends(adjoint: Adjoint) -> float:
-    slope = P * Y0 * math.exp(P)
-    return _gradient(lambda t0, t1: _end(adjoint, Y0, P, t0=t0, t1=t1), [-slope, slope], [0.0, 1.0])
+    return _gradient(lambda t0, t1: _end(adjoint, Y0, P, t0=t0, t1=t1), [-exact.SLOPE, exact.SLOPE], [0.0, 1.0])
 
 
 def _times(adjoint: Adjoint) -> float:
@@ -115,18 +109,16 @@ def _times(adjoint: Adjoint) -> float:
 
 
 def _hessian(adjoint: Adjoint, outer: Callable[..., Any]) -> float:
-    # L = y(1)² = y0² e^2p.
     def loss(x: Any) -> Any:
         return _end(adjoint, x[0], x[1]) ** 2
 
-    g = math.exp(2 * P)
     found = jax.jit(outer(loss))(jnp.array([Y0, P]))
-    return _differ(found.ravel(), [2 * g, 4 * Y0 * g, 4 * Y0 * g, 4 * Y0**2 * g])
+    return _differ(found.ravel(), [x for row in exact.HESSIAN for x in row])
 
 
 def _forward(adjoint: Adjoint) -> float:
     found = jax.jit(jax.jacfwd(lambda x: _end(adjoint, x[0], x[1])))(jnp.array([Y0, P]))
-    return _differ(found, _EXACT)
+    return _differ(found, exact.END)
 
 
 def _batch(adjoint: Adjoint) -> float:
@@ -136,12 +128,12 @@ def _batch(adjoint: Adjoint) -> float:
 
 
 def _implicit(adjoint: Adjoint) -> float:
-    return _gradient(lambda y0, p: _end(adjoint, y0, p, solver=diffrax.Kvaerno5()), _EXACT)
+    return _gradient(lambda y0, p: _end(adjoint, y0, p, solver=diffrax.Kvaerno5()), exact.END)
 
 
 def _constant(adjoint: Adjoint) -> float:
     settings = {"solver": diffrax.Heun(), "stepsize_controller": diffrax.ConstantStepSize()}
-    return _gradient(lambda y0, p: _end(adjoint, y0, p, **settings), _EXACT)
+    return _gradient(lambda y0, p: _end(adjoint, y0, p, **settings), exact.END)
 
 
 def _sde(adjoint: Adjoint) -> float:
@@ -159,21 +151,20 @@ def _sde(adjoint: Adjoint) -> float:
 
 
 def _closure(adjoint: Adjoint) -> float:
-    return _gradient(lambda y0, p: _end(adjoint, y0, None, lambda t, y, args: p * y), _EXACT)
+    return _gradient(lambda y0, p: _end(adjoint, y0, None, lambda t, y, args: p * y), exact.END)
 
 
 def _complex(adjoint: Adjoint) -> float:
-    # y = exp(ipt)·y0; L = Im y(1) = y0 sin p.
     def loss(p: Any) -> Any:
         return _end(adjoint, jnp.array(Y0 + 0j), p, lambda t, y, p: 1j * p.astype(complex) * y).imag
 
-    return _gradient(loss, [Y0 * math.cos(P)], [P])
+    return _gradient(loss, exact.TURNED, [P])
 
 
 def _unlimited(adjoint: Adjoint) -> float:
     # As many steps as it takes want a number of checkpoints where there are any.
     adjoint = type(adjoint)(checkpoints=64) if hasattr(adjoint, "checkpoints") else adjoint
-    return _gradient(lambda y0, p: _end(adjoint, y0, p, max_steps=None), _EXACT)
+    return _gradient(lambda y0, p: _end(adjoint, y0, p, max_steps=None), exact.END)
 
 
 CASES: dict[str, Callable[[Adjoint], float]] = {

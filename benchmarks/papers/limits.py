@@ -25,7 +25,9 @@ import steptape.torch
 from benchmarks.envelope import Rows
 from benchmarks.fields import Field
 from benchmarks.measurements import Cells
-from benchmarks.papers.verdicts import TOLERANCE, Y0, P, Verdict, row, verdict
+from benchmarks.papers import exact
+from benchmarks.papers.exact import Y0, P
+from benchmarks.papers.verdicts import Verdict, row, verdict
 from benchmarks.papers.ways import Claim
 from benchmarks.peers import METHODS, Method, ours
 from benchmarks.ways import HOST, HOST_ADJOINT, OURS, Absent
@@ -39,7 +41,7 @@ PEERS = {
     **{name: METHODS[name] for name in ("zuko", "torchode, autograd", "torchode, joint backsolve")},
     **{name: METHODS[name] for name in ("torchdyn, autograd", "torchdyn, adjoint")},
 }
-_TOLERANCES = {"rtol": TOLERANCE, "atol": TOLERANCE}
+_TOLERANCES = {"rtol": exact.TOLERANCE, "atol": exact.TOLERANCE}
 
 
 def _solved(peer: str, field: Any, y0: Any, t: Tensor, method: str = "dopri5") -> Any:
@@ -66,67 +68,60 @@ def _times(*times: float) -> Tensor:
     return torch.tensor(times or (0.0, 1.0), dtype=torch.float64)
 
 
-def _differ(loss: Tensor, inputs: Sequence[Tensor], exact: Sequence[float]) -> float:
+def _differ(loss: Tensor, inputs: Sequence[Tensor], right: Sequence[float]) -> float:
     found = torch.autograd.grad(loss, inputs, allow_unused=True, retain_graph=True)
-    return max(math.inf if x is None else abs(complex(x.sum()) - y) / abs(y) for x, y in zip(found, exact, strict=True))
+    return max(math.inf if x is None else abs(complex(x.sum()) - y) / abs(y) for x, y in zip(found, right, strict=True))
 
 
 def _tuple(peer: str) -> float:
-    # a = exp(pt) and b' = a: L = b(1) has dL/dp = (p e^p − e^p + 1) / p².
     field, p = _field(lambda p, t, y: (p * y[0], y[0].expand(2)))
     state = torch.ones(1, dtype=torch.float64), torch.zeros(2, dtype=torch.float64)
     b = _solved(peer, field, state, _times())[1][-1]
-    return _differ(b[0], [p], [(P * math.exp(P) - math.exp(P) + 1) / P**2])
+    return _differ(b[0], [p], exact.PARTS)
 
 
 def _outputs(peer: str) -> float:
-    (field, p), y0, times = _field(_growth), _start(), (0.0, 0.2, 0.5, 1.0)
-    loss = _solved(peer, field, y0, _times(*times))[1:].sum()
-    exact = [math.exp(P * t) for t in times[1:]]
-    return _differ(loss, [y0, p], [sum(exact), sum(Y0 * t * x for t, x in zip(times[1:], exact, strict=True))])
+    (field, p), y0 = _field(_growth), _start()
+    return _differ(_solved(peer, field, y0, _times(0.0, *exact.TIMES))[1:].sum(), [y0, p], exact.OUTPUTS)
 
 
 def _reverse(peer: str) -> float:
     (field, p), y0 = _field(_growth), _start()
     loss = _solved(peer, field, y0, _times(1.0, 0.0))[-1].sum()
-    return _differ(loss, [y0, p], [math.exp(-P), -Y0 * math.exp(-P)])
+    return _differ(loss, [y0, p], exact.BACK)
 
 
 def _event(peer: str) -> float:
-    # y = 1.5 + 0.3 t is 2 at t = (2 − y0) / p.
     if PEERS[peer].package not in ("torchdiffeq", "steptape"):
         raise Absent
     (field, p), y0, start = _field(lambda p, t, y: p.expand_as(y)), _start(), torch.zeros((), dtype=torch.float64)
     how = {**_TOLERANCES, "method": "dopri5", "odeint_interface": PEERS[peer].solve}
     when = torchdiffeq.odeint_event(field, y0, start, event_fn=lambda t, y: y[0] - 2, **how)[0]
-    return _differ(when, [y0, p], [-1 / P, -(2 - Y0) / P**2])
+    return _differ(when, [y0, p], exact.CROSSING)
 
 
 def _time(peer: str) -> float:
     t = _times(0.0, 1.0).requires_grad_()
     loss = _solved(peer, _field(_growth)[0], _start(), t)[-1].sum()
     found = torch.autograd.grad(loss, t, allow_unused=True)[0]
-    slope = P * Y0 * math.exp(P)
-    return math.inf if found is None else float((found - _times(-slope, slope)).abs().max()) / slope
+    return math.inf if found is None else float((found - _times(-exact.SLOPE, exact.SLOPE)).abs().max()) / exact.SLOPE
 
 
 def _second(peer: str) -> float:
-    # L = y(1)² = y0² e^2p: of L plus either of its derivatives, the derivatives.
+    # Of L = y(1)² plus either of its derivatives, the derivatives.
     (field, p), y0 = _field(_growth), _start()
     loss = _solved(peer, field, y0, _times())[-1].square().sum()
     first = torch.autograd.grad(loss, [y0, p], create_graph=True)
-    g = math.exp(2 * P)
-    once, twice = (2 * Y0 * g, 2 * Y0**2 * g), ((2 * g, 4 * Y0 * g), (4 * Y0 * g, 4 * Y0**2 * g))
     return max(
-        _differ(loss + x.sum(), [y0, p], [y + z for y, z in zip(once, exact, strict=True)])
-        for x, exact in zip(first, twice, strict=True)
+        _differ(loss + x.sum(), [y0, p], [y + z for y, z in zip(exact.SQUARE, second, strict=True)])
+        for x, second in zip(first, exact.HESSIAN, strict=True)
     )
 
 
 def _grid(peer: str) -> float:
     (field, p), y0 = _field(_growth), _start()
     loss = _solved(peer, field, y0, _times(), "rk4")[-1].sum()
-    return _differ(loss, [y0, p], [math.exp(P), Y0 * math.exp(P)])
+    return _differ(loss, [y0, p], exact.END)
 
 
 class _Geometric(torch.nn.Module):
@@ -165,7 +160,7 @@ def _closure(peer: str) -> float:
     # A module, as odeint_adjoint asks for, with a parameter of its own, which is 0, and one that it does not own.
     (_, p), own, y0 = _field(_growth), torch.nn.Parameter(torch.zeros((), dtype=torch.float64)), _start()
     loss = _solved(peer, Field(lambda t, y: (p + own) * y, own), y0, _times())[-1].sum()
-    return _differ(loss, [y0, p], [math.exp(P), Y0 * math.exp(P)])
+    return _differ(loss, [y0, p], exact.END)
 
 
 def _dropout(peer: str) -> float:
@@ -178,10 +173,9 @@ def _dropout(peer: str) -> float:
 
 
 def _complex(peer: str) -> float:
-    # y = exp(ipt)·y0; L = Im y(1) = y0 sin p.
     (field, p), y0 = _field(lambda p, t, y: 1j * p * y), torch.full((1,), Y0, dtype=torch.complex128)
     loss = _solved(peer, field, y0, _times())[-1].imag.sum()
-    return _differ(loss, [p], [Y0 * math.cos(P)])
+    return _differ(loss, [p], exact.TURNED)
 
 
 CASES: dict[str, Callable[[str], float]] = {
@@ -226,8 +220,8 @@ def claims(rows: Rows) -> list[Claim]:
         Claim(
             "a parameter held only in a closure silently gets no gradient from every memory-saving peer",
             f"lost by {', '.join(lost) or 'none'}",
-            "Their backward passes differentiate with respect to what they are told of. steptape finds the parameter "
-            "in the graph of func and raises an error that names the way out.",
+            "Their backward passes differentiate with respect to what they are told of. steptape's replay finds the "
+            "parameter in the graph of func.",
         ),
         Claim("zuko's gradient in t0 has the wrong sign", f"zuko, gradient in t: {sign}", "Relative to |dL/dt|."),
     ]

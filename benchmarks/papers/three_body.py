@@ -9,7 +9,6 @@ over twice as many times in [0, 2], shifted by half a step.
 from __future__ import annotations
 
 import functools
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +16,7 @@ from torch import Tensor
 from benchmarks import timing
 from benchmarks.envelope import Rows
 from benchmarks.measurements import Cells
-from benchmarks.papers.ways import ACA, ADJOINT, BACKPROP, COLOURS, QUADRATURE, Claim, Counted, odeint, values
+from benchmarks.papers.ways import ACA, ADJOINT, BACKPROP, QUADRATURE, Claim, Counted, odeint, values
 
 MASSES = (1.1, 1.1, 0.9)
 PLACES = ((0.0, 0.2, 0.0), (0.5, 0.0, 0.5), (0.0, 0.0, 0.5))
@@ -63,7 +62,6 @@ def _cell(way: str, times: int, epochs: int, seed: int) -> Rows:
     schedule = torch.optim.lr_scheduler.ExponentialLR(adam, 0.95)
     weights = 0.01**train
     seconds: list[float] = []
-    losses = []
     for _ in range(epochs):
         with timing.lap(seconds):
             adam.zero_grad()
@@ -72,7 +70,6 @@ def _cell(way: str, times: int, epochs: int, seed: int) -> Rows:
             loss.backward()
             adam.step()
             schedule.step()
-        losses.append(loss.item())
     work = field.work()
     found = next(field.parameters()).tolist()
     row = {"way": way, "times": times, "epochs": epochs, "seed": seed}
@@ -80,7 +77,7 @@ def _cell(way: str, times: int, epochs: int, seed: int) -> Rows:
     row |= {"worst mass error": max(abs(x - y) for x, y in zip(found, MASSES, strict=True))}
     row |= {"squared error": float((_paths(field, start, train) - truth).square().sum())}
     row |= {"test": _test_error(field, start, times), "seconds": sum(seconds)}
-    return [row | work | {"losses": losses}]
+    return [row | work]
 
 
 @torch.no_grad()
@@ -120,14 +117,3 @@ def claims(rows: Rows) -> list[Claim]:
             )
         )
     return claims
-
-
-def draw(rows: Rows, figure: Any) -> None:
-    """The loss over the epochs."""
-    axis = figure.subplots()
-    for row in rows:
-        label = f"{row['way']}, {row['times']} times, seed {row['seed']}"
-        line = "-" if row["times"] == max(r["times"] for r in rows) else "--"
-        axis.plot(row["losses"], line, color=COLOURS[row["way"]], label=label)
-    axis.set(xlabel="epoch", ylabel="loss", yscale="log")
-    axis.legend(fontsize=7)

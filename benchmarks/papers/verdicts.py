@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping
 from benchmarks.envelope import Row
 from benchmarks.ways import Absent
 
-P, Y0, TOLERANCE = 0.3, 1.5, 1e-7
 # One of the four, and why.
 Verdict = tuple[str, str]
 

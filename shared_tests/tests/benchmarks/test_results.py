@@ -77,7 +77,6 @@ def test_the_page_shows_what_was_found(load, tmp_path):
     page = page_of(load, some(), tmp_path)
     assert "| `python -m benchmarks torch_speed` | 2026-01-02 | Abacus, Linux 6.1 x86_64 | Python 3.11.7, torch" in page
     assert "| `odeint_adjoint` | 2.50 | 3.0e-06 |" in page
-    assert re.search(r"dim 16, width 64.* \| 1\.25 \| 2\.0 \|", page)
     assert re.search(r"a batch of 256 solves.* \| 2\.0 to 3\.0 \|", page)
     assert "torch: median -40 %, best -40 %" in page
     assert "| 1 of 2 checks hold, to limits of 1e-12; largest difference inf | **does not hold** |" in page
@@ -164,16 +163,16 @@ def test_new_figures_replace_those_of_the_same_name_and_fill_the_readme(load, tm
     (tmp_path / "docs").mkdir()
     (tmp_path / "run").mkdir()
     shutil.copy(ROOT / "docs" / "figures.jsonl", tmp_path / "docs")
-    readme, marks = tmp_path / "README.md", "<!-- figures: torchdiffeq -->\nold\n<!-- end -->\nkept\n"
+    readme, marks = tmp_path / "README.md", "<!-- figures: diffrax -->\nold\n<!-- end -->\nkept\n"
     readme.write_text(marks, encoding="utf-8")
-    envelope.append(tmp_path / "run" / "results.jsonl", some()[:1])
+    envelope.append(tmp_path / "run" / "results.jsonl", some()[1:2])
     before = envelope.read(ROOT / "docs" / "figures.jsonl")
     assert main(["page", str(tmp_path / "run"), "--root", str(tmp_path)]) == 0
     after = envelope.read(tmp_path / "docs" / "figures.jsonl")
-    assert {(f["measurement"], f["cell"]) for f in before} == {(f["measurement"], f["cell"]) for f in after}
-    assert figures.rows(after, "torch_speed", "times")[0][""] == "`odeint`"
+    assert {(f["measurement"], f["cell"]) for f in before} <= {(f["measurement"], f["cell"]) for f in after}
+    assert figures.rows(after, "jax_scaling", "batch")[0]["steps of the longest"] == "40"
     assert figures.rows(after, "tasks", "readme") == figures.rows(before, "tasks", "readme")
-    assert "1e-6 | 1.25 | 2.0 |\n<!-- end -->\nkept\n" in readme.read_text(encoding="utf-8")
+    assert "tenfold | 2.0 to 3.0 |\n<!-- end -->\nkept\n" in readme.read_text(encoding="utf-8")
 
 
 def test_two_runs_are_compared_by_their_ratios(load):
@@ -224,13 +223,51 @@ def test_the_committed_page_is_the_figures_and_its_links_lead_somewhere(load, tm
     assert "docs/results.md" in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def test_every_kept_figure_is_shown(load):
+def test_every_kept_figure_is_shown(load, tmp_path):
     kept = load("envelope").read(ROOT / "docs" / "figures.jsonl")
-    parts = {(p.measurement, p.cell) for section in load("page.sections").SECTIONS.values() for p in section}
+    parts = load("page.sections").Page(kept, tmp_path).asked
     elsewhere = {"better", "promises", "papers", "readme"}
     for figure in kept:
         name = figure["measurement"], figure["cell"]
         assert name in parts or name[1] in elsewhere or name[0] == "repeatability", json.dumps(name)
+
+
+def tradeoffs():
+    """Two ways as points and one as a line of two, in both frameworks."""
+    found = []
+    for framework, (host, ours) in {"torch": ("odeint", "steptape"), "jax": (DEFAULT, OURS)}.items():
+        ways = (
+            (host, host, ""),
+            (ours, ours, ""),
+            (f"{ours}, 2", f"{ours}, k", "2"),
+            (f"{ours}, 4", f"{ours}, k", "4"),
+        )
+        rows = [
+            {"way": way, "line": name, "point": point, "ratio": 1.0 + 0.5 * n, "held": (4 - n) * 2**20, "error": 1e-15}
+            for n, (way, name, point) in enumerate(ways)
+        ]
+        rows[0]["error"] = 3e-4
+        same = {"problem": "float64", "accepted": 46, "peak": 2**22}
+        found.append(line("tradeoff", "small", framework, [{**row, **same} for row in rows]))
+    return found
+
+
+def test_the_page_opens_with_time_against_memory_at_one_gradient(load, tmp_path):
+    load("page.plots").draw(load("envelope").Results(tradeoffs()), tmp_path)
+    page = page_of(load, tradeoffs(), tmp_path)
+    assert page.startswith("# Results\n\n## Which way to take\n\n![Time over memory of each way to the gradient")
+    assert "](tradeoff-torch.png)" in page
+    assert "](tradeoff-jax.png)" in page
+    assert "| `odeint` | 1.00 / 4 / 4 / 3e-04 |\n| `steptape` | 1.50 / 3 / 4 |" in page
+    # What a way asks for is no peer of its own.
+    assert "| time | odeint | 1 of 1 | 0.667 |" in page
+    assert f"| time | {OURS}, 2 |" not in page
+
+
+def test_where_a_host_is_wrong_is_told_with_the_true_value(load, tmp_path):
+    page = page_of(load, others(), tmp_path)
+    assert "| `odeint` | dy/dt = y | 2 | closed form | 5.0e-01 | 1.0e-09 | [docs/host-issues/a.py]" in page
+    assert "| closed form | fails | 0.0e+00 |" in page
 
 
 def others():
@@ -248,7 +285,10 @@ def others():
     stats = {"text": "1000 steps", "accepted": 1000, "rejected": 0, "seconds": 0.1, "temporary": 1024, "over_host": 1.2}
     path = {"sde_type": "ito", "method": "srk", "noise": "diagonal", "known_dt": False}
     ways = ("back-propagation", "host's adjoint", "aca", "aca, 32 states")
+    fault = {"call": "`odeint`", "solve": "dy/dt = y", "right": 2.0, "known": "closed form", "file": "a.py"}
     return [
+        *tradeoffs(),
+        line("faults", "stiff", "torch", [{**fault, "host": 0.5, "ours": 1e-9}, {**fault, "host": None, "ours": 0.0}]),
         line("jax_speed", "tiny", "jax", [solve]),
         line("torch_memory", "held", "torch", [{**row, "accepted": 68} for row in held]),
         line("jax_memory", "constant", "jax", [{**row, **stats} for row in checkpoints]),
@@ -264,7 +304,7 @@ def test_new_figures_have_the_columns_of_the_kept_ones(load):
         measurement, cell, rows = (figure[name] for name in ("measurement", "cell", "rows"))
         before = figures.rows(kept, measurement, cell)
         # Those with a column a set-up have as many as were measured.
-        if rows and before and cell not in ("times", "memory", "checkpoints"):
+        if rows and before and not cell.startswith(("times", "memory", "checkpoints")):
             assert list(rows[0]) == list(before[0]), (measurement, cell)
             compared += 1
     assert compared > 15

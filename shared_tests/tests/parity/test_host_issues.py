@@ -52,3 +52,19 @@ def test_torchdiffeq_s_first_step_takes_part_in_back_propagation_as_its_report_s
         assert tolerance == row[0]
         assert as_number == pytest.approx(row[2], rel=0.1)
         assert max(as_tensor, held) < 20 * tolerance
+
+
+def test_torchsde_s_ito_adjoint_is_as_wrong_in_smaller_steps_as_its_report_says():
+    pytest.importorskip("torchsde")
+    for line, row in zip(printed("torchsde-ito-adjoint.py"), told("torchsde-ito-adjoint.md"), strict=True):
+        assert numbers(line)[0] == row[0]
+        assert numbers(line)[1] < 1e-12
+        assert numbers(line)[2] == pytest.approx(row[2], rel=0.1)
+
+
+def test_torchdiffeq_s_adjoint_explodes_or_fails_on_a_stiff_solution():
+    pytest.importorskip("torchdiffeq")
+    lines = printed("torchdiffeq-stiff-adjoint.py")
+    assert "adjoint inf" in lines[0]
+    assert numbers(lines[1])[1] < 1e-7
+    assert float(lines[1].split()[-1]) > 1e9

@@ -1,0 +1,113 @@
+"""Time against memory of the ways to one gradient: the table, and the plot that opens the page."""
+
+from __future__ import annotations
+
+import statistics
+from typing import Any
+
+import matplotlib.figure
+import matplotlib.ticker
+
+from benchmarks.envelope import Results, Row, Rows, by_way, grouped
+from benchmarks.page import speed, text
+from benchmarks.ways import ADAPTIVE, OURS
+
+# Errors beyond it stand in the plot.
+TELLING = 1e-5
+_MEMORY = {"torch": "peak", "jax": "held"}
+# Okabe and Ito's colours, grey for their yellow, by the order of the ways.
+_LOOKS = (
+    ("#000000", "o"),
+    ("#E69F00", "s"),
+    ("#888888", "v"),
+    ("#0072B2", "*"),
+    ("#009E73", "P"),
+    ("#D55E00", "D"),
+    ("#56B4E9", "o"),
+    ("#CC79A7", "s"),
+    ("#8C564B", "^"),
+)
+_TICKS = (0.3, 0.5, 0.7, 1, 1.5, 2, 3, 5, 8, 12)
+_TEXTS = {
+    "torch": ("MiB, the most that both passes hold", "time over back-propagation's"),
+    "jax": ("MiB, XLA's temporary memory", "time over the default adjoint's"),
+}
+
+
+def table(results: Results, framework: str) -> Rows:
+    """A row a way: time over back-propagation's, memory in MiB and, where it is no rounding, the gradient's error."""
+    return speed.by_setup(by_way(results.rows("tradeoff", framework), "{cell}"), _cell)
+
+
+def _cell(row: Row) -> str:
+    memory = " / ".join(text.figure(row[name] / 2**20) for name in ("held", "peak") if name in row)
+    exact = row["error"] < (TELLING if "float32" in row["problem"] else 1e-11)
+    return f"{row['ratio']:.2f} / {memory}" + ("" if exact else f" / {row['error']:.0e}")
+
+
+def setups(results: Results, framework: str) -> Rows:
+    """What is solved."""
+    found = grouped(results.rows("tradeoff", framework), "{cell}")
+    return [
+        {"problem": name, "solve": rows[0]["problem"], "accepted steps": str(rows[0]["accepted"])}
+        for name, rows in found.items()
+    ]
+
+
+def drawn(results: Results, framework: str) -> Any:
+    """A panel a problem: a way is a point, or a line of points."""
+    panels = grouped(results.rows("tradeoff", framework), "{cell}")
+    figure = matplotlib.figure.Figure(figsize=(10, 4.8), layout="constrained")
+    axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    memory = _MEMORY[framework]
+    for axis, (name, rows) in zip(axes, panels.items(), strict=True):
+        middle = statistics.geometric_mean(end(row[memory] for row in rows) for end in (min, max)) / 2**20
+        for (line, points), look in zip(grouped(rows, "{line}").items(), _LOOKS, strict=False):
+            _line(
+                axis,
+                line,
+                look,
+                [(row, (row[memory] / 2**20, row["ratio"])) for row in points],
+                middle,
+                framework == "torch",
+            )
+        axis.set(title=f"{name}: {rows[0]['accepted']} steps", xlabel=_TEXTS[framework][0], xscale="log", yscale="log")
+        axis.set_yticks(_TICKS, [f"{x:g}" for x in _TICKS])
+        axis.xaxis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1, 2, 5)))
+        axis.xaxis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda x, _: f"{x:g}"))
+        axis.xaxis.set_minor_locator(matplotlib.ticker.NullLocator())
+        axis.yaxis.set_minor_locator(matplotlib.ticker.NullLocator())
+        axis.margins(0.1)
+        axis.grid(alpha=0.3)
+    axes[0].set_ylabel(_TEXTS[framework][1])
+    handles = {str(line.get_label()): line for axis in figure.axes for line in axis.get_lines()}
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=3, fontsize=9)
+    return figure
+
+
+def _line(
+    axis: Any, line: str, look: tuple[str, str], points: list[tuple[Row, Any]], middle: float, alone: bool
+) -> None:
+    colour, marker = look
+    # Hollow and large, for ours to be seen where a peer is just there.
+    ours = line.startswith((OURS, ADAPTIVE))
+    style: dict[str, Any] = {"markersize": 9, "markerfacecolor": "none", "zorder": 2}
+    if ours:
+        style = {"markersize": 6, "zorder": 3} if len(points) > 1 else {"markersize": 9, "zorder": 4}
+    axis.plot(
+        *zip(*(place for _, place in points), strict=True),
+        "-",
+        color=colour,
+        marker=marker,
+        linewidth=1.2,
+        label=line,
+        **style,
+    )
+    for row, place in points:
+        off = row["error"] > TELLING
+        # Where peers are lines as well, theirs are to the left of the points.
+        left, words = (place[0] > middle, f"error {row['error']:.0e}") if off else (ours == alone, row["point"])
+        where: dict[str, Any] = {"xytext": (-7, 2), "ha": "right"} if left else {"xytext": (6, 2)}
+        if not off and "/" in words:
+            where = {"xytext": (0, 6), "ha": "center"}
+        axis.annotate(words, place, textcoords="offset points", fontsize=8, color=colour, **where).set_in_layout(False)
