@@ -74,7 +74,7 @@ def check(call, found, expected):
         assert different <= allowed
 
 
-@drawn(60)
+@drawn(44)
 @given(net.ode_calls())
 def test_an_ode(call):
     pair = outcomes(net.run_ode, call, net.refusal(call))
@@ -120,7 +120,7 @@ def test_an_sde(data):
         assert "memory" in call.keep or pair[0].times[True] <= pair[0].times[False]
 
 
-@drawn(24)
+@drawn(16)
 @given(uses.programs())
 def test_what_is_around_solves(program):
     """State that evaluations change, other solves before and after, and each way to call one and to pull through it."""
