@@ -112,7 +112,7 @@ def with_parameters(
     _check_sharding(solve.call, surroundings.modules)
     untouched = Untouched(surroundings, func)
     with surroundings.looked_at():
-        used = tensors_used(solve.around(inside).evaluated, given, since, inside, surroundings.side)
+        used = tensors_used(solve.around(inside).evaluated, given, since, inside, surroundings.side, untouched)
     check_stored(func, used.stored)
     _check_traits(solve.call, used.traits)
     if used.traits.needs_graph:

@@ -122,6 +122,7 @@ class Parameters:
         """
         pairs = [(x, cotangent.view((*self.batch, *x.shape))) for x, cotangent in outputs if x.requires_grad]
         if not pairs:
+            self._pulled = True
             return [self.zeros(x) for x in inputs]
         ends, cotangents = zip(*pairs, strict=True)
         return self._added(ends, cotangents, inputs)
@@ -129,6 +130,7 @@ class Parameters:
     def pull_one(self, end: Any, cotangent: Tensor, inputs: Sequence[Tensor]) -> list[Tensor]:
         """The same of one output, or of the end of its graph."""
         if not end.requires_grad:
+            self._pulled = True
             return [self.zeros(x) for x in inputs]
         return self._added((end,), (cotangent,), inputs)
 
@@ -141,11 +143,22 @@ class Parameters:
             totals, shares = [self.cotangents[i] for i in found], [shares[i] for i in found]
         else:
             totals = self.cotangents
-        if found:
+        if any(share.is_sparse for share in shares):
+            for i, share in zip(found, shares, strict=True):
+                self._add_sparse(i, share)
+        elif found:
             add_each(totals, shares)
         self._pulled = True
         self._used.update(found)
         return [self.zeros(x) if grad is None else grad for x, grad in zip(inputs, grads, strict=False)]
+
+    def _add_sparse(self, i: int, share: Tensor) -> None:
+        """Add to a cotangent, which stays sparse as long as all of its shares are, as by back-propagation."""
+        total = self.cotangents[i]
+        if share.is_sparse and (total.is_sparse or i not in self._used):
+            self.cotangents[i] = (total + share if total.is_sparse else share).coalesce()
+        else:
+            self.cotangents[i] = share + total if total.is_sparse else total + share
 
     def use(self, grads: Sequence[Tensor | None]) -> None:
         """Note which of the parameters an evaluation depends on, by their shares in its gradient."""

@@ -33,6 +33,7 @@ class Held:
         self._snapshots: list[Snapshot] = []
         # Of most layers all hooks.
         self._empty: list[dict[Any, Any]] = []
+        self.values: list[Snapshot] = []
         self.tensors: list[Tensor] = []
         self._generators: list[tuple[torch.Generator, Tensor]] = []
         self._seen: set[int] = set()
@@ -41,8 +42,11 @@ class Held:
         if PARAMETRIZE["_cache_enabled"]:
             self._note(PARAMETRIZE, ("_cache", "_cache_enabled"), 0)
 
-    def let_go(self, tensors: Sequence[Tensor]) -> None:
-        """Hold some tensors no longer, nor what has one of them; and note no tensors."""
+    def let_go(self, tensors: Sequence[Tensor], keep_values: bool) -> None:
+        """Hold some tensors no longer, nor what has one of them; and note no tensors.
+
+        ``keep_values``: go on holding what they were, without their history, in ``values``.
+        """
         self.tensors = []
         if not tensors:
             return
@@ -50,12 +54,14 @@ class Held:
         gone = {id(x) for one in self._snapshots for x in one.values.values() if _has_one_of(x, those, DEPTH)}
         self._snapshots = [one for one in self._snapshots if id(one.holder) not in gone]
         for one in self._snapshots:
-            for key in [key for key, x in one.values.items() if id(x) in gone]:
-                del one.values[key]
+            lost = {key: one.values.pop(key) for key in [key for key, x in one.values.items() if id(x) in gone]}
+            values = {key: x.detach() for key, x in lost.items() if keep_values and id(x) in those}
+            if values:
+                self.values.append(Snapshot(one.holder, values))
 
     def clear(self) -> None:
         """Hold nothing."""
-        self.tensors, self._snapshots, self._empty, self._generators = [], [], [], []
+        self.tensors, self.values, self._snapshots, self._empty, self._generators = [], [], [], [], []
 
     @property
     def snapshots(self) -> list[Snapshot]:

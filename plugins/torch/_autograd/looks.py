@@ -22,7 +22,6 @@ from steptape.compat._torch import (
 )
 from steptape.compat._torch_hooks import has_hooks
 from steptape.torch._autograd.graph import Edge, edges_from, leaf_at, tensors_of
-from steptape.torch._autograd.surroundings import SideState
 
 # The n-th evaluation of a solve, of what it is given.
 Evaluate = Callable[..., Any]
@@ -77,13 +76,15 @@ class Seen(NamedTuple):
     began: int
 
 
-def look(evaluate: Evaluate, n: int, given: Sequence[Tensor], inside: Inside, side: SideState) -> Seen:
-    """By calls, which takes least time, and where they do not show all, as in scripted modules, by operations."""
-    before = side.note()
+def look(evaluate: Evaluate, n: int, given: Sequence[Tensor], inside: Inside, restore: Callable[[], None]) -> Seen:
+    """By calls, which takes least time, and where they do not show all, as in scripted modules, by operations.
+
+    ``restore``: has all be as before, for another evaluation to be the first.
+    """
     calls = _Calls(inside)
     seen = _seen(evaluate, n, given, calls)
     if seen is None:
-        side.set(before)
+        restore()
         seen = _seen(evaluate, n, given, Operations(inside))
         assert seen is not None
     needs_graph = seen.traits.needs_graph or calls.needs_graph

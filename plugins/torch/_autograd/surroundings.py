@@ -88,16 +88,17 @@ class Surroundings:
             finally:
                 _require_gradients(frozen, False)
 
-    def hold(self, before: Held, params: Sequence[Tensor]) -> list[Tensor]:
+    def hold(self, before: Held, params: Sequence[Tensor], named: bool) -> list[Tensor]:
         """Take what func refers to now for what the solve left; the tensors that are new, and have no history.
 
         ``before``: what it referred to before the solve, of which nothing is held any more. Nor is what was computed
-        elsewhere than the ``params``: an earlier solve's solution would hold that solve, and so on.
+        elsewhere than the ``params``: an earlier solve's solution would hold that solve, and so on. Of what has no
+        gradient, as others are ``named``, its values are.
         """
         known = set(map(id, before.tensors))
         held = before if before.holds else Held(self._func)
         tensors = held.tensors
-        held.let_go([x for x in tensors if x.grad_fn is not None and not is_one_of(x, params)])
+        held.let_go([x for x in tensors if x.grad_fn is not None and not is_one_of(x, params)], keep_values=named)
         if held is not before:
             before.clear()
         self._held = held
@@ -115,7 +116,7 @@ class Surroundings:
 
     def as_solved(self) -> AbstractContextManager[None]:
         """A block in which func has the tensors that it had in the solve, and what else it referred to after it."""
-        return given_back([*self.lent, *(self._held.snapshots if self._held else ())])
+        return given_back([*self.lent, *((*self._held.snapshots, *self._held.values) if self._held else ())])
 
 
 class Untouched:

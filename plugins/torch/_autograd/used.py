@@ -8,6 +8,7 @@ others (``parametrize.cached()``, ``if self.A is None: self.A = ...``): it is co
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -18,7 +19,7 @@ from steptape._errors import GradientError
 from steptape.compat._torch import is_freed, sequence_number, uncompiled
 from steptape.torch._autograd.graph import Call, is_one_of, leads_to, place_of, places_from, tensors_of
 from steptape.torch._autograd.looks import Evaluate, Inside, Noticed, Operations, Traits, look
-from steptape.torch._autograd.surroundings import Note, SideState
+from steptape.torch._autograd.surroundings import Note, SideState, Untouched
 
 # Each parameter that is not used takes time in each pull.
 _FEW = 50
@@ -44,17 +45,23 @@ class Used(NamedTuple):
 
 
 def tensors_used(
-    evaluate: Evaluate, given: Sequence[Tensor], since: int | None, inside: Inside, side: SideState
+    evaluate: Evaluate,
+    given: Sequence[Tensor],
+    since: int | None,
+    inside: Inside,
+    side: SideState,
+    untouched: Untouched,
 ) -> Used:
     """The leaves, and the tensors computed before, that ``evaluate(0, *given)`` depends on other than by ``given``.
 
     ``evaluate(1, *given)``: another one, that uses what the first one may have kept; ``since``: the place in the order
-    of nodes after which the host has evaluated for itself, if so; ``inside``: what encloses func in the evaluations.
+    of nodes after which the host has evaluated for itself, if so; ``inside``: what encloses func in the evaluations;
+    ``untouched``: func before them.
     """
-    looks = [look(evaluate, 0, given, inside, side)]
+    looks = [look(evaluate, 0, given, inside, untouched.restore)]
     after = side.note()
     if looks[0].left:
-        looks += [look(evaluate, n, given, inside, side) for n in (0, 1)]
+        looks += [look(evaluate, n, given, inside, functools.partial(side.set, side.note())) for n in (0, 1)]
     used = list({id(x): x for look in looks for x in look.used}.values())
     since = looks[0].began if since is None else since
     kept = [x for x in used if x.grad_fn is not None and sequence_number(x.grad_fn) >= since]

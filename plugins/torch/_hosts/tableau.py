@@ -20,13 +20,15 @@ class Tableau:
     """An explicit Runge–Kutta method with s stages and a dense output of degree p.
 
     ``rows`` is (s + 1, s), float64: a, then b. ``dense`` is (p, s): w(x) = Σ_q dense[q] x^(q+1). ``hermite``: the dense
-    output is the cubic through the ends of the step and their slopes.
+    output is the cubic through the ends of the step and their slopes. ``mid``: it is the quartic through these and the
+    middle of the step, whose weights those are.
     """
 
     rows: Tensor
     c: tuple[float, ...]
     dense: Tensor
     hermite: bool = False
+    mid: Tensor | None = None
 
     @property
     def stages(self) -> int:
@@ -48,13 +50,20 @@ class Tableau:
         slopes = powers * places ** (powers - 1) @ dense
         if not self.hermite:
             return places**powers @ dense, slopes, torch.ones_like(x, dtype=torch.float64)
-        # In the order and the dtype in which the host rounds: that of the times, which may be less than y's.
-        of_y, of_slope = (1 + 2 * x) * (1 - x) * (1 - x), x * (1 - x) * (1 - x) * spans
-        of_end, of_end_slope = x * x * (3 - 2 * x), x * x * (x - 1) * spans
+        of_y, of_slope, of_end, of_end_slope = hermite_weights(x, spans)
         ends = torch.zeros_like(dense[:2])
         ends[0, 0] = ends[1, -1] = 1
         rows = torch.stack([of_slope, of_end_slope], dim=1).double() / sizes.double()[:, None] @ ends
         return rows + of_end.double()[:, None] * self.rows[-1].to(x.device), slopes, (of_y.double() + of_end.double())
+
+
+def hermite_weights(x: Tensor, spans: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Those of y and of its slope at the start, and then at the end, of a step that spans so much time.
+
+    In the order and the dtype in which the host rounds: that of the times, which may be less than y's.
+    """
+    of_y, of_slope = (1 + 2 * x) * (1 - x) * (1 - x), x * (1 - x) * (1 - x) * spans
+    return of_y, of_slope, x * x * (3 - 2 * x), x * x * (x - 1) * spans
 
 
 def _rows(a: list[list[float]], b: list[float]) -> Tensor:
@@ -104,4 +113,4 @@ def adaptive_tableau(tableau: Any, mid: Tensor) -> Tableau:
         ]
     )
     a = [row.tolist() for row in tableau.beta]
-    return Tableau(_rows(a, b.tolist()), (0.0, *tableau.alpha.tolist()), dense)
+    return Tableau(_rows(a, b.tolist()), (0.0, *tableau.alpha.tolist()), dense, mid=mid)

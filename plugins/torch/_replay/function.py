@@ -52,7 +52,7 @@ class Replay(torch.autograd.Function):
         ctx.surroundings, held, _, kept, _ = solve.before
         ctx.graphs = graphs_of(solve, inputs, ctx.needs_input_grad[1:], ctx.surroundings)
         results, tape = solve.record(given, ctx.surroundings, ctx.graphs)
-        new = ctx.surroundings.hold(held, params)
+        new = ctx.surroundings.hold(held, params, solve.call.named)
         if (kept or new) and not (ctx.graphs and ctx.graphs.are_of(tape.length)):
             with ctx.surroundings.looked_at():
                 check_kept(kept, new, solve.evaluated, given, solve.call)

@@ -6,7 +6,7 @@ end and μ_q those of the outputs inside it,
     ℓ_i = h (b_i λ + Σ_q w_i(x_q) μ_q + Σ_j a_ji g_j),    g_i = (∂f/∂y)ᵀ ℓ_i,    i = s … 1,
 
 the cotangent of the step's start is λ + Σ_q μ_q + Σ_i g_i, and the parameters gain Σ_i (∂f/∂θ)ᵀ ℓ_i. Autograd sees the
-evaluations of f alone.
+evaluations of f alone. The sums are made as back-propagation makes them: term by term, that of the latest use first.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from steptape.torch._autograd.leaves import is_looked_at
 from steptape.torch._hosts.base import Timeline
 from steptape.torch._hosts.tableau import Tableau
 from steptape.torch._replay.checks import check_end
+from steptape.torch._replay.outputs import outputs_of
 from steptape.torch._replay.sweep import Sweep
 from steptape.torch._tape.graphs import Graphs
 from steptape.torch._tape.tape import OdeTape, State
@@ -72,19 +73,20 @@ class RungeKuttaSweep(Sweep):
         weights, slopes, of_start = tableau.weights(timeline.positions.detach(), timeline.spans.detach(), sizes)
         self.weights, self.weight_slopes, self.of_start = weights.to(y0), slopes.to(y0.real), of_start.to(y0)
 
-        # Of the step at hand: k_i, which g_i replaces once stage i has been pulled, and λ; for a batch of cotangents
-        # both. The table by rows makes the places of the stages of the former, and by columns their cotangents of the
-        # latter.
+        # Of the step at hand: k_i, and ℓ_i as far as it is summed up; for a batch of cotangents all of theirs. Where
+        # every graph of a step is built before the first one is pulled, ℓ_i replaces k_i.
         self.batch = field.parameters.batch
-        self.k = y0.new_zeros(tableau.stages + 1, y0.numel())
-        self.g = y0.new_zeros(len(self.k), *self.batch, y0.numel()).flatten(1) if self.batch else self.k
+        self.k = y0.new_zeros(tableau.stages, y0.numel())
         self.slopes = self.k.view(len(self.k), *y0.shape).unbind()
-        self.rows = self.g.view(len(self.g), *self.batch, *y0.shape).unbind()
-        self.at_end = self.g[-1]
+        shared = whole_steps and not self.batch
+        self.sums = self.k if shared else y0.new_zeros(len(self.k), *self.batch, y0.numel()).flatten(1)
         a = tableau.rows.to(y0)
         self.by_row = [(self.k[:i].T, a[i, :i]) for i in range(tableau.stages)]
-        self.by_column = [(self.g[i + 1 :].T, a[i + 1 :, i].contiguous()) for i in range(tableau.stages)]
         self.to_the_end = (self.k[: self.to_end].T, a[-1, : self.to_end])
+        # The table times h, as the host rounds it, by rows that each stand upright.
+        self.table, self.scaled = a, torch.empty_like(a)
+        self.by_column = [(self.sums[:i], self.scaled[i, :i, None]) for i in range(len(a))]
+        self.outputs = outputs_of(tableau, timeline, y0)
 
     def run(self, at_outputs: Tensor, at_end: list[Tensor]) -> list[Tensor]:
         """The same, by flat states and flat batches of them."""
@@ -115,30 +117,47 @@ class RungeKuttaSweep(Sweep):
         # The first evaluation may set weights in place, by the values of its state, which are in that graph already.
         if kept is None and link and own == self.last and not (n == 0 and self.tape.notes):
             stages[own] = link.stage
-        inside = self.weights[outputs].T @ mu if len(mu) else None
-        self.at_end.copy_(end)
         handed_on = not self.tape.evaluates_first_stage[n]
+        carried = self.k[0].clone() if self.moves and stages[0] is None else self.k[0]
+        torch.mul(self.table, self.sizes[n], out=self.scaled)
+        if len(mu):
+            start, end = self.outputs.pull(outputs, mu, self.sizes[n], end, self.sums)
+        else:
+            start = torch.zeros_like(end)
+            self.sums.zero_()
+        if link:
+            self.sums[-1] += link.cotangent
+        if not self.tableau.last_at_end:
+            start = self._pull_place(len(self.k), start, end)
         for i in range(self.last, handed_on - 1, -1):
-            if i == own and not link:
-                self.rows[i].zero_()
-                continue
-            cotangent, stage = self._cotangent(n, i, inside), stages[i] or self._stage(n, i, state)
-            if self.moves:
-                self._pull_places(n, i, outputs, mu, cotangent, stage.slope.reshape(-1))
-            if link and i == self.last:
-                cotangent = cotangent + link.cotangent
-            in_y, in_t = self.field.pull(stage, cotangent)
-            self.rows[i].copy_(in_y)
-            if in_t is not None:
-                self.cotangents.stages[n, i] = in_t
-        left = _Link(self._cotangent(n, 0, inside), stages[0]) if handed_on else None
-        if left:
-            if self.moves:
-                first = self.k[0] if stages[0] is None else stages[0].slope.reshape(-1)
-                self._pull_places(n, 0, outputs, mu, left.cotangent, first)
-            self.rows[0].zero_()
-        start = self.g.sum(0)
-        return _After(start + self.of_start[outputs] @ mu if len(mu) else start, left)
+            in_y = end
+            if link or i != own:
+                # A copy, since hooks in func may keep it.
+                stage, cotangent = stages[i] or self._stage(n, i, state), self.sums[i].clone()
+                if self.moves:
+                    asked = cotangent - link.cotangent if link and i == self.last else cotangent
+                    self._pull_places(n, i, outputs, mu, asked, stage.slope.reshape(-1))
+                in_y, in_t = self.field.pull(stage, cotangent)
+                in_y = in_y.reshape(-1)
+                if i == self.to_end:
+                    in_y = end + in_y
+                if in_t is not None:
+                    self.cotangents.stages[n, i] = in_t
+            start = self._pull_place(i, start, in_y)
+        if not handed_on:
+            return _After(start, None)
+        if self.moves:
+            first = carried if stages[0] is None else stages[0].slope.reshape(-1)
+            self._pull_places(n, 0, outputs, mu, self.sums[0], first)
+        return _After(start, _Link(self.sums[0].clone(), stages[0]))
+
+    def _pull_place(self, i: int, start: Tensor, cotangent: Tensor) -> Tensor:
+        """The cotangent of the step's start with that of where stage i is evaluated, which also adds to the slopes'."""
+        if i:
+            sums, weights = self.by_column[i]
+            # In two roundings, as back-propagation makes them.
+            sums += weights * cotangent
+        return start + cotangent
 
     def _check(self, n: int, state: State) -> None:
         """Hold the step against the state that follows, or at the end of the solve against what the tape says of it."""
@@ -149,15 +168,8 @@ class RungeKuttaSweep(Sweep):
             self.ends.note(self._end(n, state), self.following[0], state[0])
         elif left == 0:
             start = self.of_start[-1] * state[0]
-            output = torch.addmv(start, self.k[:-1].T, self.weights[-1], alpha=self.sizes[n])
+            output = torch.addmv(start, self.k.T, self.weights[-1], alpha=self.sizes[n])
             check_end(output, self.tape.fingerprints[1], state[0], self.field.parameters)
-
-    def _cotangent(self, n: int, i: int, inside: Tensor | None) -> Tensor:
-        """ℓ_i, flat."""
-        h = self.sizes[n]
-        if inside is None:
-            return torch.addmv(self.at_end, *self.by_column[i], alpha=h, beta=0)
-        return torch.addmv(inside[i], *self.by_column[i], alpha=h, beta=h)
 
     def advance(self, n: int, state: State) -> State:
         """The state at the end of step n."""
@@ -172,7 +184,7 @@ class RungeKuttaSweep(Sweep):
     def interpolant(self, n: int, state: State) -> Tensor:
         """The dense output of step n: y by powers of the relative place in the step, (degree + 1, numel)."""
         self._slopes(n, state, self.tableau.stages, graphs=False)
-        return torch.cat([state[0][None], self.sizes[n] * self.tableau.dense.to(state[0]) @ self.k[:-1]])
+        return torch.cat([state[0][None], self.sizes[n] * self.tableau.dense.to(state[0]) @ self.k])
 
     def _slopes(self, n: int, state: State, count: int, graphs: bool) -> list[Stage | None]:
         """Take the first ``count`` stages of step n again: their slopes, and their graphs if asked for."""

@@ -157,6 +157,8 @@ def refusal(call: OdeCall) -> tuple[str, bool] | None:
     if call.weights in CHANGING and call.options.get("interp") == "cubic":
         # An iteration that has converged changes nothing.
         return "Use 'interp': 'linear'", False
+    if call.weights in CHANGING and "memory" in call.keep:
+        return "Give a larger size", False
     return None
 
 

@@ -196,6 +196,32 @@ def test_equal_to_back_propagation(case, adjoint_options):
     assert distance(found, gradient(torchdiffeq.odeint)) <= 1e-12
 
 
+@pytest.mark.parametrize("named", [True, False])
+def test_what_a_call_leaves_out_is_as_it_was_too(named):
+    class Controlled(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = net()
+
+        def forward(self, t, y):
+            return self.net(y).tanh() + self.control
+
+    def gradient(odeint, named=(), **adjoint):
+        func, encoder, y0 = Controlled(), net(1), Y0.clone().requires_grad_()
+        call = {"adjoint_params": (func.net.weight,) * named} if adjoint else {}
+        x = y0
+        for scale in (1.0, 2.0):
+            func.control = encoder(scale * Y0).tanh()
+            x = odeint(func, x, T, **CALL, **adjoint, **call)[-1]
+        inputs = [y0, func.net.weight, encoder.weight]
+        return torch.autograd.grad(x.square().sum(), inputs, allow_unused=True)
+
+    expected = gradient(torchdiffeq.odeint)[: 1 + named]
+    found = gradient(odeint_adjoint, named, adjoint_method="aca")
+    assert distance(found[: 1 + named], expected) <= 1e-12
+    assert found[1 + named :] == (None,) * (2 - named)
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_second_derivatives(case):
     def gradient(odeint, **adjoint):

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from steptape import SteptapeError
 from steptape_helpers import torch_net as net
+from steptape_helpers import torch_net_uses as uses
 
 EXAMPLES = int(os.environ.get("STEPTAPE_NET_EXAMPLES", "0"))
 pytestmark = pytest.mark.filterwarnings("ignore:Functional iteration did not converge")
@@ -73,7 +74,7 @@ def check(call, found, expected):
         assert different <= allowed
 
 
-@drawn(60)
+@drawn(44)
 @given(net.ode_calls())
 def test_an_ode(call):
     pair = outcomes(net.run_ode, call, net.refusal(call))
@@ -117,3 +118,21 @@ def test_an_sde(data):
     if pair:
         check(call, *pair)
         assert "memory" in call.keep or pair[0].times[True] <= pair[0].times[False]
+
+
+@drawn(16)
+@given(uses.programs())
+def test_what_is_around_solves(program):
+    """State that evaluations change, other solves before and after, and each way to call one and to pull through it."""
+    expected = uses.run(program, ours=False)
+    try:
+        found = uses.run(program, ours=True)
+    except SteptapeError:
+        if not uses.may_be_refused(program):
+            raise
+        return
+    assert all(map(torch.equal, found.solutions, expected.solutions))
+    assert all(torch.equal(found.state[name], x) for name, x in expected.state.items())
+    known = uses.have_gradients(program, found, expected)
+    gradients = ([g for g, has in zip(gs, known, strict=True) if has] for gs in (found.gradients, expected.gradients))
+    assert net.difference(*gradients) <= 200 * torch.finfo(program.dtype).eps

@@ -289,6 +289,39 @@ def test_what_is_unused_has_no_gradient():
     assert func.unused.weight.grad is None
 
 
+def test_of_slopes_without_a_graph():
+    """What func computes with w, but detaches: back-propagation goes no further, and so has nothing to say of w."""
+    w, y0 = torch.ones(3, dtype=torch.float64, requires_grad=True), Y0.clone().requires_grad_()
+    ys = odeint_adjoint(lambda t, y: (w * y).detach(), y0, T, adjoint_method="aca", adjoint_params=(w,))
+    found = torch.autograd.grad(ys[-1].sum(), (y0, w), allow_unused=True)
+    assert torch.equal(found[0], torch.ones_like(Y0))
+    assert found[1] is None
+
+
+@pytest.mark.parametrize("solve", SOLVES.values(), ids=SOLVES)
+@pytest.mark.parametrize("also_dense", [False, True])
+def test_of_a_sparse_embedding(also_dense, solve):
+    """Its gradient is sparse, as torch.optim.SparseAdam has it, unless it has a dense part too."""
+    call, keep = solve
+
+    def gradient(odeint, **adjoint):
+        torch.manual_seed(0)
+        table, y0 = torch.nn.Embedding(50, 3, sparse=True, dtype=torch.float64), Y0.clone().requires_grad_()
+        at = torch.tensor([7, 30])
+
+        def func(t, y):
+            slope = torch.tanh(y * table(at))
+            return slope * table.weight.mean() if also_dense else slope
+
+        ys = odeint(func, y0, T, **call, **adjoint)
+        return torch.autograd.grad(ys.square().sum(), (y0, table.weight))
+
+    expected = gradient(torchdiffeq.odeint)
+    found = gradient(odeint_adjoint, adjoint_method="aca", adjoint_options=keep)
+    assert [x.is_sparse for x in found] == [x.is_sparse for x in expected] == [False, not also_dense]
+    assert_same([x.to_dense() for x in found], [x.to_dense() for x in expected])
+
+
 def test_finding_evaluates_func_once():
     calls = collections.deque()
 
