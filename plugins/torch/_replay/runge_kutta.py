@@ -26,18 +26,18 @@ from steptape.torch._tape.graphs import Graphs
 from steptape.torch._tape.tape import OdeTape, State
 
 
-class _Link(NamedTuple):
+class Link(NamedTuple):
     """What a step leaves to the one before, whose last stage is its first: its cotangent, and its graph if built."""
 
     cotangent: Tensor
     stage: Stage | None
 
 
-class _After(NamedTuple):
+class After(NamedTuple):
     """What there is after a step: λ, the cotangent of its end, and what the next one left."""
 
     end: Tensor
-    link: _Link | None
+    link: Link | None
 
 
 class RungeKuttaSweep(Sweep):
@@ -91,13 +91,13 @@ class RungeKuttaSweep(Sweep):
         (flat,) = super().run(at_outputs.reshape(len(at_outputs), y.numel()), [y.reshape(-1)])
         return [flat.view_as(y)]
 
-    def _begun(self, at_end: list[Tensor]) -> _After:
-        return _After(at_end[0], None)
+    def _begun(self, at_end: list[Tensor]) -> After:
+        return After(at_end[0], None)
 
-    def _ended(self, before: _After) -> list[Tensor]:
+    def _ended(self, before: After) -> list[Tensor]:
         return [before.end]
 
-    def _step(self, n: int, state: State, outputs: slice, mu: Tensor, after: _After) -> _After:
+    def _step(self, n: int, state: State, outputs: slice, mu: Tensor, after: After) -> After:
         end, link = after
         if is_looked_at(n, self.tape.length):
             self.field.look_again()
@@ -128,14 +128,14 @@ class RungeKuttaSweep(Sweep):
             self.rows[i].copy_(in_y)
             if in_t is not None:
                 self.cotangents.stages[n, i] = in_t
-        left = _Link(self._cotangent(n, 0, inside), stages[0]) if handed_on else None
+        left = Link(self._cotangent(n, 0, inside), stages[0]) if handed_on else None
         if left:
             if self.moves:
                 first = self.k[0] if stages[0] is None else stages[0].slope.reshape(-1)
                 self._pull_places(n, 0, outputs, mu, left.cotangent, first)
             self.rows[0].zero_()
         start = self.g.sum(0)
-        return _After(start + self.of_start[outputs] @ mu if len(mu) else start, left)
+        return After(start + self.of_start[outputs] @ mu if len(mu) else start, left)
 
     def _check(self, n: int, state: State) -> None:
         """Hold the step against the state that follows, or at the end of the solve against what the tape says of it."""
