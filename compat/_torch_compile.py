@@ -1,10 +1,13 @@
 """What ``torch.compile`` is made of, where a function is compiled together with its derivative, as one graph."""
 
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+
+_LOCK = threading.RLock()
 
 
 def captured(function: Callable[..., Any], backend: Callable[..., Any]) -> Callable[..., Any]:
@@ -19,7 +22,7 @@ def captured(function: Callable[..., Any], backend: Callable[..., Any]) -> Calla
     settings = {"trace_autograd_ops": True} if hasattr(config, "trace_autograd_ops") else {}
 
     def call(*args: Any) -> Any:
-        with config.patch(settings):
+        with _LOCK, config.patch(settings):
             return by_torch(*args)
 
     return call
@@ -57,9 +60,8 @@ def compiled(graph: torch.fx.GraphModule, tensors: Sequence[Tensor], options: di
 
     # Two that are the same tensor would be taken for one for good.
     inputs: list[Any] = [x.detach() for x in tensors]
-    backend = options.get("backend", "inductor")
-    if backend != "inductor":
-        return (lookup_backend(backend) if isinstance(backend, str) else backend)(graph, inputs)
-    mode = options.get("mode")
-    settings = {**(list_mode_options(mode) if mode else {}), **(options.get("options") or {})}
-    return by_inductor(graph, inputs, options=settings)
+    backend, mode, settings = options.get("backend", "inductor"), options.get("mode"), options.get("options")
+    if backend == "inductor":
+        return by_inductor(graph, inputs, options={**(list_mode_options(mode) if mode else {}), **(settings or {})})
+    about = {name: value for name, value in {"mode": mode, "options": settings}.items() if value}
+    return (lookup_backend(backend) if isinstance(backend, str) else backend)(graph, inputs, **about)

@@ -125,14 +125,6 @@ def odeint_adjoint(
         cotangents at once, the backward pass holds n states for each stage, and n times each gradient that is asked
         for.
 
-    Compiled:
-        With ``{"compile": ...}`` the forward solve stays as it is. A step is compiled in the first backward pass, which
-        takes from seconds to a minute, and anew where flags, numbers or shapes that func reads have changed; it is then
-        compared with the step as it is. Python in func, such as a count, runs when it is compiled and not at each
-        evaluation. What cannot be compiled is refused: branches by values, what func stores or changes in place,
-        random numbers, buffers that change, backward hooks on modules. Second derivatives, batches of cotangents,
-        gradients in times and ``torch.func`` take the steps as they are.
-
     Supports:
         Several cotangents at once (``is_grads_batched=True``, ``jacobian`` and ``hessian`` with ``vectorize=True``,
         ``gradcheck(check_batched_grad=True)``, ``torch.vmap`` around ``torch.autograd.grad``), at the evaluations of
@@ -151,6 +143,13 @@ def odeint_adjoint(
         cubic ``interp`` on a fixed grid; a compiled func or model; DistributedDataParallel and FSDP around the model
         that contains the solve; the transforms of ``torch.func``, in forward mode as well, at the memory of
         back-propagation, but not ``vmap`` over solves.
+
+        With ``{"compile": ...}`` the forward solve stays as it is. A step is compiled in the first backward pass, which
+        takes from seconds to a minute, and anew where flags, numbers or shapes that func reads have changed; it is then
+        compared with the step as it is. Python in func, such as a count, runs when it is compiled and not at each
+        evaluation. What cannot be compiled is refused: branches by values, what func stores or changes in place,
+        random numbers, buffers that change, backward hooks on modules. Second derivatives, batches of cotangents,
+        gradients in times and ``torch.func`` take the steps as they are.
 
     Raises:
         OptionError: an argument is wrong, such as times that are not monotone or an unknown option.

@@ -199,4 +199,6 @@ def _refuse_compiled(call: Call) -> NoReturn:
 
 def _frozen(options: Any) -> Any:
     """As a key."""
-    return tuple(sorted((k, _frozen(x)) for k, x in options.items())) if isinstance(options, dict) else options
+    if isinstance(options, dict):
+        return tuple(sorted((name, _frozen(value)) for name, value in options.items()))
+    return tuple(map(_frozen, options)) if isinstance(options, list) else options

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -108,25 +109,27 @@ class Joint:
         self._others = [i for i in range(count) if i not in places]
         self.used: list[bool] = []
         self.is_checked = False
+        self._lock = threading.Lock()
         self._run: Callable[..., Any] | None = None
 
     def compile(self, own: Own, asked: Asked, rest: Sequence[Tensor], options: dict[str, Any]) -> None:
         """Compile it, once, for what it will be called with; raise ``CannotCompile`` where it cannot be."""
-        if self._run is not None:
-            return
-        given = _flat(own, asked, rest)
+        with self._lock:
+            if self._run is None:
+                self._run = self._compiled(_flat(own, asked, rest), options)
+
+    def _compiled(self, given: Sequence[Tensor], options: dict[str, Any]) -> Callable[..., Any]:
         try:
             with torch.enable_grad():
                 graph = _torch_compile.graph_of(self._results, given)
             if _torch_compile.draws(graph):
                 raise CannotCompile("it draws random numbers, which would be others than those of the solve")
-            self._run = _torch_compile.compiled(graph, given, options)
+            return _torch_compile.compiled(graph, given, options)
         except CannotCompile:
             raise
         # Whatever torch raises where it traces and compiles: as it is, func was evaluated without an error.
         except Exception as error:
             raise CannotCompile(in_short(error)) from error
-        self._graph = None
 
     def __call__(self, own: Own, asked: Asked, rest: Sequence[Tensor]) -> Pulled:
         """Take a step and pull through it; ``rest``: what the gradients are added to, and func's tensors."""
