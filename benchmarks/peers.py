@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 import steptape.torch
 from benchmarks.fields import Field, Setup
-from benchmarks.ways import GRAPHS, HOST, HOST_ADJOINT, OURS, Absent
+from benchmarks.ways import COMPILED, GRAPHS, HOST, HOST_ADJOINT, OURS, Absent
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,6 +123,7 @@ METHODS = {
     HOST: Method(torchdiffeq.odeint),
     OURS: Method(ours(), "steptape"),
     GRAPHS: Method(ours(memory="graphs"), "steptape"),
+    COMPILED: Method(ours(compile=True), "steptape"),
     f"{OURS}, checkpoints=8": Method(ours(checkpoints=8), "steptape"),
     f'{OURS}, graph="stage"': Method(ours(graph="stage"), "steptape"),
     f'{OURS}, checkpoints=8, graph="stage"': Method(ours(checkpoints=8, graph="stage"), "steptape"),

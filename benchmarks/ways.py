@@ -2,6 +2,7 @@
 
 HOST, HOST_ADJOINT, OURS = "odeint", "odeint_adjoint", "steptape"
 GRAPHS = f'{OURS}, memory="graphs"'
+COMPILED = f"{OURS}, compile=True"
 RECURSIVE, ADAPTIVE = "RecursiveCheckpointAdjoint", "AdaptiveCheckpointAdjoint"
 DEFAULT, REPLAY = f"{RECURSIVE}()", f"{ADAPTIVE}()"
 BACKPROP = "back-propagation"

@@ -79,7 +79,10 @@ def odeint_adjoint(
             states, recompute the others with their known step sizes; None, the default, keeps all),
             ``"checkpoint_device"`` (keep them on another device, such as ``"cpu"``), ``"graph"`` (``"step"``, the
             default: build the graphs of one step at a time; ``"stage"``: of one evaluation of func at a time, which
-            takes each one twice) and ``"lean"`` (True, the default: adaptive solvers step in a loop of ours, equal to
+            takes each one twice), ``"compile"`` (False, the default; True, or a dict of ``torch.compile``'s
+            ``"backend"``, ``"mode"`` and ``"options"``: the steps of explicit Runge–Kutta methods are compiled together
+            with their vector-Jacobian products, once for all solves of func with states of this shape; with states
+            alone; see below) and ``"lean"`` (True, the default: adaptive solvers step in a loop of ours, equal to
             the host's to the bit, which leaves out what no one looks at, such as interpolants without an output; False:
             in the host's own). With ``"quadrature"``, ``"checkpoints"``, ``"checkpoint_device"`` and ``"lean"``;
             ``"method"``, the solver of the backward solve, by default that of the forward one, and any option of its
@@ -141,9 +144,17 @@ def odeint_adjoint(
         that contains the solve; the transforms of ``torch.func``, in forward mode as well, at the memory of
         back-propagation, but not ``vmap`` over solves.
 
+        With ``{"compile": ...}`` the forward solve stays as it is. A step is compiled in the first backward pass, which
+        takes from seconds to a minute, and anew where flags, numbers or shapes that func reads have changed; it is then
+        compared with the step as it is. Python in func, such as a count, runs when it is compiled and not at each
+        evaluation. What cannot be compiled is refused: branches by values, what func stores or changes in place,
+        random numbers, buffers that change, backward hooks on modules. Second derivatives, batches of cotangents,
+        gradients in times and ``torch.func`` take the steps as they are.
+
     Raises:
         OptionError: an argument is wrong, such as times that are not monotone or an unknown option.
-        UnsupportedError: a solver or a use whose steps cannot be replayed exactly, or whose dense output not be read.
+        UnsupportedError: a solver or a use whose steps cannot be replayed exactly, or whose dense output not be read;
+            in the backward pass, a func that cannot be compiled where that was asked for.
         GradientError: where a gradient would be wrong: after the solve, if what the first evaluation of func computed,
             and the next one used, was then computed anew; in the backward pass, if func uses a tensor that its first
             evaluation did not, and that is neither named nor a parameter of a func that is a module; if func returns

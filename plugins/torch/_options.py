@@ -46,13 +46,14 @@ def keep_of(
     device = options.pop("checkpoint_device", None)
     graph = options.pop("graph", "step")
     lean = options.pop("lean", True) if function == "odeint_adjoint" else True
+    compiles = options.pop("compile", False) if takes_memory and function != "sdeint_adjoint" else False
     call = f"{function}(..., adjoint_method={adjoint_method!r}, adjoint_options={{"
     if options:
         name, value = next(iter(options.items()))
         raise OptionError(
             f"{call}{name!r}: {value!r}}}): unknown option. The adaptive checkpoint adjoint takes 'memory', "
-            f"'checkpoints', 'checkpoint_device'{',' if function == 'odeint_adjoint' else ', and for ODEs'} 'graph' "
-            "and 'lean'."
+            f"'checkpoints', 'checkpoint_device'{',' if function == 'odeint_adjoint' else ', and for ODEs'} 'graph', "
+            "'compile' and 'lean'."
         )
     if checkpoints is not None and (type(checkpoints) is not int or checkpoints < 1):
         raise OptionError(
@@ -73,7 +74,26 @@ def keep_of(
             f"{call}'memory': {memory!r}, {other!r}: ...}}): each says what is kept, and where. Leave out 'memory' for "
             f"states alone, or leave out {other!r}."
         )
-    return Keep(checkpoints, device, graph, lean=lean, memory=size)
+    compile = _compile(compiles, call)
+    if compile is not None and (size != "states" or graph == "stage"):
+        other = f"'memory': {memory!r}" if size != "states" else "'graph': 'stage'"
+        raise OptionError(
+            f"{call}'compile': ..., {other}}}): a compiled step is taken again as a whole, from its state. Leave out "
+            "one of them."
+        )
+    return Keep(checkpoints, device, graph, lean=lean, memory=size, compile=compile)
+
+
+def _compile(compiles: Any, call: str) -> dict[str, Any] | None:
+    """The arguments of ``torch.compile``, or None for no compiling."""
+    if isinstance(compiles, bool):
+        return {} if compiles else None
+    if isinstance(compiles, dict) and set(compiles) <= {"backend", "mode", "options"}:
+        return compiles
+    raise OptionError(
+        f"{call}'compile': {compiles!r}}}): must be True, False, or a dict of torch.compile's 'backend', 'mode' and "
+        "'options'."
+    )
 
 
 _UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}

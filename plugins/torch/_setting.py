@@ -29,7 +29,9 @@ class Setting:
 
     def options(self, given: dict[str, Any] | None, by_stages: bool) -> dict[str, Any]:
         """The adjoint options of a call that gave ``given``. ``by_stages``: whether its steps are replayed so."""
-        ours = {name: value for name, value in self.adjoint_options.items() if by_stages or name != "graph"}
+        ours = {
+            name: value for name, value in self.adjoint_options.items() if by_stages or name not in ("graph", "compile")
+        }
         return {**ours, **(given or {})}
 
     @contextmanager

@@ -162,8 +162,23 @@ class Parameters:
 
     def use(self, grads: Sequence[Tensor | None]) -> None:
         """Note which of the parameters an evaluation depends on, by their shares in its gradient."""
+        self.use_at(i for i, grad in enumerate(grads) if grad is not None)
+
+    def use_at(self, places: Iterable[int]) -> None:
+        """The same by their places."""
         self._pulled = True
-        self._used.update(i for i, grad in enumerate(grads) if grad is not None)
+        self._used.update(places)
+
+    @property
+    def places(self) -> dict[int, int]:
+        """Of those that are to have a gradient the place, by what they are known by outside of a replay."""
+        return {id(p): i for i, p in enumerate(self._actual) if self._needed[i]}
+
+    def cover(self, tensors: Sequence[Tensor]) -> bool:
+        """Whether evaluations that use these tensors depend on no others, and use what the first one used."""
+        own, found = set(map(id, self._actual)), set(map(id, tensors))
+        known = self.call.named or all(id(x) in own for x in tensors if x.requires_grad)
+        return known and all(id(x) in found for x in self._used_first)
 
     @property
     def found(self) -> list[Tensor | None]:

@@ -52,11 +52,15 @@ class Surroundings:
         """Of all modules; a lazy one has them once it is evaluated."""
         return [x for module in self.modules for x in module._parameters.values() if x is not None]
 
+    @property
+    def autocast_settings(self) -> tuple[Any, ...] | None:
+        """Those of the autocast state that func ran under, if any."""
+        return (self._device.type, self._dtype, True, self._cached) if self.autocast else None
+
     def around_func(self) -> AbstractContextManager[Any]:
         """A context, inside that of ``replayed``, with the autocast state that func ran under."""
-        if not self.autocast:
-            return nullcontext()
-        return torch.autocast(self._device.type, self._dtype, True, self._cached)
+        settings = self.autocast_settings
+        return nullcontext() if settings is None else torch.autocast(*settings)
 
     @contextmanager
     def looked_at(self) -> Iterator[None]:

@@ -136,6 +136,11 @@ class Solve(abc.ABC):
     def vector_field(self) -> Any:
         """func as it is evaluated when a step is taken again."""
 
+    @property
+    def bare_field(self) -> Any:
+        """The same without what encloses its evaluations."""
+        return self.vector_field
+
     @abc.abstractmethod
     def host_steps(
         self,

@@ -83,6 +83,12 @@ class OdeSolve(Solve):
                 f"'graphs'}}): a step of {method!r} starts from slopes of earlier ones, or iterates, and is taken "
                 "again from its state. Leave out 'memory', or use an explicit Runge–Kutta method."
             )
+        if scheme.tableau is None and keep.compile is not None:
+            raise UnsupportedError(
+                f"odeint_adjoint(..., method={method!r}, adjoint_method='aca', adjoint_options={{'compile': ...}}): a "
+                f"step of {method!r} is the host's own, which is not compiled. Leave out 'compile', or use an explicit "
+                "Runge–Kutta method."
+            )
         _check_options(options, event_fn)
         dtype = scheme.points_dtype(t, y0, options)
         points = [
@@ -102,6 +108,13 @@ class OdeSolve(Solve):
     def vector_field(self) -> Any:
         """func as a replay calls it."""
         return self.scheme.vector_field(self.func)
+
+    @property
+    def bare_field(self) -> Any:
+        func = self.func
+        while isinstance(func, _Enclosed):
+            func = func.enclosed
+        return self.scheme.vector_field(func)
 
     @property
     def _has_grid(self) -> bool:
@@ -276,17 +289,17 @@ class _Enclosed:
     """A func in the host's normal form, each evaluation of which is enclosed."""
 
     def __init__(self, func: Any, enclose: Callable[[Callable[[], Any]], Any]):
-        self._func, self._enclose = func, enclose
+        self.enclosed, self._enclose = func, enclose
 
     def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
-        return self._enclose(functools.partial(self._func, *args, **kwargs))
+        return self._enclose(functools.partial(self.enclosed, *args, **kwargs))
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._func, name)
+        return getattr(self.enclosed, name)
 
     @property
     def base_func(self) -> _Enclosed:
-        return _Enclosed(self._func.base_func, self._enclose)
+        return _Enclosed(self.enclosed.base_func, self._enclose)
 
 
 def _check_options(options: dict[str, Any], event_fn: Any) -> None:

@@ -39,7 +39,11 @@ class Ends:
             end, following, start = end.reshape(-1), following.reshape(-1), start.reshape(-1)
             if end.numel():
                 gaps = torch.stack([end - following, end - start, end])
-                self._noted.append(torch.linalg.vector_norm(gaps, torch.inf, dim=1))
+                self.note_gaps(torch.linalg.vector_norm(gaps, torch.inf, dim=1))
+
+    def note_gaps(self, gaps: Tensor) -> None:
+        """Of a step, the largest entries of its end less the following state, less its start, and of its end."""
+        self._noted.append(gaps)
 
     def check(self, parameters: Parameters) -> None:
         """Raise if one of them ended elsewhere, by more than rounding."""

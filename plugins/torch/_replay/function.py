@@ -18,6 +18,7 @@ from steptape.torch._autograd.surroundings import Surroundings
 from steptape.torch._autograd.used import check_kept
 from steptape.torch._hosts.base import Solve, Timeline
 from steptape.torch._replay.checks import check_end, check_linear, refuse_forward_mode
+from steptape.torch._replay.compiled import CompiledSweep, How, check_compilable
 from steptape.torch._replay.host_step import HostStepSweep
 from steptape.torch._replay.kept import graphs_of
 from steptape.torch._replay.runge_kutta import RungeKuttaSweep
@@ -52,6 +53,8 @@ class Replay(torch.autograd.Function):
         ctx.surroundings, held, _, kept, _ = solve.before
         ctx.graphs = graphs_of(solve, inputs, ctx.needs_input_grad[1:], ctx.surroundings)
         results, tape = solve.record(given, ctx.surroundings, ctx.graphs)
+        if solve.keep.compile is not None:
+            check_compilable(solve.call, tape, ctx.surroundings)
         new = ctx.surroundings.hold(held, params, solve.call.named)
         if (kept or new) and not (ctx.graphs and ctx.graphs.are_of(tape.length)):
             with ctx.surroundings.looked_at():
@@ -199,6 +202,9 @@ class ReplayBack:
             return HostStepSweep(steps, tape, timeline, self._parameters, y0.device, self._graphs_for(timeline))
         around, moves = self._surroundings, timeline.moves
         field = Field(solve.vector_field, around, tape.notes, y0.shape, self._parameters, in_time=moves)
+        if solve.keep.compile is not None and y0.numel() and not (moves or self._parameters.batch):
+            how = How(solve.bare_field, solve.user_func, around.autocast_settings, solve.keep.compile)
+            return CompiledSweep(solve.tableau, tape, timeline, field, y0, how)
         whole_steps, graphs = solve.keep.graph == "step", self._graphs_for(timeline)
         return RungeKuttaSweep(solve.tableau, tape, timeline, field, y0, whole_steps, graphs)
 

@@ -1,6 +1,6 @@
-"""The adjoint of a step's dense output: the host's own operations, in their order reversed.
+"""The adjoint of a step's dense output; below float64, the host's own operations in their order reversed.
 
-Its terms are large and cancel: below float64, the same sum in another order is another number.
+Its terms are large and cancel: there, the same sum in another order is another number.
 """
 
 from __future__ import annotations
@@ -19,9 +19,6 @@ from steptape.torch._hosts.tableau import Tableau, hermite_weights
 class Outputs(abc.ABC):
     """The outputs of a solve, each inside its step."""
 
-    # Where each is in its step, as its kind has it.
-    _of_each: Sequence[Any]
-
     @abc.abstractmethod
     def pull(self, outputs: slice, mu: Tensor, h: float, end: Tensor, slopes: Tensor) -> tuple[Tensor, Tensor]:
         """The cotangents of the start and the end of a step of size ``h``; writes those of its slopes to ``slopes``.
@@ -29,18 +26,32 @@ class Outputs(abc.ABC):
         ``mu``: the cotangents of its outputs, one at least; ``end``: that of its end but for them.
         """
 
-    def _last_first(self, outputs: slice, mu: Tensor) -> Iterator[tuple[Any, Tensor]]:
-        return zip(reversed(self._of_each[outputs]), reversed(mu.unbind()), strict=True)
+    @staticmethod
+    def _last_first(of_each: Sequence[Any], mu: Tensor) -> Iterator[tuple[Any, Tensor]]:
+        return zip(reversed(of_each), reversed(mu.unbind()), strict=True)
 
 
-def outputs_of(tableau: Tableau, timeline: Timeline, y0: Tensor) -> Outputs:
-    """Those of a timeline."""
+def outputs_of(tableau: Tableau, timeline: Timeline, y0: Tensor, weights: Tensor, of_start: Tensor) -> Outputs:
+    """Those of a timeline; ``weights`` and ``of_start``: what they take of slopes times h, and of the step's start."""
     x = timeline.positions.detach()
+    if y0.dtype in (torch.float64, torch.complex128):
+        return _AtOnce(weights, of_start)
     if tableau.mid is not None:
         return _Quartic(tableau.mid.to(y0), x.to(y0))
     if tableau.hermite:
         return _Hermite([weights.to(y0) for weights in hermite_weights(x, timeline.spans.detach())])
     return _Linear(x.tolist())
+
+
+class _AtOnce(Outputs):
+    """All of a step in one product, in which no order is kept."""
+
+    def __init__(self, weights: Tensor, of_start: Tensor):
+        self._weights, self._of_start = weights, of_start
+
+    def pull(self, outputs: slice, mu: Tensor, h: float, end: Tensor, slopes: Tensor) -> tuple[Tensor, Tensor]:
+        torch.addmm(slopes, self._weights[outputs].T, mu, beta=0, alpha=h, out=slopes)
+        return self._of_start[outputs] @ mu, end
 
 
 class _Linear(Outputs):
@@ -52,7 +63,7 @@ class _Linear(Outputs):
     def pull(self, outputs: slice, mu: Tensor, h: float, end: Tensor, slopes: Tensor) -> tuple[Tensor, Tensor]:
         start = torch.zeros_like(end)
         slopes.zero_()
-        for x, cotangent in self._last_first(outputs, mu):
+        for x, cotangent in self._last_first(self._of_each[outputs], mu):
             if x == 1:
                 end = end + cotangent
             else:
@@ -70,7 +81,7 @@ class _Hermite(Outputs):
     def pull(self, outputs: slice, mu: Tensor, h: float, end: Tensor, slopes: Tensor) -> tuple[Tensor, Tensor]:
         start = torch.zeros_like(end)
         slopes.zero_()
-        for weights, cotangent in self._last_first(outputs, mu):
+        for weights, cotangent in self._last_first(self._of_each[outputs], mu):
             of_start, of_slope, of_end, of_end_slope = (weights * cotangent).unbind()
             start, end = start + of_start, end + of_end
             slopes[0] += of_slope
@@ -92,7 +103,7 @@ class _Quartic(Outputs):
         self._of_each = [upright[..., None] for upright in torch.stack(powers, dim=1).unbind()]
 
     def pull(self, outputs: slice, mu: Tensor, h: float, end: Tensor, slopes: Tensor) -> tuple[Tensor, Tensor]:
-        (powers, cotangent), *others = self._last_first(outputs, mu)
+        (powers, cotangent), *others = self._last_first(self._of_each[outputs], mu)
         coefficients = powers * cotangent
         term = torch.empty_like(coefficients)
         for powers, cotangent in others:

@@ -28,18 +28,18 @@ from steptape.torch._tape.graphs import Graphs
 from steptape.torch._tape.tape import OdeTape, State
 
 
-class _Link(NamedTuple):
+class Link(NamedTuple):
     """What a step leaves to the one before, whose last stage is its first: its cotangent, and its graph if built."""
 
     cotangent: Tensor
     stage: Stage | None
 
 
-class _After(NamedTuple):
+class After(NamedTuple):
     """What there is after a step: λ, the cotangent of its end, and what the next one left."""
 
     end: Tensor
-    link: _Link | None
+    link: Link | None
 
 
 class RungeKuttaSweep(Sweep):
@@ -86,7 +86,7 @@ class RungeKuttaSweep(Sweep):
         # The table times h, as the host rounds it, by rows that each stand upright.
         self.table, self.scaled = a, torch.empty_like(a)
         self.by_column = [(self.sums[:i], self.scaled[i, :i, None]) for i in range(len(a))]
-        self.outputs = outputs_of(tableau, timeline, y0)
+        self.outputs = outputs_of(tableau, timeline, y0, self.weights, self.of_start)
 
     def run(self, at_outputs: Tensor, at_end: list[Tensor]) -> list[Tensor]:
         """The same, by flat states and flat batches of them."""
@@ -94,13 +94,13 @@ class RungeKuttaSweep(Sweep):
         (flat,) = super().run(at_outputs.reshape(len(at_outputs), y.numel()), [y.reshape(-1)])
         return [flat.view_as(y)]
 
-    def _begun(self, at_end: list[Tensor]) -> _After:
-        return _After(at_end[0], None)
+    def _begun(self, at_end: list[Tensor]) -> After:
+        return After(at_end[0], None)
 
-    def _ended(self, before: _After) -> list[Tensor]:
+    def _ended(self, before: After) -> list[Tensor]:
         return [before.end]
 
-    def _step(self, n: int, state: State, outputs: slice, mu: Tensor, after: _After) -> _After:
+    def _step(self, n: int, state: State, outputs: slice, mu: Tensor, after: After) -> After:
         end, link = after
         if is_looked_at(n, self.tape.length):
             self.field.look_again()
@@ -145,11 +145,11 @@ class RungeKuttaSweep(Sweep):
                     self.cotangents.stages[n, i] = in_t
             start = self._pull_place(i, start, in_y)
         if not handed_on:
-            return _After(start, None)
+            return After(start, None)
         if self.moves:
             first = carried if stages[0] is None else stages[0].slope.reshape(-1)
             self._pull_places(n, 0, outputs, mu, self.sums[0], first)
-        return _After(start, _Link(self.sums[0].clone(), stages[0]))
+        return After(start, Link(self.sums[0].clone(), stages[0]))
 
     def _pull_place(self, i: int, start: Tensor, cotangent: Tensor) -> Tensor:
         """The cotangent of the step's start with that of where stage i is evaluated, which also adds to the slopes'."""

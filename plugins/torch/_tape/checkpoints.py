@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -24,7 +24,8 @@ class Keep:
     """``checkpoints``: at most so many states (None: all); ``device``: where (None: where they are); ``graph``.
 
     ``interpolants``: that of every step as well. ``lean``: the solve may leave out what no one looks at. ``memory``:
-    states alone, graphs as well, or what fits into so many bytes. ``counts``: count what graphs save.
+    states alone, graphs as well, or what fits into so many bytes. ``counts``: count what graphs save. ``compile``: how
+    the steps of a replay are compiled, by the arguments of ``torch.compile``; None: not at all.
     """
 
     checkpoints: int | None = None
@@ -34,6 +35,7 @@ class Keep:
     lean: bool = True
     memory: Literal["states", "graphs"] | int = "states"
     counts: bool = False
+    compile: dict[str, Any] | None = None
 
     def for_dense_output(self) -> Keep:
         """The same where steps are not replayed but their interpolants read: all of them, unless states are few."""

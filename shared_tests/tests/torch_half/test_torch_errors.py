@@ -21,7 +21,7 @@ def solve(func=torch.sin, t=T, **kwargs):
 @pytest.mark.parametrize(
     ("option", "reason"),
     [
-        ({"checkpoint": 3}, "unknown option.*'checkpoints', 'checkpoint_device', 'graph' and 'lean'"),
+        ({"checkpoint": 3}, "unknown option.*'checkpoints', 'checkpoint_device', 'graph', 'compile' and 'lean'"),
         ({"checkpoints": 0}, "must be a positive number of states, or None"),
         ({"checkpoints": 2.5}, "must be a positive number of states, or None"),
         ({"checkpoint_device": "disk"}, "no torch device"),

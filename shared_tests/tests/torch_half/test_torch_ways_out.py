@@ -167,6 +167,84 @@ refusal(
     lambda: right(adjoint_options={"memory": "graphs"}),
 )(odd("memory", "graphs", **STEPS))
 
+COMPILE = {"compile": {"backend": "eager"}}
+refusal(
+    OptionError,
+    "must be True, False, or a dict of torch.compile's",
+    odd("compile", False),
+    *[odd("compile", {"backend": "eager", **more}) for more in ({}, {"mode": None}, {"options": None})],
+)(odd("compile", {"fullgraph": False}))
+for other in ({"memory": "graphs"}, {"graph": "stage"}):
+    refusal(OptionError, "is taken again as a whole, from its state", kept_twice(**COMPILE), kept_twice(**other))(
+        kept_twice(**COMPILE, **other)
+    )
+refusal(
+    UnsupportedError,
+    "the host's own, which is not compiled",
+    lambda: right(**STEPS),
+    lambda: right(adjoint_options=COMPILE),
+)(lambda: right(**STEPS, adjoint_options=COMPILE))
+
+
+class Odd(Decay):
+    """Decays, and does what only Python sees: each a way not to be compiled."""
+
+    def __init__(self, what="nothing"):
+        super().__init__()
+        self.what, self.count, self.seen = what, 0, None
+        self.drop = torch.nn.Dropout(0.5)
+        self.ones = torch.ones(2, dtype=torch.float64)
+        if what == "hook":
+            self.drop.eval().register_full_backward_hook(lambda *_: None)
+
+    def forward(self, t, y):
+        if self.what == "counts" or (self.what == "counts as it is" and not torch.compiler.is_compiling()):
+            self.count += 1
+        elif (self.what == "branches" and t > 2) or (self.what == "looks" and y.norm() > 1e3):
+            y = y * 2
+        elif self.what == "stores":
+            self.seen = y.detach()
+        elif self.what == "changes":
+            y = y * self.ones.mul_(1.0)
+        elif self.what in ("draws", "hook"):
+            y = self.drop(y)
+        return super().forward(t, y)
+
+
+def odd_solved(what, compiled=True):
+    options = COMPILE if compiled else None
+    return lambda: solved(Odd(what), method="rk4", options={"step_size": 0.25}, adjoint_options=options)
+
+
+for what, why in {
+    "counts": "so that each would be compiled anew. Let it count where",
+    "branches": "ata-dependent",
+    "looks": "ata-dependent",
+    "stores": "it stores what it was given or has computed",
+    "changes": "it changes a tensor in place that it has not made",
+    "draws": r"it draws random numbers \(dropout\?\) or changes buffers",
+    "hook": "backward hooks on its modules would not run",
+}.items():
+    # A tensor that is changed in place cannot be replayed either but one stage at a time.
+    as_it_is = odd_solved("nothing" if what == "changes" else what, compiled=False)
+    refusal(UnsupportedError, f"cannot be compiled: .*{why}", odd_solved("nothing"), as_it_is)(odd_solved(what))
+refusal(UnsupportedError, "cannot be compiled: .*Leave out 'compile'", odd_solved("counts as it is"))(
+    odd_solved("counts")
+)
+
+
+def wrongly(graph, inputs):
+    """A backend that doubles what it finds."""
+    return lambda *given: [x * 2 for x in graph(*given)]
+
+
+refusal(
+    GradientError,
+    "compiled, a step has another gradient than as it is",
+    lambda: right(adjoint_options={}),
+    lambda: right(adjoint_options=COMPILE),
+)(lambda: right(adjoint_options={"compile": {"backend": wrongly}}))
+
 
 class Drifting(torch.nn.Module):
     """Multiplies by a tensor that each evaluation changes in place, to what it was."""
