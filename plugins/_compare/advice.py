@@ -32,10 +32,12 @@ def is_exact(row: Row, limit: float) -> bool:
 def best(rows: Sequence[Row], limit: float, memory: float) -> Row | None:
     """The fastest of the exact ways that fit, or where none does the one that takes least memory."""
     exact = [row for row in rows if is_exact(row, limit) and row.seconds is not None]
-    fitting = [row for row in exact if memory == math.inf or (row.memory is not None and row.memory <= memory)]
+    # What is held is no measure beside peaks.
+    peaks = [row for row in exact if row.peak is not None]
+    weighed = peaks or [row for row in exact if row.memory is not None]
+    fitting = exact if memory == math.inf else [row for row in weighed if (row.memory or 0) <= memory]
     if fitting:
         return min(fitting, key=lambda row: row.seconds or 0.0)
-    weighed = [row for row in exact if row.memory is not None]
     return min(weighed, key=lambda row: row.memory or 0, default=None)
 
 

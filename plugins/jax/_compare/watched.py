@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from steptape._errors import UnsupportedError
 from steptape.compat._diffrax import with_fields
-from steptape.jax._types import Controller, HostArguments, Solved, Solver, Terms
+from steptape.jax._types import Controller, Solved, Solver, Terms
 
 
 class Watched(diffrax.AbstractAdjoint):
@@ -53,10 +53,14 @@ class _Field(eqx.Module):
 
 
 class Tight(diffrax.AbstractAdjoint):
-    """``inner``, of a solve at a ``tolerance`` of its own: of an ODE by Dopri8, of others by the caller's solver."""
+    """``inner``, of a far finer solve of at most ``most`` steps: of an ODE by Dopri8, of others by the caller's solver.
+
+    Its tolerance is 1e-4 of the caller's, or ``least`` where that is more, or there is none.
+    """
 
     inner: diffrax.AbstractAdjoint
-    tolerance: float = eqx.field(static=True)
+    least: float = eqx.field(static=True)
+    most: int = eqx.field(static=True)
 
     def loop(self, *, terms: Terms, solver: Solver, stepsize_controller: Controller, **solve: Any) -> Solved:
         """Run that of ``inner``; called by ``diffeqsolve``."""
@@ -74,27 +78,25 @@ class Tight(diffrax.AbstractAdjoint):
         fields = {"tnext": tnext, "controller_state": controller_state, "solver_state": solver_state}
         solve["init_state"] = with_fields(state, **fields)
         if not (saveat.dense or any(getattr(sub, "steps", 0) for sub in _subs(saveat))):
-            solve["max_steps"] = _MOST
+            solve["max_steps"] = self.most
         return self.inner.loop(terms=terms, solver=solver, stepsize_controller=controller, **solve)
 
     def _finer(self, controller: Controller, solver: Solver) -> Controller:
-        fine: HostArguments = {"rtol": self.tolerance, "atol": 0.1 * self.tolerance}
         if isinstance(controller, diffrax.PIDController):
-            return eqx.tree_at(lambda c: (c.rtol, c.atol), controller, (fine["rtol"], fine["atol"]))
+            return eqx.tree_at(lambda c: (c.rtol, c.atol), controller, replace_fn=self._fraction)
         if hasattr(controller, "controller"):
             return eqx.tree_at(lambda c: c.controller, controller, self._finer(controller.controller, solver))
         if isinstance(solver, diffrax.AbstractAdaptiveSolver) and not isinstance(controller, diffrax.StepTo):
-            return diffrax.PIDController(**fine)
+            return diffrax.PIDController(rtol=self.least, atol=0.1 * self.least)
         raise UnsupportedError(f"{type(solver).__name__} with {type(controller).__name__} has no tolerance to tighten")
+
+    def _fraction(self, tolerance: Any) -> Any:
+        return jnp.maximum(1e-4 * tolerance, 0.1 * self.least)
 
     def _finer_roots(self, solver: Solver) -> Solver:
         if not isinstance(solver, diffrax.AbstractImplicitSolver):
             return solver
-        fine = (self.tolerance, 0.1 * self.tolerance)
-        return eqx.tree_at(lambda s: (s.root_finder.rtol, s.root_finder.atol), solver, fine)
-
-
-_MOST = 2**16
+        return eqx.tree_at(lambda s: (s.root_finder.rtol, s.root_finder.atol), solver, replace_fn=self._fraction)
 
 
 def _subs(saveat: diffrax.SaveAt) -> list[Any]:

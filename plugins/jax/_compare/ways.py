@@ -52,6 +52,15 @@ class JaxWay(Way):
 
     def measure(self) -> Any:
         """Compile it, and run it once; what it was before, where that was done."""
+        try:
+            return self._measured()
+        except Exception as error:
+            # The words of an error of equinox's are deep in what JAX says.
+            if found := re.search(r"EquinoxRuntimeError: (.+)", str(error)):
+                raise RuntimeError(found[1]) from error
+            raise
+
+    def _measured(self) -> Any:
         if self._program is None:
             moving = self._problem.moving
             self._program = jax.jit(jax.value_and_grad(self._problem.of(self._adjoint))).lower(moving).compile()
@@ -76,11 +85,10 @@ class JaxWay(Way):
         self.row.evaluations_backward = count["evaluations"] - self._forward
 
 
-def counted(adjoint: diffrax.AbstractAdjoint, count: Counter[str], check: Callable[[], None] = lambda: None) -> Watched:
+def counted(adjoint: diffrax.AbstractAdjoint, count: Counter[str]) -> Watched:
     """An adjoint that counts ``"evaluations"``, and the most steps of a solve: ``"tried"`` and ``"accepted"``."""
 
     def on_evaluation() -> None:
-        check()
         count["evaluations"] += 1
 
     def on_end(tried: Any, accepted: Any) -> None:
@@ -93,7 +101,7 @@ def counted(adjoint: diffrax.AbstractAdjoint, count: Counter[str], check: Callab
 def residuals(loss: Callable[[Any], Any], moving: Any) -> int:
     """The bytes that the forward pass leaves for the backward one, besides its inputs."""
     program = jax.make_jaxpr(lambda x: jax.vjp(loss, x))(moving).jaxpr
-    left = {id(x): x for x in program.outvars[1:] if hasattr(x, "count") or not hasattr(x, "val")}
+    left = {id(x): x for x in program.outvars[1:] if not hasattr(x, "val")}
     known = {id(x) for x in (*program.invars, *program.constvars)}
     return sum(x.aval.size * x.aval.dtype.itemsize for key, x in left.items() if key not in known)
 
@@ -104,9 +112,3 @@ def temporary(program: Any) -> int | None:
         return program.memory_analysis().temp_size_in_bytes
     except (AttributeError, NotImplementedError, RuntimeError):
         return None
-
-
-def plain(error: Exception) -> str:
-    """The words of an error; those of equinox's are deep in what JAX says."""
-    found = re.search(r"EquinoxRuntimeError: (.+)", str(error))
-    return found[1] if found else str(error)

@@ -66,8 +66,12 @@ class _Saved:
 
 
 def _storage(x: Tensor) -> tuple[int, int]:
-    storage = x.untyped_storage()
-    return storage.data_ptr(), storage.nbytes()
+    """The address and the bytes of what a tensor keeps alive; none of one that has no storage, as a sparse one has."""
+    try:
+        storage = x.untyped_storage()
+        return storage.data_ptr(), storage.nbytes()
+    except (NotImplementedError, RuntimeError):
+        return id(x), 0
 
 
 def available(device: torch.device) -> float:

@@ -144,14 +144,14 @@ class _Sde:
         """All of them, the host's first."""
         graph = self._host("back-propagation", "sdeint", host.sdeint, "", True)
         yield graph
-        yield self._host("sdeint_adjoint", "sdeint_adjoint", host.sdeint_adjoint, "", False, **self._params)
-        adaptive = {"adjoint_adaptive": True, "adjoint_options": {"norm": "seminorm"}, **self._params}
-        call = ', adjoint_adaptive=True, adjoint_options={"norm": "seminorm"}'
-        yield self._host("sdeint_adjoint, seminorm", "sdeint_adjoint", sdeint_adjoint, call, False, **adaptive)
         states = self._ours()
         yield states
         yield skip_if_too_large(self._ours(memory="graphs"), graph)
         yield self._ours(checkpoints=max(2, isqrt(states.steps)) if states.steps else 8)
+        yield self._host("sdeint_adjoint", "sdeint_adjoint", host.sdeint_adjoint, "", False, **self._params)
+        adaptive = {"adjoint_adaptive": True, "adjoint_options": {"norm": "seminorm"}, **self._params}
+        call = ', adjoint_adaptive=True, adjoint_options={"norm": "seminorm"}'
+        yield self._host("sdeint_adjoint, seminorm", "sdeint_adjoint", sdeint_adjoint, call, False, **adaptive)
 
     def _host(self, name: str, function: str, solve: Any, told: str, is_discrete: bool, **adjoint: Any) -> HostWay:
         package = "steptape.torch" if told else "torchsde"

@@ -51,6 +51,12 @@ def test_the_best_is_the_fastest_that_is_exact_and_fits_or_takes_least(memory, b
     assert comparison(memory=None if memory is None else int(size_of(memory))).best().way == best
 
 
+def test_what_is_held_is_compared_only_where_no_peak_is_known():
+    held = [row("unknown", 1.0, None, held=KIB), row("known", 2.0, MIB, held=KIB)]
+    assert comparison(held).best("1 MiB").way == "known"
+    assert comparison(held[:1]).best("1 MiB").way == "unknown"
+
+
 def test_the_advice_says_what_to_write_and_why():
     advice = comparison().advice()
     assert "solve(..., graphs)" in advice

@@ -139,7 +139,7 @@ def test_a_slow_model_ends_with_its_time():
     began = time.monotonic()
     found = compare(func, start(), T, **{**RK4, "time_limit": 3.0})
     assert time.monotonic() - began < 6
-    assert found.rows[0].seconds > 0.4
+    assert found.rows[0].difference < 1e-13
     assert found.rows[-1].why_not.startswith("skipped: ")
 
 
