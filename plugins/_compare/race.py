@@ -153,6 +153,8 @@ def _timed(racers: list[Way], times: dict[str, list[float]], clock: Clock, round
     kept = (1 - share) * clock.left
     budget = (clock.left - kept) / max(len(racers), 1)
     turns = {way: min(rounds, int(budget / max(way.row.seconds or 0.0, 1e-9))) for way in racers}
+    if not any(turns.values()):
+        return
     gc.collect()
     with _uncollected():
         for n in range(max(turns.values(), default=0)):
