@@ -17,8 +17,8 @@ from steptape._compare.comparison import Comparison
 from steptape._compare.rows import Row
 from steptape._errors import OptionError
 
-# Of timing, and how many of them come before memory is looked at.
-ROUNDS, FEW = 11, 3
+# Of timing: as many as fit into half of the time before memory is looked at, and the rest after it.
+ROUNDS = 11
 # Letters of an error that are shown.
 LONG = 600
 # Of the time limit: what a reference may take, which is nobody's own gradient.
@@ -125,11 +125,11 @@ def race(ways: Iterator[Way], judge: Judge, clock: Clock) -> list[Row]:
         if way.row.why_not is None and _measured(way, judge, clock):
             racers.append(way)
     times: dict[str, list[float]] = {way.row.way: [] for way in racers}
-    _timed(racers, times, clock, FEW, 0.5)
+    _timed(racers, times, clock, 0.5)
     for way in sorted(racers, key=lambda way: not way.row.is_discrete):
         if way.weight * way.cost < clock.left:
             attempted(clock, f"{way.row.way}: memory", way.weigh)
-    _timed(racers, times, clock, ROUNDS - FEW, 1.0)
+    _timed(racers, times, clock, 1.0)
     clock.say("")
     return rows
 
@@ -137,7 +137,7 @@ def race(ways: Iterator[Way], judge: Judge, clock: Clock) -> list[Row]:
 def _measured(way: Way, judge: Judge, clock: Clock) -> bool:
     start = clock.left
     gradient, why_not = attempted(clock, way.row.way, way.measure)
-    way.cost = start - clock.left
+    way.cost = max(way.cost, start - clock.left)
     if gradient is None:
         way.row.why_not = f"skipped: {why_not}" if why_not.startswith("not within") else f"failed: {why_not}"
         return False
@@ -145,14 +145,17 @@ def _measured(way: Way, judge: Judge, clock: Clock) -> bool:
     return True
 
 
-def _timed(racers: list[Way], times: dict[str, list[float]], clock: Clock, rounds: int, share: float) -> None:
+def _timed(racers: list[Way], times: dict[str, list[float]], clock: Clock, share: float) -> None:
     """Add to the seconds of each way, and note their median. A slow way takes part in fewer rounds.
 
     ``share``: of the time that is left, of which each way may have as much as another.
     """
     kept = (1 - share) * clock.left
     budget = (clock.left - kept) / max(len(racers), 1)
-    turns = {way: min(rounds, int(budget / max(way.row.seconds or 0.0, 1e-9))) for way in racers}
+    turns = {
+        way: min(ROUNDS - len(times[way.row.way]), int(budget / max(way.row.seconds or 0.0, way.takes, 1e-9)))
+        for way in racers
+    }
     if not any(turns.values()):
         return
     gc.collect()
