@@ -53,6 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("--out", type=Path, default=Path("version-report"), metavar="DIR", help="folder to write to")
     report.set_defaults(run=_report)
     _add_run(commands)
+    _add_compare(commands)
     return parser
 
 
@@ -84,6 +85,44 @@ def _add_run(commands: Any) -> None:
     run.add_argument("target", metavar="script.py", help="the script, or with -m the module")
     run.add_argument("arguments", nargs=argparse.REMAINDER, metavar="...", help="its arguments")
     run.set_defaults(run=_run)
+
+
+def _add_compare(commands: Any) -> None:
+    compare = commands.add_parser(
+        "compare",
+        help="run every way to a gradient on a model of yours, and say which to take",
+        description="Calls a function of a script, which takes no arguments and returns the keyword arguments of "
+        "steptape.torch.compare (func, y0, t, loss, ...) or compare_sde (sde, y0, ts, ...) as a dict; or for diffrax "
+        "{'loss': lambda adjoint, model: ..., 'inputs': (model,)}. Prints the table.",
+    )
+    compare.add_argument("target", metavar="script.py:name", help="the script, and the function")
+    compare.add_argument("--memory", metavar="SIZE", help="what there is, such as '2 GiB': the advice is for it")
+    compare.add_argument("--time-limit", type=float, metavar="SECONDS", help="for all of it")
+    compare.add_argument("--plot", type=Path, metavar="FILE", help="save time against memory, as .png, .svg or .pdf")
+    compare.set_defaults(run=_compare)
+
+
+def _compare(options: argparse.Namespace) -> Callable[[], int]:
+    """Read the call; what is returned runs the script."""
+    from steptape._compare.advice import size_of
+    from steptape._compare.command import compared, described
+
+    size_of(options.memory)
+    describe = described(options.target)
+
+    def run() -> int:
+        call = describe()
+        try:
+            found = compared(options.target, call, memory=options.memory, time_limit=options.time_limit)
+        except SteptapeError as error:
+            print(f"steptape: {error}", file=sys.stderr)
+            return 2
+        print(found)
+        if options.plot is not None:
+            found.plot().figure.savefig(options.plot)
+        return 0
+
+    return run
 
 
 def _run(options: argparse.Namespace) -> Callable[[], int]:

@@ -1,8 +1,11 @@
 """steptape for PyTorch: exact gradients for torchdiffeq and torchsde by replaying the accepted steps."""
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
+from steptape._compare.comparison import Comparison as Comparison
 from steptape._doors import Installation as Installation
+from steptape.torch._compare.ode import compare as compare
 from steptape.torch._install import install as install
 from steptape.torch._odeint import odeint_adjoint as odeint_adjoint
 from steptape.torch._seminorm import Seminorm as Seminorm
@@ -12,14 +15,16 @@ from steptape.torch._stats import SolveStats as SolveStats
 from steptape.torch._stats import record_solves as record_solves
 
 if TYPE_CHECKING:
+    from steptape.torch._compare.sde import compare_sde as compare_sde
     from steptape.torch._sdeint import sdeint_adjoint as sdeint_adjoint
+
+_OF_SDES = {"sdeint_adjoint": "_sdeint", "compare_sde": "_compare.sde"}
 
 
 def __getattr__(name: str) -> Any:
-    """``sdeint_adjoint`` on first use, so that all else works without torchsde."""
-    if name != "sdeint_adjoint":
+    """What is for SDEs on first use, so that all else works without torchsde."""
+    if name not in _OF_SDES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from steptape.torch._sdeint import sdeint_adjoint
-
-    globals()[name] = sdeint_adjoint
-    return sdeint_adjoint
+    found = getattr(importlib.import_module(f"{__name__}.{_OF_SDES[name]}"), name)
+    globals()[name] = found
+    return found

@@ -61,6 +61,8 @@ class Solves(list[SolveStats]):
 
 
 _RECORDINGS: ContextVar[tuple[Solves, ...]] = ContextVar("steptape_recordings", default=())
+# Called at each evaluation of a solve that is recorded: what it raises ends the pass.
+ON_EVALUATION: ContextVar[Callable[[], None] | None] = ContextVar("steptape_on_evaluation", default=None)
 
 
 @contextmanager
@@ -119,6 +121,7 @@ class _Meter:
         self._solve = dataclasses.replace(counted, keep=dataclasses.replace(solve.keep, counts=True))
         self._device = device
         self._forward = True
+        self._told = ON_EVALUATION.get()
         self._held: list[Tensor] = []
         self._in_graphs: set[tuple[int, int]] = set()
         self._began = 0.0
@@ -159,6 +162,8 @@ class _Meter:
         solution.grad_fn.register_hook(self._end_backward)
 
     def _counted(self, evaluate: Callable[[], Any]) -> Any:
+        if self._told is not None:
+            self._told()
         if self._forward:
             self.stats.evaluations_forward += 1
         else:

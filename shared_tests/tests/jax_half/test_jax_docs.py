@@ -12,9 +12,10 @@ ADJOINTS = [
 ]
 
 
-def test_install_s_example_runs():
-    assert_example_runs(steptape.jax.install)
-    assert_headings_in_order(steptape.jax.install, "Args", "Returns", "Supports", "Raises", "Example")
+@pytest.mark.parametrize("function", [steptape.jax.install, steptape.jax.compare], ids=lambda x: x.__name__)
+def test_a_function_s_example_runs(function):
+    assert_example_runs(function)
+    assert_headings_in_order(function, "Args", "Returns", "Supports", "Raises", "Example")
 
 
 @pytest.mark.parametrize("adjoint", ADJOINTS)

@@ -2,10 +2,18 @@
 
 import pytest
 
-from steptape.torch import install, odeint_adjoint, record_solves, sdeint_adjoint, seminorm
+from steptape.torch import (
+    compare,
+    compare_sde,
+    install,
+    odeint_adjoint,
+    record_solves,
+    sdeint_adjoint,
+    seminorm,
+)
 from steptape_helpers.docs import assert_example_runs, assert_headings_in_order
 
-PUBLIC = [odeint_adjoint, sdeint_adjoint, seminorm, install, record_solves]
+PUBLIC = [odeint_adjoint, sdeint_adjoint, seminorm, install, record_solves, compare, compare_sde]
 
 
 @pytest.mark.parametrize("function", PUBLIC, ids=lambda function: function.__name__)

@@ -1,0 +1,1 @@
+"""``compare``: every way to a gradient, tried on the caller's own model."""
