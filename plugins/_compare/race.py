@@ -119,7 +119,7 @@ def race(ways: Iterator[Way], judge: Judge, clock: Clock) -> list[Row]:
     racers: list[Way] = []
     for way in ways:
         rows.append(way.row)
-        expected = statistics.median(racer.cost for racer in racers) if racers else 0.0
+        expected = max(way.cost, statistics.median(racer.cost for racer in racers) if racers else 0.0)
         if way.row.why_not is None and clock.left < expected:
             way.row.why_not = f"skipped: it would take about {expected:.2g} s, and {max(clock.left, 0):.2g} s are left"
         if way.row.why_not is None and _measured(way, judge, clock):

@@ -19,7 +19,16 @@ from steptape.compat import _torchdiffeq as host
 from steptape.torch._autograd.graph import tensors_of
 from steptape.torch._compare.meters import SavedTensors, available
 from steptape.torch._compare.problem import Problem, State, distance, last_square, params_of, unchanged
-from steptape.torch._compare.ways import HostWay, OurWay, Stepping, Watched, recorded, skip_if_too_large, spelled
+from steptape.torch._compare.ways import (
+    CompiledWay,
+    HostWay,
+    OurWay,
+    Stepping,
+    Watched,
+    recorded,
+    skip_if_too_large,
+    spelled,
+)
 from steptape.torch._odeint import odeint_adjoint
 
 
@@ -53,7 +62,8 @@ def compare(
         adjoint_params: the tensors besides ``y0`` to differentiate with respect to; by default all that func uses.
         memory: what there is, as a size such as ``"2 GiB"`` or a number of bytes: the advice is for it, and ``"aca"``
             is tried with it. By default any, and ``"aca"`` is tried with half of what its graphs take.
-        time_limit: seconds for all of it. Ways for which there is no time are skipped, and shown as such.
+        time_limit: seconds for all of it. Ways for which there is no time are skipped, and shown as such; so is the
+            compiled replay where less than a minute is left, which it takes to compile.
         progress: whether to say on stderr what is done; by default where that is a terminal.
         ways: the names of those to run, as in the table; by default all.
 
@@ -205,6 +215,7 @@ class _Ode:
             yield self._host(
                 "odeint_adjoint, seminorm", "odeint_adjoint", host.odeint_adjoint, False, **seminorm, **named
             )
+        yield self._ours("aca", CompiledWay, compile=True)
 
     def _host(self, name: str, function: str, solve: Any, is_discrete: bool, **adjoint: Any) -> HostWay:
         norm = ', adjoint_options={"norm": "seminorm"}' if "seminorm" in name else ""
@@ -212,12 +223,12 @@ class _Ode:
         run = self._bound(solve, adjoint)
         return HostWay(name, call, is_discrete, self._problem, self._clock, run, watched=Watched)
 
-    def _ours(self, adjoint_method: str, **kept: Any) -> OurWay:
+    def _ours(self, adjoint_method: str, kind: type[OurWay] = OurWay, **kept: Any) -> OurWay:
         adjoint = {"adjoint_method": adjoint_method, "adjoint_options": kept or None, **self._named}
         name, asked = spelled(kept)
         call = f'odeint_adjoint(func, y0, t, ..., adjoint_method="{adjoint_method}"{asked})'
         run = self._bound(odeint_adjoint, adjoint)
-        return OurWay(adjoint_method + name, call, adjoint_method == "aca", self._problem, self._clock, run)
+        return kind(adjoint_method + name, call, adjoint_method == "aca", self._problem, self._clock, run)
 
     def _bound(self, solve: Any, adjoint: dict[str, Any]) -> Callable[[Any, State], State]:
         return lambda func, y0: solve(func, y0, self._t, **self._settings, **adjoint)
