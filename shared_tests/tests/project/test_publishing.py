@@ -74,6 +74,6 @@ def test_the_hooks_lint_with_the_versions_of_nox(pyproject):
     assert set(re.findall(r'"(ruff[^"]*)"', text)) == {ruff}
     for command in ("ruff check", "ruff format --check"):
         assert f"entry: {command}" in text
-        assert f'session.run({", ".join(map(repr, command.split()))}'.replace("'", '"') in NOXFILE.read_text(
+        assert f"session.run({', '.join(map(repr, command.split()))}".replace("'", '"') in NOXFILE.read_text(
             encoding="utf-8"
         )
