@@ -20,7 +20,7 @@ extensions = [
     "sphinx_gallery.gen_gallery",
     "repository_links",
 ]
-exclude_patterns = ["_build", "gallery/**/*.ipynb"]
+exclude_patterns = ["_build", "**/sg_execution_times.rst", "sg_execution_times.rst"]
 nitpicky = True
 nitpick_ignore_regex = [("py:.*", r"(?!steptape).*"), ("py:class", r"steptape\.(torch|jax|_doors)\._.*")]
 suppress_warnings = ["config.cache"]

@@ -2,9 +2,9 @@
 A bouncing ball that stops where one learns
 ===========================================
 
-An event ends the solve where a function of the state is zero, and the time of it has a gradient. Here a ball falls
-and bounces, gravity and the loss at each bounce are unknown, and all that is observed is *when* it hits the ground.
-The times alone tell both.
+An event ends the solve where a function of the state is zero, and the time of it has a gradient. Here a ball falls and
+bounces. What it keeps of its speed at each bounce is unknown, and so is the height of the ground, the threshold of the
+event. All that is observed is *when* it hits the ground, and that tells both.
 """
 
 import os
@@ -20,20 +20,18 @@ torch.set_default_dtype(torch.float64)
 
 
 class Ball(torch.nn.Module):
-    """Height and speed under gravity; the ground is where the height is ``radius``, which is learned as well."""
+    """Height and speed under gravity, above a ground at some height."""
 
-    def __init__(self, gravity, bounce, radius):
+    def __init__(self, bounce, ground):
         super().__init__()
-        self.gravity, self.bounce, self.radius = (
-            torch.nn.Parameter(torch.tensor(x)) for x in (gravity, bounce, radius)
-        )
+        self.bounce, self.ground = (torch.nn.Parameter(torch.tensor(x)) for x in (bounce, ground))
 
     def forward(self, t, state):
         _, speed = state
-        return speed, -self.gravity.expand_as(speed)
+        return speed, torch.full_like(speed, -9.81)
 
     def event(self, t, state):
-        return state[0] - self.radius
+        return state[0] - self.ground
 
     def hits(self, count):
         """The times at which the ball touches the ground."""
@@ -58,13 +56,13 @@ class Ball(torch.nn.Module):
 
 
 with torch.no_grad():
-    observed = Ball(9.81, 0.8, 0.5).hits(5)
+    observed = Ball(0.8, 0.5).hits(5)
 
 # %%
-# The event's function has a parameter of its own, the threshold ``radius``. Its gradient is found like any other:
+# The event's function has a parameter of its own, the threshold ``ground``. Its gradient is found like any other:
 # nothing is listed. Gauss–Newton takes few iterations, and the Jacobian is five rows of the same replay.
 
-ball = Ball(7.0, 0.6, 1.5)
+ball = Ball(0.6, 1.5)
 parameters = tuple(ball.parameters())
 history = []
 for _ in range(ITERATIONS):
@@ -76,9 +74,9 @@ for _ in range(ITERATIONS):
     rows = [torch.stack(torch.autograd.grad(r, parameters, retain_graph=True)) for r in residual]
     step = torch.linalg.lstsq(torch.stack(rows), residual.detach()).solution
     with torch.no_grad():
-        for p, s in zip(parameters, step.clamp(-1.0, 1.0), strict=True):
+        for p, s in zip(parameters, step.clamp(-0.5, 0.5), strict=True):
             p -= s
-print("gravity {:.4f}, bounce {:.4f}, threshold {:.4f}; error of the times {:.0e} s".format(*history[-1]))
+print("bounce {:.4f}, ground at {:.4f} m; error of the times {:.0e} s".format(*history[-1]))
 
 # %%
 # What the fit went through, and the two balls.
@@ -96,7 +94,7 @@ def heights(ball, end):
 
 
 figure, axes = plt.subplots(1, 2, figsize=(9, 3.4), constrained_layout=True)
-axes[0].plot(*heights(Ball(7.0, 0.6, 1.5), 5), "C7--", label="before")
+axes[0].plot(*heights(Ball(0.6, 1.5), 5), "C7--", label="before")
 axes[0].plot(*heights(ball, 5), "C0", label="fitted")
 axes[0].plot(observed, torch.full((5,), 0.5), "C3x", label="observed hits")
 axes[0].set(xlabel="t / s", ylabel="height / m")

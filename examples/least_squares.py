@@ -58,18 +58,19 @@ def residuals(log_rates, data):
 @jax.jit
 def fit(start, data):
     solver = optimistix.LevenbergMarquardt(rtol=1e-8, atol=1e-8)
-    return optimistix.least_squares(residuals, solver, start, args=data, max_steps=4 if SMALL else 64, throw=not SMALL)
+    found = optimistix.least_squares(residuals, solver, start, args=data, max_steps=4 if SMALL else 64, throw=not SMALL)
+    return found.value, found.stats["num_steps"]
 
 
 start = jnp.log(RATES * jnp.array([0.8, 1.3, 1.2, 0.8]))
-result = fit(start, data)
-found = np.asarray(jnp.exp(result.value))
-print(f"{int(result.stats['num_steps'])} steps, rates {np.array2string(found, precision=3)}")
+best, steps = fit(start, data)
+found = np.asarray(jnp.exp(best))
+print(f"{steps} steps, rates {np.array2string(found, precision=3)}")
 
 # %%
 # How sure is it? The covariance of the estimate is σ² (JᵀJ)⁻¹, with the same Jacobian.
 
-J = jax.jacfwd(residuals)(result.value, data).reshape(-1, 4)
+J = jax.jacfwd(residuals)(best, data).reshape(-1, 4)
 std = jnp.sqrt(jnp.diag(0.25 * jnp.linalg.inv(J.T @ J)))
 for name, x, s, true in zip("abcd", found, std, RATES, strict=True):
     print(f"{name} = {x:.3f} ± {x * s:.3f} (true {true})")
@@ -82,7 +83,7 @@ figure, axes = plt.subplots(1, 2, figsize=(9.5, 3.4), constrained_layout=True, w
 for i, name in enumerate(("prey", "predator")):
     axes[0].plot(TIMES, data[:, i], f"C{i}.", ms=4)
     axes[0].plot(fine, populations(jnp.exp(start), fine)[:, i], f"C{i}:", lw=1)
-    axes[0].plot(fine, populations(jnp.exp(result.value), fine)[:, i], f"C{i}", label=name)
+    axes[0].plot(fine, populations(jnp.exp(best), fine)[:, i], f"C{i}", label=name)
 axes[0].set(xlabel="t", title="dotted: where the fit began")
 axes[0].legend(frameon=False)
 covariance = jnp.linalg.inv(J.T @ J)

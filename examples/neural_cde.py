@@ -89,8 +89,11 @@ print(f"{accuracy:.1%} of new spirals are told right")
 
 figure, axes = plt.subplots(1, 3, figsize=(10, 3.2), constrained_layout=True)
 for i, colour in ((int(truth.argmax()), "C0"), (int(truth.argmin()), "C1")):
+    spline = torchcde.CubicSpline(watched[i].detach())
+    path = torch.stack([spline.evaluate(s) for s in torch.linspace(*spline.interval, 200)])
+    axes[0].plot(*path[:, 1:].T, color=colour, lw=0.6, alpha=0.6)
     axes[0].plot(*test[i, :, 1:].T, ".", color=colour, label="left" if truth[i] else "right")
-axes[0].set(title="what is seen", aspect="equal")
+axes[0].set(title="what is seen, and its spline", aspect="equal")
 axes[0].legend(frameon=False)
 axes[1].plot(losses)
 axes[1].set(xlabel="iteration", title="loss")

@@ -14,7 +14,7 @@ import torch
 
 from steptape.torch import odeint_adjoint, record_solves
 
-ITERATIONS = 2 if os.environ.get("STEPTAPE_EXAMPLES") == "small" else 40
+ITERATIONS = 2 if os.environ.get("STEPTAPE_EXAMPLES") == "small" else 35
 torch.set_default_dtype(torch.float64)
 
 K1, K2 = 0.200484, 7.239324
@@ -24,14 +24,15 @@ SPEEDS = torch.tensor([[0.0, 0.1, 0.0], [0.0, 0.0, 0.1], [0.1, 0.0, 0.0]])
 TIMES = torch.linspace(0.0, 1.0, 100)
 
 
-def orbits(masses, times=TIMES, **way):
+def orbits(masses, times=TIMES):
     def newton(t, state):
         r, v = state
         apart = r[None] - r[:, None]
         cubes = apart.square().sum(-1, keepdim=True).add(torch.eye(3)[..., None]).pow(1.5)
         return K2 * v, K1 * (masses[None, :, None] * apart / cubes).sum(1)
 
-    return odeint_adjoint(newton, (PLACES, SPEEDS), times, rtol=1e-7, atol=1e-7, method="dopri5", **way)[0]
+    call = {"rtol": 1e-7, "atol": 1e-7, "method": "dopri5", "adjoint_method": "aca"}
+    return odeint_adjoint(newton, (PLACES, SPEEDS), times, **call, adjoint_options={"memory": "graphs"})[0]
 
 
 # %%
@@ -45,7 +46,7 @@ decay = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.88)
 history, losses = [], []
 with record_solves() as solves:
     for _ in range(ITERATIONS):
-        found = orbits(masses, adjoint_method="aca", adjoint_options={"memory": "graphs"})
+        found = orbits(masses)
         loss = (0.01**TIMES * (found - observed).square().sum((1, 2))).mean()
         optimizer.zero_grad()
         loss.backward()
