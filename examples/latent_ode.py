@@ -19,7 +19,7 @@ import torch
 from steptape.torch import odeint_adjoint, record_solves
 
 SMALL = os.environ.get("STEPTAPE_EXAMPLES") == "small"
-ITERATIONS, SEEN, LATENT = (2 if SMALL else 300), 12, 4
+ITERATIONS, SEEN, LATENT = (2 if SMALL else 900), 12, 4
 torch.manual_seed(0)
 
 

@@ -70,8 +70,8 @@ with record_solves() as solves:
 print(solves[-1])
 
 # %%
-# The posterior goes by the points. After the last one, at t = 2, nothing holds it but the prior, whose mean is 0 and
-# whose standard deviation is 0.5: there it returns to, as the relative entropy of the whole path is in the bound.
+# The posterior goes by the points. After the last one, at t = 2, nothing pulls but the prior, through the relative
+# entropy of the rest of the path: it turns back towards the prior's mean, which is 0.
 
 ts = torch.linspace(0.0, 3.5, 76)
 with torch.no_grad():
