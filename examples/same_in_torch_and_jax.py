@@ -7,6 +7,7 @@ tolerance the gradients differ by as much as the solutions do. On the *same* ste
 function, and the two exact gradients are equal to rounding.
 """
 
+import functools
 import os
 
 import diffrax
@@ -64,24 +65,30 @@ class RK4(diffrax.AbstractERK):
         return 4
 
 
-def by_jax(tolerance, steps):
+@functools.partial(jax.jit, static_argnums=0)
+def jax_gradient(fixed, net, size):
+    """The gradient at a step size, or at a tolerance: one program for all of them."""
+
     def loss(net):
         term = diffrax.ODETerm(lambda t, y, net: jnp.tanh(y @ net[0]) @ net[1])
-        controller = diffrax.ConstantStepSize() if steps else diffrax.PIDController(rtol=tolerance, atol=tolerance)
         solution = diffrax.diffeqsolve(
             term,
-            RK4() if steps else diffrax.Dopri5(),
+            RK4() if fixed else diffrax.Dopri5(),
             0.0,
             1.0,
-            1 / steps if steps else None,
+            size if fixed else None,
             jnp.asarray(start),
             net,
-            stepsize_controller=controller,
+            stepsize_controller=diffrax.ConstantStepSize() if fixed else diffrax.PIDController(rtol=size, atol=size),
             adjoint=AdaptiveCheckpointAdjoint(),
         )
         return jnp.sum(solution.ys[-1] ** 2)
 
-    return [np.asarray(g) for g in jax.jit(jax.grad(loss))([jnp.asarray(w) for w in weights])]
+    return jax.grad(loss)(net)
+
+
+def by_jax(tolerance, steps):
+    return [np.asarray(g) for g in jax_gradient(bool(steps), weights, 1 / steps if steps else tolerance)]
 
 
 def apart(one, other):
