@@ -15,7 +15,7 @@ from torchdiffeq import odeint
 
 from steptape.torch import odeint_adjoint, record_solves
 
-ITERATIONS = 5 if os.environ.get("STEPTAPE_EXAMPLES") == "small" else 400
+ITERATIONS = 5 if os.environ.get("STEPTAPE_EXAMPLES") == "small" else 500
 
 # %%
 # The data: a trajectory of dy/dt = A y³, which is that of torchdiffeq's own demonstration.
@@ -39,7 +39,8 @@ def field(t, y):
     return net(y**3)
 
 
-optimizer = torch.optim.Adam(net.parameters(), lr=5e-3)
+optimizer = torch.optim.Adam(net.parameters(), lr=1e-2)
+decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, ITERATIONS)
 losses = []
 with record_solves() as solves:
     for _ in range(ITERATIONS):
@@ -50,6 +51,7 @@ with record_solves() as solves:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+        decay.step()
         losses.append(loss.item())
 print(solves[-1])
 
@@ -74,7 +76,7 @@ figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), constrained_layout=True)
 axes[0].plot(*truth[:, 0].T, "C7.", ms=3, label="data")
 axes[0].plot(*learned[:, 0].T, "C0", label="learned")
 axes[0].set(xlabel="$y_1$", ylabel="$y_2$", aspect="equal")
-axes[0].legend(frameon=False)
+axes[0].legend(frameon=False, loc="center")
 axes[1].semilogy(losses, "C0", lw=0.8)
 axes[1].set(xlabel="iteration", ylabel="loss of a batch of pieces")
 plt.show()

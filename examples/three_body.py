@@ -4,7 +4,7 @@ Three bodies: masses from an orbit
 
 The example of the ACA paper in which the model is physics: Newton's law for three bodies, of which the masses alone are
 unknown. The orbits are observed; each step of training solves them anew and goes down the gradient. The set-up is the
-paper's, with fewer points and iterations: learning starts from masses of 1, and the truth is 1.1, 1.1 and 0.9.
+paper's, with fewer points and iterations: the truth is 1.1, 1.1 and 0.9.
 """
 
 import os
@@ -40,7 +40,7 @@ def orbits(masses, times=TIMES):
 
 with torch.no_grad():
     observed = orbits(TRUE)
-masses = torch.ones(3, requires_grad=True)
+masses = torch.tensor([0.95, 1.05, 1.02], requires_grad=True)
 optimizer = torch.optim.Adam([masses], lr=0.1, betas=(0.5, 0.5))
 decay = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.88)
 history, losses = [], []
