@@ -1,13 +1,16 @@
+# /// script
+# dependencies = ["nox>=2025.2.9"]
+# ///
 """The project's checks. `nox` runs the default ones; `nox -l` lists them all; CI is `.ci/run`."""
 
 import os
+import shutil
 import sys
 from pathlib import Path
 
 import nox
 
 nox.needs_version = ">=2025.2.9"
-nox.options.sessions = ["lint", "types", "tests"]
 nox.options.default_venv_backend = "virtualenv"
 nox.options.reuse_existing_virtualenvs = True
 
@@ -64,17 +67,16 @@ def exact(session: nox.Session, half: str, line: dict) -> None:
     session.run("pytest", "-n", "auto", "-m", "full or not full", *STEPTAPE["exact"][half], env=asked)
 
 
-@nox.session(python=False)
+@nox.session(python=False, default=False)
 def dev(session: nox.Session) -> None:
     """An environment to work in, `.venv`: steptape as it lies here, all hosts, and the tools of all checks."""
-    groups = ("test", "lint", "types", "bench")
-    tools = {tool for group in groups for tool in nox.project.dependency_groups(PYPROJECT, group)}
+    tools = nox.project.dependency_groups(PYPROJECT, "dev")
     session.run("python", "-m", "venv", ".venv", external=True)
     pip = (".venv/Scripts/python" if os.name == "nt" else ".venv/bin/python", "-m", "pip", "install")
-    session.run(*pip, TORCH, "--editable", ".[all]", *sorted(tools), external=True)
+    session.run(*pip, TORCH, "--editable", ".[all]", *tools, external=True)
 
 
-@nox.session
+@nox.session(default=False)
 def quick(session: nox.Session) -> None:
     """A minute's check: the plan, the problems, the hosts' private names, and one exact file of each half."""
     install(session, "all", group="exact")
@@ -103,14 +105,14 @@ def tests(session: nox.Session) -> None:
     in_one(session, "pytest", *SPREAD, *session.posargs, env={**ALL, "XLA_FLAGS": f"{HASTE}0"})
 
 
-@nox.session(python=False)
+@nox.session(python=False, default=False)
 def full(session: nox.Session) -> None:
     """The tests that `tests` leaves out: exhaustive products of what it tries by parts; arguments go to pytest."""
     # At level 0 a program may round otherwise than another one of the same solve.
     in_one(session, "pytest", *SPREAD, "-m", "full", *session.posargs, env={**ALL, "XLA_FLAGS": f"{HASTE}1"})
 
 
-@nox.session
+@nox.session(default=False)
 def clients(session: nox.Session) -> None:
     """Packages that call the hosts, and the hosts' example scripts, unedited: their gradients under `install()`."""
     install(session, "sde", "jax", group="clients")
@@ -122,14 +124,14 @@ def clients(session: nox.Session) -> None:
         session.run(*pytest, *files, *session.posargs, env={"STEPTAPE_TEST_CLIENTS": "1", "OMP_NUM_THREADS": "1"})
 
 
-@nox.session
+@nox.session(default=False)
 @nox.parametrize("half, line", [named(half, lines[0]) for half, lines in STEPTAPE["versions"].items()])
 def minimums(session: nox.Session, half: str, line: dict) -> None:
     """Exactness on the lowest versions of each host, with the Python that runs nox."""
     exact(session, half, line)
 
 
-@nox.session
+@nox.session(default=False)
 @nox.parametrize(
     "python, half, line",
     [named(line["python"], half, line) for half, lines in STEPTAPE["versions"].items() for line in lines],
@@ -141,23 +143,55 @@ def matrix(session: nox.Session, half: str, line: dict) -> None:
     session.run("steptape", "parity", "--quick", "--backend", half, "--out", f"matrix-report/{folder}")
 
 
-@nox.session
+@nox.session(default=False)
 def report(session: nox.Session) -> None:
     """One report of all parity results in `matrix-report/`; arguments are folders of other runs and machines."""
     session.install(".[report]")
     session.run("steptape", "report", "matrix-report", *session.posargs)
 
 
-@nox.session(python=False)
+@nox.session(python=False, default=False)
 def parity(session: nox.Session) -> None:
     """The cross-framework gradient parity report; arguments go to `steptape parity`."""
     in_one(session, "steptape", "parity", *session.posargs)
 
 
-@nox.session
+@nox.session(default=False)
 def bench(session: nox.Session) -> None:
     """All measurements beside the peers, into `benchmark-report/`; arguments go to `python -m benchmarks`."""
     install(session, "all", group="bench")
     # Its declared requirements bring a whole training stack, of which the solvers need two small packages.
     session.install("--no-deps", *nox.project.dependency_groups(PYPROJECT, "bench-alone"))
     session.run("python", "-m", "benchmarks", *session.posargs)
+
+
+@nox.session(default=False)
+def docs(session: nox.Session) -> None:
+    """The site of the documentation in `docs/_build/`: the gallery's scripts run, and a warning is an error."""
+    install(session, "sde", "jax", group="docs")
+    out = "docs/_build/html"
+    session.run("sphinx-build", "-W", "--keep-going", "-n", "-b", "html", "docs", out, *session.posargs)
+    session.log(f"{out}/index.html")
+
+
+@nox.session(default=False)
+def build(session: nox.Session) -> None:
+    """The sdist and the wheel of a release in `dist/`, each half of which runs in an environment with nothing else."""
+    session.install(LAZY, *nox.project.dependency_groups(PYPROJECT, "build"))
+    shutil.rmtree("dist", ignore_errors=True)
+    session.run("python", "-m", "build")
+    [sdist], [wheel] = Path("dist").glob("*.tar.gz"), Path("dist").glob("*.whl")
+    session.run("twine", "check", "--strict", str(sdist), str(wheel))
+    if wheel.stat().st_size >= 400_000:
+        session.error(f"{wheel} has {wheel.stat().st_size} bytes, 400,000 or more")
+    for half, pins in (("torch", [TORCH]), ("jax", [])):
+        folder = Path(session.create_tmp(), half)
+        session.run(sys.executable, "-m", "venv", "--clear", str(folder), external=True)
+        python = str(folder / ("Scripts" if os.name == "nt" else "bin") / "python")
+        pip = (python, "-m", "pip", "install", "--quiet", LAZY)
+        session.run(*pip, *pins, f"{wheel.resolve()}[{half}]", external=True)
+        session.run(python, "-P", ".ci/first_example.py", half, external=True)
+
+
+if __name__ == "__main__":
+    nox.main()

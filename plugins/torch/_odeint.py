@@ -96,8 +96,8 @@ def odeint_adjoint(
             A ``SteptapeWarning`` names, once, what a list leaves out. What is not used has no gradient (None).
 
     Returns:
-        The solution at the times ``t``, shape (len(t), *y0.shape), or a tuple of such. With ``event_fn``, the time of
-        the event and the solution at ``t[0]`` and there.
+        The solution at the times ``t``, shape ``(len(t), *y0.shape)``, or a tuple of such. With ``event_fn``, the time
+        of the event and the solution at ``t[0]`` and there.
 
     Exact:
         With ``"aca"`` the gradient is that of the discrete solution that is returned, to the rounding of its dtype: the
