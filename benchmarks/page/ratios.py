@@ -132,7 +132,12 @@ def _curves(results: Results) -> Iterator[Ratio]:
         yield from _by_way("curves", kinds, problems, base, "steptape ACA")
 
 
-_READERS = (_torch, _sde_speed, _jax_speed, _jax_memory, _jax_scaling, _curves, _papers, _tasks)
+def _jax_max_steps(results: Results) -> Iterator[Ratio]:
+    limits = by_way(results.rows("jax_max_steps", "jax"), "{batch}, {max_steps}")
+    yield from _by_way("jax_max_steps", {"time": "seconds", "memory": "temporary"}, limits, DEFAULT, REPLAY)
+
+
+_READERS = (_torch, _sde_speed, _jax_speed, _jax_memory, _jax_scaling, _jax_max_steps, _curves, _papers, _tasks)
 
 
 def better(results: Results, measurement: str) -> Rows:

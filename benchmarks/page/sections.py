@@ -116,6 +116,13 @@ SECTIONS: dict[str, Sequence[Part]] = {
             "A batch of 256 diffrax solves whose step counts differ tenfold, under `vmap`: milliseconds, both passes.",
         ),
         Part("jax_scaling", "growth", "", {"jax_scaling.png": "Time of a batch over the steps of its longest solve"}),
+        Part(
+            "jax_max_steps",
+            "limits",
+            "The same steps under a growing `max_steps`, with 16 checkpoints each, alone and for 64 members: milliseconds "
+            "of both passes / MiB.",
+            {"jax_max_steps.png": "Time and memory over max_steps, alone and in a batch"},
+        ),
     ],
     "The ACA paper's experiments": [
         Part("papers", "training", "Training, fastest first:", _ACA),
