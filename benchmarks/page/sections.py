@@ -119,8 +119,8 @@ SECTIONS: dict[str, Sequence[Part]] = {
         Part(
             "jax_max_steps",
             "limits",
-            "The same steps under a growing `max_steps`, with 16 checkpoints each, alone and for 64 members: milliseconds "
-            "of both passes / MiB.",
+            "The same steps under a growing `max_steps`, with 16 checkpoints each, alone and for 64 members: "
+            "milliseconds of both passes / MiB.",
             {"jax_max_steps.png": "Time and memory over max_steps, alone and in a batch"},
         ),
     ],
