@@ -75,6 +75,9 @@ MEASUREMENTS = {
     "jax_scaling": Measurement(
         "a batch of solves of unequal lengths in diffrax", "benchmarks/jax_scaling.py", {"jax": "jax_scaling"}
     ),
+    "jax_max_steps": Measurement(
+        "what steps cost that are not taken, in diffrax", "benchmarks/jax_max_steps.py", {"jax": "jax_max_steps"}
+    ),
     "curves": Measurement(
         "work-precision and scaling in both frameworks",
         "benchmarks/curves",

@@ -41,6 +41,7 @@ FIGURES: dict[str, dict[str, Reduce]] = {
         "readme": readme.jax_memory,
     },
     "jax_scaling": {"batch": speed.jax_scaling, "growth": speed.growth, "readme": readme.jax_scaling},
+    "jax_max_steps": {"limits": speed.jax_max_steps},
     "curves": {**_each(curves.precision, "precision"), **_each(curves.scaling, "scaling")},
     "papers": {
         "papers": claims.of_papers,

@@ -29,6 +29,8 @@ def draw(results: Results, folder: Path) -> None:
                 _save(plot.drawn(part, panels), folder / f"curves-{part}-{framework}.png", 110)
     if batch := results.rows("jax_scaling", "jax"):
         _save(_batch(batch), folder / "jax_scaling.png", 150)
+    if limits := results.rows("jax_max_steps", "jax"):
+        _save(_limits(limits), folder / "jax_max_steps.png", 110)
     if any(results.rows("tasks", framework) for framework in BASE):
         _save(_tasks(results), folder / "tasks.png", 110)
     for name in experiments.EXPERIMENTS:
@@ -68,6 +70,23 @@ def _batch(rows: Rows) -> Any:
         axes.loglog([row["longest"] for row in mine], [row["seconds"] for row in mine], "o-", label=way)
     axes.set(xlabel="accepted steps of the longest of 256 solves", ylabel="seconds, forward and backward")
     axes.legend()
+    return figure
+
+
+def _limits(rows: Rows) -> Any:
+    """Time and memory against ``max_steps``, all logarithmic: a column a batch."""
+    batches = grouped(rows, "{batch}")
+    figure = _figure(4 * len(batches), 6)
+    axes = figure.subplots(2, len(batches), squeeze=False, sharex=True)
+    for column, (batch, mine) in zip(axes.T, batches.items(), strict=True):
+        for way, found in grouped(mine, "{way}").items():
+            for axis, (kind, scale) in zip(column, (("seconds", 1e3), ("temporary", 2**-20)), strict=True):
+                axis.loglog([row["max_steps"] for row in found], [row[kind] * scale for row in found], "o-", label=way)
+        column[0].set_title(batch)
+        column[1].set_xlabel("max_steps")
+    axes[0][0].set_ylabel("milliseconds, both passes")
+    axes[1][0].set_ylabel("MiB")
+    axes[0][0].legend()
     return figure
 
 

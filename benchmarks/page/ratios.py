@@ -119,6 +119,7 @@ def _is_single(row: Row) -> bool:
     return not row["point"]
 
 
+_LIMITS: dict[Kind, str] = {"time": "seconds", "memory": "temporary"}
 _CURVES: dict[Kind, str] = {"time": "seconds", "memory": "held", "error": "error"}
 _READERS: tuple[Callable[[Results], Iterator[Ratio]], ...] = (
     _Reader("torch_speed", "torch", {"time": "ratio", "error": "error"}, "{cell}", HOST, OURS),
@@ -128,6 +129,7 @@ _READERS: tuple[Callable[[Results], Iterator[Ratio]], ...] = (
     _Reader("sde_speed", "torch", {"time": "seconds", "memory": "held"}, "{cell}", BACKPROP, "aca"),
     _jax_speed,
     _jax_memory,
+    _Reader("jax_max_steps", "jax", _LIMITS, "{batch}, {max_steps}", DEFAULT, REPLAY),
     _Reader("jax_scaling", "jax", {"time": "seconds"}, "{longest} steps", DEFAULT, REPLAY),
     *(_Reader("curves", f, _CURVES, f"{f}, {{name}} {{size:g}}", base, "steptape ACA") for f, base in BASE.items()),
     _of_paper("toy, solver {solver}, α {α}, T {T}", "error", "relative, α"),

@@ -124,6 +124,18 @@ def jax_scaling(results: Results) -> Rows:
     ]
 
 
+def jax_max_steps(results: Results) -> Rows:
+    """Time and memory of the same steps by their limit."""
+    found = by_way(results.rows("jax_max_steps", "jax"), "{batch}, {max_steps}").items()
+
+    def cell(row: Row) -> str:
+        return f"{row['seconds'] * 1e3:.2f} / {row['temporary'] / 2**20:.3g}"
+
+    return [
+        {"batch, `max_steps`": name, **{f"`{way}`": cell(row) for way, row in rows.items()}} for name, rows in found
+    ]
+
+
 def growth(results: Results) -> Rows:
     """Exponents p of time = c · steps^p."""
     found = batch(results)

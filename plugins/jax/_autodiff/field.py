@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from steptape.compat._diffrax import WrapTerm
+from steptape.jax._autodiff.converted import converted
 from steptape.jax._types import Args, ScalarLike, Terms, Y
 
 
@@ -28,8 +29,8 @@ def closed_ode(terms: Terms, t: ScalarLike, y: Y, args: Args) -> Terms | None:
         return None
     # A partial, because equinox takes a plain function without cells for one that closes over nothing.
     vf = functools.partial(lambda term, t, y, args: term.vf(t, y, args))
-    converted = eqx.filter_closure_convert(vf, terms.term, t, y, args)
-    return WrapTerm(diffrax.ODETerm(_Field(terms.term, converted)), terms.direction)
+    traced = converted(vf, terms.term, t, y, args)
+    return WrapTerm(diffrax.ODETerm(_Field(terms.term, traced)), terms.direction)
 
 
 def closes_over_tracers(closed: Terms | None) -> bool:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import PyTree
 
-from steptape.jax._continuous.dense import DenseBlocks
+from steptape.jax._continuous.dense import DenseBlocks, DenseOutput
 from steptape.jax._continuous.quadrature import Carried, HostSteps, StageSteps, zeros
 from steptape.jax._tape.rows import get
 from steptape.jax._types import (
@@ -123,8 +123,10 @@ def solve_backward(
     dt0: ScalarLike,
     max_steps: int,
     ok: BoolScalar,
-) -> tuple[Cotangent, Gradient, BoolScalar]:
+) -> tuple[Cotangent, Gradient, BoolScalar, DenseOutput]:
     """Return a(t0), the integral of aᵀ ∂f/∂θ, and whether the solve got there; it is not begun unless ``ok``.
+
+    And the dense output of the first block.
 
     ``span`` is (t0, t1), and ``controller`` that of a solve in s.
     """
@@ -145,5 +147,5 @@ def solve_backward(
         return block, held, _Solve(steps.on(dense), controller, outputs, stop, max_steps).run(loop)
 
     carry = jax.tree.map(jnp.asarray, (blocks.trips(), blocks.closed(), loop))
-    *_, loop = lax.while_loop(lambda carry: carry[0] > 0, solve_block, carry)
-    return loop.a, loop.integral, loop.ok & (loop.s >= end)
+    _, held, loop = lax.while_loop(lambda carry: carry[0] > 0, solve_block, carry)
+    return loop.a, loop.integral, loop.ok & (loop.s >= end), blocks.first(held)

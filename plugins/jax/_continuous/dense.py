@@ -54,6 +54,10 @@ class DenseOutput(eqx.Module):
         row = self._row(t)
         return self.interpolation_cls(t0=self.begins[row], t1=self.ends[row], **get(self.dense_infos, row)).evaluate(t)
 
+    def begin(self, t: Scalar) -> Scalar:
+        """Where the step that ``t`` is in begins."""
+        return self.begins[self._row(t)]
+
     def reach(self, t: Scalar) -> Scalar:
         """The size of a step down from ``t``: the mean of the steps around, by their part."""
         row = self._row(t)
@@ -105,6 +109,10 @@ class Record(eqx.Module):
         """The number of blocks."""
         return (self.count + self.size - 1) // self.size
 
+    def first_step(self) -> Scalar:
+        """The size of the first step."""
+        return self.steps.end[0] - self.steps.begin[0]
+
     def last_step(self) -> Scalar:
         """The larger of the last two steps: the last one may have been cut off at the end."""
         sizes = self.steps.end - self.steps.begin
@@ -144,6 +152,10 @@ class DenseBlocks:
         _, opened = self._walk(block, first, trips, dense_infos)
         dense_infos = _if_batched(past, opened, dense_infos)
         return self._dense(block, dense_infos), (dense_infos, kept)
+
+    def first(self, held: Held) -> DenseOutput:
+        """The first block, once all are opened."""
+        return self._dense(jnp.zeros_like(self.record.count), held[0])
 
     def _walk(
         self, block: IntScalar, states: LoopState, trips: IntScalar | None = None, dense_infos: Rows | None = None

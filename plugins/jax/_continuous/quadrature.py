@@ -47,10 +47,21 @@ class Pullback(eqx.Module):
     dense: DenseOutput
     moving: Gradient
     fixed: PyTree
+    # The field is evaluated within these times, in place of those outside: where it jumps at an end, on the side
+    # that the solve was on.
+    within: tuple[Scalar, Scalar]
+
+    def time(self, s: Scalar) -> Scalar:
+        """The time at which the field is evaluated for ``s``."""
+        return jnp.clip(-s, *self.within)
+
+    def state(self, s: Scalar) -> Y:
+        """The state that the field is evaluated with for ``s``."""
+        return self.dense(self.time(s))
 
     def _field(self, s: Scalar, y: Y, moving: PyTree) -> Y:
         terms, args = eqx.combine(moving, self.fixed)
-        return rate(terms, -s, y, args)
+        return rate(terms, self.time(s), y, args)
 
     def __call__(self, s: Scalar, y: Y, a: Cotangent) -> tuple[Cotangent, Gradient]:
         """aᵀ ∂f/∂y and aᵀ ∂f/∂θ."""
@@ -59,7 +70,7 @@ class Pullback(eqx.Module):
 
     def slope(self, s: Scalar, a: Cotangent, args: Args) -> Cotangent:
         """da/ds; ``args`` are not used."""
-        return jax.vjp(lambda y: self._field(s, y, self.moving), self.dense(-s))[1](a)[0]
+        return jax.vjp(lambda y: self._field(s, y, self.moving), self.state(s))[1](a)[0]
 
     @property
     def term(self) -> Terms:
@@ -69,7 +80,7 @@ class Pullback(eqx.Module):
 
     def integral(self, s: Vector, a: Rows, weights: Vector) -> Gradient:
         """The sum of aᵀ ∂f/∂θ at times ``s``, shape (n,), with ``weights``; one evaluation of the field, vectorised."""
-        ys = jax.vmap(self.dense)(-s)
+        ys = jax.vmap(self.state)(s)
 
         def evaluate(moving):
             return jax.vmap(lambda s, y: self._field(s, y, moving))(s, ys)
@@ -97,13 +108,13 @@ class StageSteps(_Steps):
 
     def start(self, s: Scalar, a: Cotangent) -> Carried:
         """Evaluate what is carried to the first step from ``s``."""
-        return self.pull(s, self.pull.dense(-s), a)
+        return self.pull(s, self.pull.state(s), a)
 
     def step(self, s0: Scalar, s1: Scalar, a0: Cotangent, carried: Carried) -> Stepped:
         """Take a step: its end, its error estimate, its part of the integral, and what it carries on."""
         tableau, h = self.solver.tableau, s1 - s0
         times = jnp.stack([s1 if c == 1 else s0 + c * h for c in tableau.c.tolist()])
-        ys = jax.vmap(self.pull.dense)(-times)
+        ys = jax.vmap(self.pull.state)(times)
         slopes, integrands = [carried[0]], [carried[1]]
         for i, row in enumerate(tableau.a_lower):
             a = _axpy([w * h if w else 0.0 for w in row.tolist()], slopes, a0)

@@ -2,6 +2,7 @@
 
 import functools
 import operator
+from collections.abc import Callable
 
 import diffrax
 import equinox as eqx
@@ -15,8 +16,8 @@ from steptape.jax._autodiff.activity import is_nonzero, zero_unless
 from steptape.jax._autodiff.field import rate
 from steptape.jax._autodiff.refusals import differentiated_once, reverse_mode_only, undifferentiated, without_tangent
 from steptape.jax._continuous.backward import Outputs, solve_backward
-from steptape.jax._continuous.dense import DenseBlocks
-from steptape.jax._continuous.event import pull_root
+from steptape.jax._continuous.dense import DenseBlocks, DenseOutput
+from steptape.jax._continuous.event import before_root, pull_root
 from steptape.jax._continuous.forward import ForwardSolve
 from steptape.jax._continuous.quadrature import Pullback
 from steptape.jax._tape.rows import get
@@ -32,6 +33,9 @@ _FORWARD = (
     "to go forward with. Use `adjoint=steptape.jax.AdaptiveCheckpointAdjoint()`, which knows every mode; optimistix's "
     'least-squares solvers take `options={"jac": "bwd"}`.'
 )
+
+# The part of its first step that a solve begins with on its side of a jump; its square is below rounding.
+_NEAR = 2.0**-24
 
 
 def solve_continuously(moving: tuple, forward: ForwardSolve) -> Solved:
@@ -72,31 +76,49 @@ def _solve_bwd(
     wanted = is_nonzero(rows[2:])
     ts, ys, g_ts, g_ys = jax.tree.map(lambda x: x[start:], rows)
     rates = jax.vmap(lambda t, y: rate(terms, t, y, args))(jnp.where(jnp.isfinite(ts), ts, end), ys)
-    g_ts = g_ts + _product(g_ys, rates, axis=0).astype(g_ts.dtype)
+    theta, fixed = eqx.partition((terms, args), (perturbed[2], perturbed[1]))
+    blocks = forward.blocks(record, terms, args)
 
     # The last row is for the time at which the solve ended, which in case of an event is neither t1 nor in ts.
     last = saved.save_index - 1 - start
     is_last = (jnp.arange(len(ts)) == last) & sub.t1
+    until, dense = jnp.array(jnp.inf, end.dtype), blocks.last()
+    by_root = event is not None and event.root_finder is not None and sub.t1
+    if by_root:
+        until = before_root(occurred, conditions, dense.begin(ts[last]), ts[last], dense, args)
+        slope = _beside(lambda t: rate(terms, t, dense(t), args), ts[last], jnp.minimum(until, ts[last]))
+        rates = jax.tree.map(lambda x, y: x.at[last].set(y), rates, slope)
+    g_ts = g_ts + _product(g_ys, rates, axis=0).astype(g_ts.dtype)
     g_end = jnp.sum(jnp.where(is_last, g_ts, 0))
     ended = functools.reduce(operator.or_, jax.tree.leaves(occurred), jnp.array(False))
     g_args, g_conditions = None, eqx.filter(conditions, False)
-    if event is not None and event.root_finder is not None and sub.t1:
+    if by_root:
         parts = eqx.partition((args, conditions), (perturbed[1], perturbed[4]))
         g_y, (g_args, g_conditions) = pull_root(occurred, g_end, ts[last], get(ys, last), get(rates, last), *parts)
         g_ys = jax.tree.map(lambda g, more: g.at[last].add(more), g_ys, g_y)
 
-    theta, fixed = eqx.partition((terms, args), (perturbed[2], perturbed[1]))
-    blocks = forward.blocks(record, terms, args)
-    pull = Pullback(blocks.last(), theta, fixed)
-    whole = wanted & came_through & (ended | (end >= times[1]))
-    a, (g_terms, more) = _backward(forward, pull, blocks, terms.direction, (times[0], end), Outputs(ts, g_ys), whole)
+    whole, span = wanted & came_through & (ended | (end >= times[1])), (times[0], end)
+    since = times[0] + _NEAR * record.first_step()
+    pull = Pullback(dense, theta, fixed, (since, until))
+    a, (g_terms, more), dense = _backward(forward, pull, blocks, terms.direction, span, Outputs(ts, g_ys), whole)
     g_args = more if g_args is None else jax.tree.map(jnp.add, more, g_args)
     g_y0 = jax.tree.map(lambda a, g: a + g[0], a, rows[3]) if start else a
-    g_t0 = (rows[2][0] if start else 0) - _product(a, rate(terms, times[0], y0, args)).astype(end.dtype)
+
+    def slope_after(t):
+        y = jax.tree.map(lambda x, y: jnp.where(record.count > 0, x, y), dense(t), y0)
+        return rate(terms, t, y, args)
+
+    g_t0 = (rows[2][0] if start else 0) - _product(a, _beside(slope_after, times[0], since)).astype(end.dtype)
     g_in = None if times[2] is None else jnp.where(is_last, 0, g_ts)[: len(times[2])]
     g_times = (g_t0, jnp.where(ended, 0, g_end), g_in)
     grads = (*eqx.filter((g_y0, g_args, g_terms, g_times), perturbed[:4]), g_conditions)
     return undifferentiated(zero_unless(wanted, grads), why=_SECOND)
+
+
+def _beside(slope: Callable, t: Scalar, near: Scalar) -> Y:
+    """The slope at ``t`` on the side of ``near``: from there and as far again."""
+    slopes = jax.vmap(slope)(t + (near - t) * jnp.array([1, 2], t.dtype))
+    return jax.tree.map(lambda x: 2 * x[0] - x[1], slopes)
 
 
 def _filled(saved: PyTree, g_saved: PyTree, y0: Y) -> tuple[Vector, Rows, Vector, Rows]:
@@ -127,8 +149,11 @@ def _backward(
     span: tuple[Scalar, Scalar],
     outputs: Outputs,
     whole: BoolScalar,
-) -> tuple[Cotangent, Gradient]:
-    """a(t0) and the gradients of (terms, args), given the outputs after t0, for a ``whole`` solve."""
+) -> tuple[Cotangent, Gradient, DenseOutput]:
+    """a(t0), the gradients of (terms, args) and the first dense output, given the outputs after t0.
+
+    Of a ``whole`` solve.
+    """
     ts, cotangents = outputs.ts, outputs.cotangents
     if not len(ts):
         ts, cotangents = span[1][None], jax.tree.map(lambda g: jnp.zeros((1, *g.shape[1:]), g.dtype), cotangents)
@@ -142,11 +167,11 @@ def _backward(
     steps = 2 * forward.solve["max_steps"] + blocks.record.tape.states.slots.steps + len(ts)
     max_steps = forward.overrides.get("max_steps", steps)
     tried = whole & jnp.isfinite(scale)
-    a, integral, ok = solve_backward(
+    a, integral, ok, dense = solve_backward(
         forward.steps(pull), blocks, forward.controller(direction), span, outputs, jnp.abs(dt0), max_steps, tried
     )
     found = jax.tree.map(lambda g: jnp.where(ok, g * scale.astype(g.dtype), jnp.nan), (a, integral))
     if forward.solve["throw"]:
         words = f"The backward solve of {CALL} did not reach t0: raise `max_steps` or loosen the tolerances."
         found = eqx.error_if(found, tried & ~ok, words)
-    return found
+    return *found, dense

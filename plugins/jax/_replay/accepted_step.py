@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from steptape.compat._diffrax import grows_freely, with_fields
+from steptape.jax._autodiff.converted import converted
 from steptape.jax._replay.host_loops import Loops
 from steptape.jax._replay.runge_kutta import ReplayedRungeKutta, is_explicit
 from steptape.jax._tape.tape import Times
@@ -125,11 +126,11 @@ def build_accepted_step(
             after = with_fields(after, controller_state=state.controller_state, made_jump=state.made_jump)
             return _without_event(after, state)
 
-        return eqx.filter_closure_convert(step, times, example)
+        return converted(step, times, example)
 
     step = accepted(loops.body(reverse=True, solver=replayed, **solve))
     if explicit:
-        advance = eqx.filter_closure_convert(_advance(solver, terms, args), times, example)
+        advance = converted(_advance(solver, terms, args), times, example)
     else:
         advance = accepted(loops.body(solver=solver, **solve))
     kept = _kept(example, subs, controller_state=not searches, solver_state=not explicit)

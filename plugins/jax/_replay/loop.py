@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from steptape.compat._equinox import common_rewrite
+from steptape.jax._autodiff.converted import converted
 from steptape.jax._autodiff.modes import call
 from steptape.jax._autodiff.refusals import stopped
 from steptape.jax._replay.accepted_step import AcceptedStep
@@ -38,10 +39,10 @@ def replayed_while_loop(
 
     def rewritten(body_fun):
         cond, body, carry, _ = common_rewrite(cond_fun, body_fun, init_val, max_steps, buffers, makes_false_steps=False)
-        return cond, eqx.filter_closure_convert(body, carry), carry
+        return cond, converted(body, carry), carry
 
     cond, body, carry = rewritten(body_fun)
-    cond = stopped(eqx.filter_closure_convert(cond, carry))
+    cond = stopped(converted(cond, carry))
     tried = None if tried is None else rewritten(tried)[1]
     step = advance = None
     if accepted_step is not None:

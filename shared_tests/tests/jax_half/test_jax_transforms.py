@@ -1,6 +1,7 @@
 """AdaptiveCheckpointAdjoint under JAX's and equinox's transforms: each time what diffrax's own adjoint gives there."""
 
 import functools
+import importlib
 import os
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 
 import steptape_helpers.jax_solves
-from steptape.jax import AdaptiveCheckpointAdjoint
+from steptape.jax import AdaptiveCheckpointAdjoint, QuadratureAdjoint
 from steptape_helpers.jax_solves import HOST, OURS, Field, identical, inputs, solve, worst, x64
 
 LOOSE = diffrax.PIDController(rtol=3e-2, atol=3e-2)
@@ -290,3 +291,22 @@ def test_a_batch_on_eight_devices():
     run = subprocess.run([sys.executable, "-c", DEVICES], capture_output=True, text=True, env=environment)
     assert run.returncode == 0, run.stderr
     assert run.stdout == "sharded True\nmapped True\nparallel True\n"
+
+
+@pytest.mark.parametrize("adjoint", [OURS, QuadratureAdjoint()], ids=["aca", "quadrature"])
+def test_a_parameter_that_all_devices_share(adjoint):
+    """-sum(y0 exp(-p)), with y0 over the devices of a mesh and p from outside of it."""
+    if hasattr(jax, "shard_map"):
+        over: Any = functools.partial(jax.shard_map, check_vma=False)
+    else:
+        over = functools.partial(importlib.import_module("jax.experimental.shard_map").shard_map, check_rep=False)
+
+    def end(y0, p):
+        term = diffrax.ODETerm(lambda t, y, p: -p * y)
+        how: Any = {"adjoint": adjoint, "stepsize_controller": diffrax.PIDController(rtol=1e-5, atol=1e-5)}
+        return diffrax.diffeqsolve(term, diffrax.Heun(), 0.0, 1.0, 0.1, y0, p, **how).ys[0]
+
+    mesh, spec = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("i",)), jax.sharding.PartitionSpec
+    each = over(jax.vmap(end, (0, None)), mesh=mesh, in_specs=(spec("i"), spec()), out_specs=spec("i"))
+    got = jax.jit(jax.grad(lambda p: jnp.sum(each(jnp.arange(1.0, 5.0), p))))(1.3)
+    np.testing.assert_allclose(got, -10 * np.exp(-1.3), rtol=1e-3)
