@@ -31,7 +31,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     if not rows:
         return ""
     cells = [[str(row.get(column, "")).replace("|", "\\|") for column in rows[0]] for row in rows]
-    return tabulate(cells, list(rows[0]), tablefmt=_MARKDOWN, disable_numparse=True, stralign=None)  # type: ignore
+    return tabulate(cells, list(rows[0]), tablefmt=_MARKDOWN, disable_numparse=True, stralign=None)  # type: ignore[arg-type]
 
 
 def link(path: str) -> str:

@@ -16,7 +16,7 @@ from steptape._errors import OptionError
 from steptape.torch._autograd.graph import tensors_of
 from steptape.torch._autograd.looks import Inside, look
 from steptape.torch._autograd.modules import modules_of
-from steptape.torch._autograd.surroundings import SideState, Surroundings, Untouched
+from steptape.torch._autograd.surroundings import Surroundings, Untouched
 
 State = Any
 
@@ -117,9 +117,8 @@ def distance(found: Tensor, exact: Tensor) -> float:
 
 def params_of(func: Any, evaluate: Callable[..., Any], given: Sequence[Tensor]) -> list[Tensor]:
     """The tensors that an evaluation of func uses and that require a gradient, and its modules' parameters."""
-    buffers = [x for module in modules_of(func) for x in module.buffers()]
-    side = SideState(given[0].device, buffers)
-    used = look(lambda n, *inputs: evaluate(*inputs), 0, given, Inside(), side).used
+    untouched = Untouched(Surroundings(given[0].device, func), func)
+    used = look(lambda n, *inputs: evaluate(*inputs), 0, given, Inside(), untouched.restore).used
     own = [x for module in modules_of(func) for x in module.parameters()] if isinstance(func, torch.nn.Module) else []
     return list({id(x): x for x in (*own, *used) if x.requires_grad}.values())
 
