@@ -18,13 +18,13 @@ from benchmarks.fields import SPEED, Setup, loss_of
 from benchmarks.measurements import Cells, Scope
 from benchmarks.peers import METHODS, Method, ours
 from benchmarks.torch_speed import raced
-from benchmarks.ways import GRAPHS, HOST, HOST_ADJOINT, OURS
+from benchmarks.ways import COMPILED, GRAPHS, HOST, HOST_ADJOINT, OURS
 
 CHECKPOINTS = (2, 4, 16)
 SHARES = {"1/2": 2, "1/4": 4, "1/8": 8}
 # Ways that are one point each; another one is a line here.
 LEANEST = f'{OURS}, checkpoints=8, graph="stage"'
-SINGLE = {way: METHODS[way] for way in (HOST, HOST_ADJOINT, "torchdyn, autograd", OURS, GRAPHS, LEANEST)}
+SINGLE = {way: METHODS[way] for way in (HOST, HOST_ADJOINT, "torchdyn, autograd", OURS, GRAPHS, COMPILED, LEANEST)}
 
 
 def cells(scope: Scope) -> Cells:
