@@ -2,6 +2,7 @@
 
 import ast
 import functools
+import math
 import re
 import warnings
 from collections.abc import Callable
@@ -199,7 +200,41 @@ def forward_mode(says, adjoint):
 JOINT = {"stepsize_controller": diffrax.PIDController(rtol=3e-4, atol=3e-4, norm=optimistix.max_norm)}
 RMS = {"stepsize_controller": diffrax.PIDController(rtol=3e-4, atol=3e-4, norm=diffrax.adjoint_rms_seminorm)}
 
+
+def compared(loss, *inputs):
+    return steptape.jax.compare(loss, *inputs, ways=["AdaptiveCheckpointAdjoint()"])
+
+
+@functools.cache
+def compared_as_it_is_meant():
+    (row,) = compared(lambda adjoint, rate: heun(adjoint, rate), 1.3).rows
+    return math.inf if row.why_not else -END
+
+
+def heun(adjoint, rate):
+    term = diffrax.ODETerm(lambda t, y, rate: -rate * y)
+    sol = diffrax.diffeqsolve(term, diffrax.Heun(), 0.0, 1.0, 0.25, jnp.ones(()), rate, max_steps=4, adjoint=adjoint)
+    return sol.ys.sum()
+
+
 CASES = {
+    "compare": [
+        option(
+            "pass what to differentiate with respect to",
+            lambda: compared(lambda adjoint: heun(adjoint, 1.3)),
+            {"compare(lambda adjoint, model: ..., model)": compared_as_it_is_meant},
+        ),
+        option(
+            "loss must return a scalar",
+            lambda: compared(lambda adjoint, rate: heun(adjoint, rate)[None], 1.3),
+            {"a scalar": compared_as_it_is_meant},
+        ),
+        option(
+            "solves nothing with the adjoint it is given",
+            lambda: compared(lambda adjoint, rate: rate**2, 1.3),
+            {"diffeqsolve(..., adjoint=adjoint)": compared_as_it_is_meant},
+        ),
+    ],
     "_install": [
         option(
             "must be an adjoint, such as",
@@ -433,7 +468,7 @@ def _refusals(path: Path) -> list[str]:
         if named or (isinstance(node, ast.Return) and isinstance(node.value, ast.JoinedStr)):
             found.append(node.value)
     texts = ["".join(_strings(node)) for node in found]
-    pieces = ("Pass ", "`diffeqsolve(..., adjoint=", " with  has no")
+    pieces = ("Pass ", "`diffeqsolve(..., adjoint=", " with  has no", " steps accepted")
     return [text for text in texts if " " in text and not text.startswith(pieces)]
 
 

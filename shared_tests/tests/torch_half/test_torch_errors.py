@@ -120,9 +120,3 @@ def test_a_grid_constructor_that_changes_its_mind():
     ys = solve(method="euler", options={"grid_constructor": grid})
     with pytest.raises(GradientError, match="grid constructor returned another grid"):
         ys.sum().backward()
-
-
-def test_a_func_that_changes_the_shape():
-    ys = solve(lambda y: y.sum(), method="euler")
-    with pytest.raises(OptionError, match=r"returned shape \(\) for a state of shape \(2,\)"):
-        ys.sum().backward()

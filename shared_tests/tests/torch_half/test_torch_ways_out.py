@@ -18,7 +18,7 @@ import torchdiffeq
 import steptape.torch
 from steptape import GradientError, HostChangedError, OptionError, UnsupportedError
 from steptape.compat import _torchdiffeq
-from steptape.torch import install, odeint_adjoint, sdeint_adjoint, seminorm
+from steptape.torch import compare, install, odeint_adjoint, sdeint_adjoint, seminorm
 
 torchsde = pytest.importorskip("torchsde")
 
@@ -518,6 +518,17 @@ def hooked(z_of, **call):
     return solved(field, method="euler", **call)
 
 
+def compared(y0, loss=None):
+    (row,) = compare(lambda t, y: -y, y0, T, loss=loss, method="euler", ways=["aca"]).rows
+    assert row.why_not is None
+
+
+refusal(OptionError, "neither y0 nor anything that is used", lambda: compared(y0_of()))(
+    lambda: compared(y0_of().detach())
+)
+refusal(OptionError, "must map the solution to a scalar", lambda: compared(y0_of(), torch.sum))(
+    lambda: compared(y0_of(), lambda ys: ys)
+)
 refusal(
     GradientError,
     "puts a hook on the state y itself",
