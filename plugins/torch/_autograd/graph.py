@@ -1,4 +1,4 @@
-"""Graphs: pull cotangents back through one, see what it depends on, and end it at a gate."""
+"""Graphs: pull cotangents back through one, and see what it depends on."""
 
 from __future__ import annotations
 
@@ -311,42 +311,3 @@ class _Exchanged(TorchFunctionMode):
         if isinstance(tree, dict):
             return {key: self._exchanged(part) for key, part in tree.items()}
         return type(tree)(map(self._exchanged, tree)) if type(tree) in (tuple, list) else tree
-
-
-class Gate:
-    """Copies of tensors whose gradients end at them while the gate is closed, and flow on to the tensors afterwards.
-
-    Asked for the gradients in a tensor x and in a parameter that x was computed from, ``torch.autograd.grad`` adds what
-    the parameter gains through x to the latter. A backward pass that returns both would let autograd add it once more.
-    """
-
-    def __init__(self) -> None:
-        self._open = True
-
-    def through(self, x: Tensor) -> Tensor:
-        """x, behind the gate."""
-        return _Passage.apply(self, x)
-
-    @contextmanager
-    def closed(self) -> Iterator[None]:
-        """Close the gate for the block."""
-        self._open = False
-        try:
-            yield
-        finally:
-            self._open = True
-
-    def passed(self, cotangent: Tensor) -> Tensor | None:
-        """What is left of a cotangent behind the gate."""
-        return cotangent if self._open else None
-
-
-class _Passage(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, gate: Gate, x: Tensor) -> Tensor:
-        ctx.gate = gate
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx: Any, cotangent: Tensor) -> tuple[None, Tensor | None]:
-        return None, ctx.gate.passed(cotangent)

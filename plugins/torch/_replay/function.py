@@ -13,7 +13,8 @@ from steptape.compat._torch import Batches, transforms_active
 from steptape.compat._torch_graphs import graph_is_retained
 from steptape.torch._autograd.batch import BatchParameters, Unbatchable
 from steptape.torch._autograd.field import Field
-from steptape.torch._autograd.graph import Gate, Parameters, tensors_of
+from steptape.torch._autograd.gate import Gate
+from steptape.torch._autograd.graph import Parameters, tensors_of
 from steptape.torch._autograd.surroundings import Surroundings
 from steptape.torch._autograd.used import check_kept
 from steptape.torch._hosts.base import Solve, Timeline

@@ -1,8 +1,9 @@
 """Every SDE solver of diffrax: AdaptiveCheckpointAdjoint gives the host's solution and the host's gradient.
 
-Each solver on the kind of noise it is for: with constant steps, or, two of them, with a PID controller. In
-``nox -s full`` all that estimate their error have one, and with the estimate of ``HalfSolver`` one each for general,
-diagonal and additive noise. A solver that a new diffrax adds fails a test until it has a case here.
+Each solver on the kind of noise it is for: with constant steps, by default a third of them, or, two of them, with a PID
+controller. In ``nox -s full`` all have the former, all that estimate their error have the latter, and with the estimate
+of ``HalfSolver`` one each for general, diagonal and additive noise. A solver that a new diffrax adds fails a test until
+it has a case here.
 """
 
 import inspect
@@ -180,6 +181,7 @@ def test_every_solver_has_a_case():
     assert {name for name in public if not name.startswith("Abstract")} == set(SOLVERS)
 
 
+@pytest.mark.by_default(every=3)
 @pytest.mark.parametrize("name", [name for name in SOLVERS if name not in ADAPTIVE])
 def test_constant_steps(name):
     stats = assert_as_host(lambda x, adjoint: solve(x, adjoint, name, adaptive=False), inputs())
