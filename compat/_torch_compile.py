@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_LOCK = threading.RLock()
+# What traces a function changes how modules are called in all threads.
+LOCK = threading.RLock()
 
 
 def captured(function: Callable[..., Any], backend: Callable[..., Any]) -> Callable[..., Any]:
@@ -19,13 +20,20 @@ def captured(function: Callable[..., Any], backend: Callable[..., Any]) -> Calla
     by_torch = torch.compile(function, backend=backend, fullgraph=True, dynamic=False)
     config = torch._dynamo.config
     # Later versions trace derivatives that are taken inside, where they are told to.
-    settings = {"trace_autograd_ops": True} if hasattr(config, "trace_autograd_ops") else {}
+    # And all take it that no hooks are put on modules once these are compiled.
+    wanted = {"trace_autograd_ops": True, "skip_nnmodule_hook_guards": False}
+    settings = {name: value for name, value in wanted.items() if hasattr(config, name)}
 
     def call(*args: Any) -> Any:
-        with _LOCK, config.patch(settings):
+        with LOCK, config.patch(settings):
             return by_torch(*args)
 
     return call
+
+
+def has_global_hooks() -> bool:
+    """Whether there are hooks on all modules."""
+    return torch.nn.modules.module._has_any_global_hook()
 
 
 def graph_of(function: Callable[..., Any], inputs: Sequence[Tensor]) -> torch.fx.GraphModule:

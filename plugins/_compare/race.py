@@ -107,9 +107,19 @@ def compared(
     """The outcome. ``oracles``: the reference, and the discrete solution's own gradient. ``only``: names of ways."""
     reference, discrete = (oracle.found(clock) for oracle in oracles)
     judge = Judge(distance, *(oracle.gradient for oracle in oracles))
-    rows = race((way for way in ways if only is None or way.row.way in only), judge, clock)
-    if not rows:
-        raise OptionError(f"compare(..., ways={only!r}): none of these is the name of a way, as the table shows it.")
+    names: list[str] = []
+
+    def asked() -> Iterator[Way]:
+        for way in ways:
+            names.append(way.row.way)
+            if only is None or way.row.way in only:
+                yield way
+
+    rows = race(asked(), judge, clock)
+    if unknown := [name for name in only or () if name not in names] or ([only] if not rows else []):
+        raise OptionError(
+            f"compare(..., ways={only!r}): {unknown[0]!r} is none of the ways, which are here: {'; '.join(names)}."
+        )
     return Comparison(title, rows, reference, discrete, limit, None if math.isinf(memory) else int(memory))
 
 

@@ -91,6 +91,7 @@ class Problem:
 def unchanged(device: torch.device, *used: Any) -> Iterator[None]:
     """A block after which generators, and the modules and what else is ``used``, are as they were."""
     kept = [Untouched(Surroundings(device, x), x) for x in used]
+    params = [(p, p._version, p.detach().clone()) for x in used for p in Surroundings(device, x).parameters]
     own, numpy = random.getstate(), sys.modules.get("numpy")
     of_numpy = None if numpy is None else numpy.random.get_state()
     try:
@@ -98,6 +99,9 @@ def unchanged(device: torch.device, *used: Any) -> Iterator[None]:
     finally:
         for one in kept:
             one.restore()
+        for p, version, value in params:
+            if p._version != version:
+                p.data.copy_(value)
         random.setstate(own)
         if numpy is not None:
             numpy.random.set_state(of_numpy)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NoReturn
 
@@ -70,28 +71,40 @@ def _refuse_other_values(parameters: Parameters) -> NoReturn:
     )
 
 
-def check_linear(outputs: Sequence[Tensor], inputs: Sequence[Tensor], call: Call) -> None:
-    """Raise if what is pulled back through a graph with functions of the user's is not linear in the cotangents.
+def is_linear(outputs: Sequence[Tensor], inputs: Sequence[Tensor]) -> bool:
+    """Whether what is pulled back through a graph with functions of the user's is linear in the cotangents.
 
-    A second backward pass sums in another order, and what clips cotangents would clip other ones.
+    What clips them would clip others, where they are summed in another order, or taken apart.
     """
     outputs = [x for x in outputs if x.requires_grad]
     if not outputs:
-        return
+        return True
+    # By powers of two, which an exact multiple takes without rounding, as far as the dtype has them.
+    power = 2.0 ** min(40, *(round(math.log2(torch.finfo(x.dtype).max)) // 4 for x in outputs))
 
     def pulled(scale: float) -> Sequence[Tensor | None]:
         cotangents = [torch.full_like(x, scale) for x in outputs]
         return torch.autograd.grad(outputs, inputs, cotangents, retain_graph=True, allow_unused=True)
 
-    # By powers of two, which an exact multiple takes without rounding.
-    least, most = (pulled(scale) for scale in (2.0**-8, 2.0**8))
-    for a, b in zip(least, most, strict=True):
-        if a is not None and b is not None and not torch.allclose(a * 2.0**16, b, rtol=1e-2, atol=0, equal_nan=True):
-            raise GradientError(
-                f"{call}: {call.func} clips or scales cotangents, by a hook or a function with a backward pass of its "
-                "own. In a second derivative it would see other sums of them than by back-propagation. Leave out what "
-                "does so, or create_graph=True; or differentiate with the host's own function."
-            )
+    least, one, most = (pulled(scale) for scale in (1 / power, 1.0, power))
+    trios = ((a, b, c) for a, b, c in zip(least, one, most, strict=True) if a is not None)
+    return all(_close(a * power, b) and _close(b * power, c) for a, b, c in trios if b is not None and c is not None)
+
+
+def _close(a: Tensor, b: Tensor) -> bool:
+    a, b = a.to_dense(), b.to_dense()
+    # Its least entries may be lost below the least number.
+    least = 1e-4 * float(b.abs().max()) if b.numel() else 0.0
+    return torch.allclose(a, b, rtol=1e-2, atol=least if math.isfinite(least) else 0.0, equal_nan=True)
+
+
+def refuse_clipping(call: Call) -> NoReturn:
+    """Raise where a second derivative is asked for through what clips cotangents."""
+    raise GradientError(
+        f"{call}: {call.func} clips or scales cotangents, by a hook or a function with a backward pass of its own. In "
+        "a second derivative it would see other sums of them than by back-propagation. Leave out what does so, or "
+        "create_graph=True; or differentiate with the host's own function."
+    )
 
 
 def refuse_forward_mode(function: str) -> NoReturn:

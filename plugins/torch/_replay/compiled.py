@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from steptape._errors import GradientError, UnsupportedError
+from steptape.compat._torch_compile import has_global_hooks
 from steptape.torch._autograd.field import Field
 from steptape.torch._autograd.graph import Call
 from steptape.torch._autograd.surroundings import Surroundings
@@ -36,11 +37,19 @@ class How(NamedTuple):
 
 
 class _Bound(NamedTuple):
-    """A compiled step with the tensors that func uses; ``gains``: places of the parameters that it is pulled to."""
+    """A compiled step with the tensors that func uses; ``gains``: places of the parameters that it is pulled to.
+
+    A parameter that is in two places of func, since it was tied to another one, gains twice.
+    """
 
     joint: Joint
     tensors: Sequence[Tensor]
     gains: Sequence[int]
+
+    @property
+    def shares(self) -> list[tuple[int, bool]]:
+        """Each of the places, and whether it is there a second time."""
+        return [(i, i in self.gains[:n]) for n, i in enumerate(self.gains)]
 
 
 class CompiledSweep(RungeKuttaSweep):
@@ -80,9 +89,10 @@ class CompiledSweep(RungeKuttaSweep):
 
     def _pulled(self, bound: _Bound, own: Own, asked: Asked) -> Pulled:
         totals = self.parameters.cotangents
-        pulled = bound.joint(own, asked, [*(totals[i] for i in bound.gains), *bound.tensors])
-        for i, total in zip(bound.gains, pulled.totals, strict=True):
-            totals[i] = total
+        given = [torch.zeros_like(totals[i]) if again else totals[i] for i, again in bound.shares]
+        pulled = bound.joint(own, asked, [*given, *bound.tensors])
+        for (i, again), total in zip(bound.shares, pulled.totals, strict=True):
+            totals[i] = totals[i] + total if again else total
         return pulled
 
     def _check_pulled(self, n: int, state: State, pulled: Pulled) -> None:
@@ -130,7 +140,11 @@ class CompiledSweep(RungeKuttaSweep):
         bound.joint.compile(own, asked, rest, self._how.options)
         pulled = bound.joint(own, asked, rest)
         start, first, *expected = self._as_it_is(kind, own, asked)
-        gained = dict(zip(bound.gains, pulled.totals, strict=True))
+        if any(x is not None and x.is_sparse for x in expected):
+            _refuse(self.parameters.call, "a parameter has a sparse gradient")
+        gained: dict[int, Tensor] = {}
+        for i, share in zip(bound.gains, pulled.totals, strict=True):
+            gained[i] = gained[i] + share if i in gained else share
         found = [pulled.start if asked.block is None else pulled.start - asked.block[0], pulled.first]
         found += [gained.get(i) for i in range(len(expected))]
         if not all(x is None or x.isfinite().all() for x in (start, first, *expected)):
@@ -181,6 +195,13 @@ def check_compilable(call: Call, tape: Tape, surroundings: Surroundings) -> None
         _refuse(call, why)
     if any(module._backward_hooks or module._backward_pre_hooks for module in surroundings.modules):
         _refuse(call, "backward hooks on its modules would not run")
+    if has_global_hooks():
+        _refuse(call, "hooks on all modules would not run")
+
+
+def refuse_parts(call: Call) -> NoReturn:
+    """Raise where a compiled step would clip the parts of a cotangent."""
+    _refuse(call, "it clips or scales cotangents, which come in parts there")
 
 
 def _refuse(call: Call, why: str, error: Exception | None = None) -> NoReturn:

@@ -18,8 +18,8 @@ from steptape.torch._autograd.graph import Parameters, tensors_of
 from steptape.torch._autograd.surroundings import Surroundings
 from steptape.torch._autograd.used import check_kept
 from steptape.torch._hosts.base import Solve, Timeline
-from steptape.torch._replay.checks import check_end, check_linear, refuse_forward_mode
-from steptape.torch._replay.compiled import CompiledSweep, How, check_compilable
+from steptape.torch._replay.checks import check_end, is_linear, refuse_clipping, refuse_forward_mode
+from steptape.torch._replay.compiled import CompiledSweep, How, check_compilable, refuse_parts
 from steptape.torch._replay.host_step import HostStepSweep
 from steptape.torch._replay.kept import graphs_of
 from steptape.torch._replay.runge_kutta import RungeKuttaSweep
@@ -170,7 +170,8 @@ class ReplayBack:
 
     def differentiable(self, cotangents: Sequence[Tensor]) -> list[Tensor | None]:
         """The same as functions of the inputs and of the cotangents, for second derivatives."""
-        self._check_linear()
+        if not self._is_linear():
+            refuse_clipping(self._solve.call)
         gate = Gate()
         given = [gate.through(x) for x in self._given]
         parameters = self._parameters.with_stand_ins(gate.through)
@@ -188,13 +189,16 @@ class ReplayBack:
             found = iter(parameters.taken_with_graph(ends, pulled, wanted))
         return [next(found) if need else None for need in self._needed]
 
-    def _check_linear(self) -> None:
+    def _is_linear(self) -> bool:
+        """Whether no hook, and no function of the user's, makes something else of a cotangent than a multiple."""
         solve, params = self._solve, self._parameters.params
         if solve.before is None or not solve.before.traits.custom or not self._tape.length:
-            return
+            return True
         with self._surroundings.looked_at(), self._surroundings.around_func(), self._parameters.in_place():
-            given = [x.detach().requires_grad_() for x in self._given]
-            check_linear([*tensors_of(solve.evaluated(0, *given))], [*given, *params], solve.call)
+            with torch.enable_grad():
+                given = [x.detach().requires_grad_() for x in self._given]
+                outputs = [*tensors_of(solve.evaluated(0, *given))]
+            return is_linear(outputs, [*given, *params])
 
     def _sweep(self, timeline: Timeline) -> Sweep:
         solve, tape, y0 = self._solve, self._tape, self._given[0]
@@ -204,6 +208,8 @@ class ReplayBack:
         around, moves = self._surroundings, timeline.moves
         field = Field(solve.vector_field, around, tape.notes, y0.shape, self._parameters, in_time=moves)
         if solve.keep.compile is not None and y0.numel() and not (moves or self._parameters.batch):
+            if not self._is_linear():
+                refuse_parts(solve.call)
             how = How(solve.bare_field, solve.user_func, around.autocast_settings, solve.keep.compile)
             return CompiledSweep(solve.tableau, tape, timeline, field, y0, how)
         whole_steps, graphs = solve.keep.graph == "step", self._graphs_for(timeline)

@@ -45,7 +45,7 @@ class Kind(NamedTuple):
                 else:
                     with torch.autocast(*autocast):
                         slope = func(times[i], place)
-                k.append(slope.to(y.dtype))
+                k.append(slope.to(y.dtype).expand_as(y))
             end = _moved(y, h, rows[-1], k)
             return (end, torch.stack(k)) if inside else (end,)
 
@@ -120,11 +120,12 @@ class Joint:
 
     def _compiled(self, given: Sequence[Tensor], options: dict[str, Any]) -> Callable[..., Any]:
         try:
-            with torch.enable_grad():
-                graph = _torch_compile.graph_of(self._results, given)
-            if _torch_compile.draws(graph):
-                raise CannotCompile("it draws random numbers, which would be others than those of the solve")
-            return _torch_compile.compiled(graph, given, options)
+            with _torch_compile.LOCK:
+                with torch.enable_grad():
+                    graph = _torch_compile.graph_of(self._results, given)
+                if _torch_compile.draws(graph):
+                    raise CannotCompile("it draws random numbers, which would be others than those of the solve")
+                return _torch_compile.compiled(graph, given, options)
         except CannotCompile:
             raise
         # Whatever torch raises where it traces and compiles: as it is, func was evaluated without an error.

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from steptape.compat import _torch_compile
+from steptape.torch._autograd.modules import all_of, modules_of
 from steptape.torch._replay.joint import CannotCompile, Joint, Kind, Own, in_short
 
 # How often one kind of step is captured: before torch itself gives up, in words that say less.
@@ -120,12 +121,19 @@ _LOCK = threading.Lock()
 
 def program_of(func: Any, kind: Kind, *about: Any) -> Program:
     """That of func, as the user passed it; ``about``: whatever else tells it from others."""
+    modules = all_of(modules_of(func))
+    # torch takes the methods of a class for what they are once and for all.
+    methods = {method for one in (func, *modules) for method in _called(type(one))}
     with _LOCK:
         programs = _PROGRAMS.setdefault(_identity(func), {})
-        key = (kind, *about)
+        key = (kind, frozenset(methods), *about)
         if key not in programs:
             programs[key] = Program(kind)
         return programs[key]
+
+
+def _called(kind: type) -> list[Any]:
+    return [method for name in ("forward", "__call__") if isinstance(method := getattr(kind, name, None), FunctionType)]
 
 
 def _identity(func: Any) -> Any:

@@ -151,7 +151,7 @@ def test_a_slow_model_ends_with_its_time(monkeypatch):
         ({"y0": torch.ones(2)}, "neither y0 nor anything"),
         ({"loss": lambda ys: ys}, "must map the solution to a scalar"),
         ({"memory": "much"}, "must be a size"),
-        ({"ways": ["acca"]}, "none of these is the name"),
+        ({"ways": ["acca"]}, "is none of the ways, which are here: back-propagation; aca"),
     ],
 )
 def test_a_wrong_call_is_refused(change, said):

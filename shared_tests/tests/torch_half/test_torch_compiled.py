@@ -61,7 +61,8 @@ def gradients(func, odeint=odeint_adjoint, y0=None, t=T, params=None, **call):
     """The solution, and its gradients in y0 and in the parameters."""
     y0 = state() if y0 is None else y0
     ys = odeint(func, y0, t, **call)
-    return ys, grad((ys + 0.3).abs().square().sum(), (y0, *(func.parameters() if params is None else params)))
+    inputs = (y0, *(func.parameters() if params is None else params))
+    return ys, grad((ys + 0.3).abs().square().sum(), inputs, allow_unused=True, materialize_grads=True)
 
 
 def assert_exact(make=Field, bound=1e-12, ours=None, backend="eager", **call):
@@ -309,3 +310,52 @@ def test_numbers_that_change_in_each_solve_are_refused_after_some(monkeypatch):
         gradients(func, method="euler", **aca())
     func.scale = 1.0
     gradients(func, method="euler", **aca())
+
+
+class Two(torch.nn.Module):
+    """Two layers, one after the other."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.last = (torch.nn.Linear(3, 3, dtype=torch.float64) for _ in range(2))
+
+    def forward(self, t, y):
+        return self.last(self.first(y).tanh())
+
+
+def tied(field):
+    field.last.weight = field.first.weight
+
+
+def hooked(field):
+    field.first.register_forward_hook(lambda module, given, found: found.detach())
+
+
+def other_class(field):
+    class Other(torch.nn.Linear):
+        def forward(self, x):
+            return super().forward(x).sin()
+
+    field.first.__class__ = Other
+
+
+@pytest.mark.parametrize("change", [tied, hooked, other_class])
+def test_what_changes_in_func_after_it_was_compiled(change):
+    field = Two()
+    gradients(field, **STEP, **aca())
+    change(field)
+    by_host, found = gradients(field, torchdiffeq.odeint, **STEP), gradients(field, **STEP, **aca())
+    assert torch.equal(found[0], by_host[0])
+    assert distance(found[1], by_host[1]) <= 1e-12
+
+
+def test_on_a_fixed_grid_a_slope_may_broadcast_to_the_state():
+    rate = torch.linspace(0.5, 1.5, 3, dtype=torch.float64).requires_grad_()
+
+    def field(t, y):
+        return rate * torch.cos(t)
+
+    by_host = gradients(field, torchdiffeq.odeint, params=(rate,), **STEP)
+    found = gradients(field, params=(rate,), **STEP, **aca())
+    assert distance(found[1], by_host[1]) <= 1e-12

@@ -193,6 +193,7 @@ class Odd(Decay):
         super().__init__()
         self.what, self.count, self.seen = what, 0, None
         self.drop = torch.nn.Dropout(0.5)
+        self.table = torch.nn.Embedding(1, 2, sparse=True, dtype=torch.float64) if what == "is sparse" else None
         self.ones = torch.ones(2, dtype=torch.float64)
         if what == "hook":
             self.drop.eval().register_full_backward_hook(lambda *_: None)
@@ -208,6 +209,11 @@ class Odd(Decay):
             y = y * self.ones.mul_(1.0)
         elif self.what in ("draws", "hook"):
             y = self.drop(y)
+        elif self.what == "clips" and y.requires_grad:
+            y = y * 1.0
+            y.register_hook(lambda g: g.clamp(-0.01, 0.01))
+        elif self.table is not None:
+            y = y * self.table(torch.zeros((), dtype=torch.long)).abs()
         return super().forward(t, y)
 
 
@@ -224,6 +230,8 @@ for what, why in {
     "changes": "it changes a tensor in place that it has not made",
     "draws": r"it draws random numbers \(dropout\?\) or changes buffers",
     "hook": "backward hooks on its modules would not run",
+    "clips": "it clips or scales cotangents, which come in parts there",
+    "is sparse": "a parameter has a sparse gradient",
 }.items():
     # A tensor that is changed in place cannot be replayed either but one stage at a time.
     as_it_is = odd_solved("nothing" if what == "changes" else what, compiled=False)
@@ -231,6 +239,22 @@ for what, why in {
 refusal(UnsupportedError, "cannot be compiled: .*Leave out 'compile'", odd_solved("counts as it is"))(
     odd_solved("counts")
 )
+
+
+def with_a_hook_on_all_modules(**call):
+    handle = torch.nn.modules.module.register_module_forward_hook(lambda module, given, found: None)
+    try:
+        right(**call)
+    finally:
+        handle.remove()
+
+
+refusal(
+    UnsupportedError,
+    "hooks on all modules would not run",
+    with_a_hook_on_all_modules,
+    lambda: right(adjoint_options=COMPILE),
+)(lambda: with_a_hook_on_all_modules(adjoint_options=COMPILE))
 
 
 def wrongly(graph, inputs):
