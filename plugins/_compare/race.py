@@ -116,9 +116,11 @@ def compared(
                 yield way
 
     rows = race(asked(), judge, clock)
-    if unknown := [name for name in only or () if name not in names] or ([only] if not rows else []):
+    unknown = [name for name in only or () if name not in names]
+    if unknown or not rows:
+        what = repr(unknown[0]) if unknown else "nothing"
         raise OptionError(
-            f"compare(..., ways={only!r}): {unknown[0]!r} is none of the ways, which are here: {'; '.join(names)}."
+            f"compare(..., ways={only!r}): {what} is none of the ways, which are here: {'; '.join(names)}."
         )
     return Comparison(title, rows, reference, discrete, limit, None if math.isinf(memory) else int(memory))
 
