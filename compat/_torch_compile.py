@@ -33,7 +33,8 @@ def captured(function: Callable[..., Any], backend: Callable[..., Any]) -> Calla
 
 def has_global_hooks() -> bool:
     """Whether there are hooks on all modules."""
-    return torch.nn.modules.module._has_any_global_hook()
+    kinds = ("backward_pre", "backward", "forward_pre", "forward")
+    return any(getattr(torch.nn.modules.module, f"_global_{kind}_hooks") for kind in kinds)
 
 
 def graph_of(function: Callable[..., Any], inputs: Sequence[Tensor]) -> torch.fx.GraphModule:
