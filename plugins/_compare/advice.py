@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
 
 from steptape._compare.rows import Row, in_bytes, in_seconds
 from steptape._errors import OptionError
-
-_UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+from steptape._sizes import bytes_of
 
 
 def size_of(memory: int | str | None) -> float:
     """Bytes; infinitely many where nothing is said."""
     if memory is None:
         return math.inf
-    if isinstance(memory, int) and not isinstance(memory, bool) and memory > 0:
-        return memory
-    found = re.fullmatch(r"(\d+(?:\.\d*)?) ?([KMG]?i?B)", str(memory), re.IGNORECASE)
-    if found is not None and (size := float(found[1]) * _UNITS[found[2].upper()]) >= 1:
+    if (size := bytes_of(memory)) is not None:
         return size
     raise OptionError(f"memory={memory!r}: must be a size, such as '2 GiB', '500 MB', or a number of bytes.")
 

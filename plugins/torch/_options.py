@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 import warnings
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any
@@ -11,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from steptape._errors import GradientError, OptionError, SteptapeWarning, UnsupportedError
+from steptape._errors import GradientError, OptionError, SteptapeWarning
+from steptape._sizes import bytes_of
 from steptape.compat._torch import gathers_parameters, transforms_active
-from steptape.torch._autograd.graph import Call, is_one_of, refuse_hooks
+from steptape.torch._autograd.graph import Call, is_one_of, refuse_hooks, refuse_written
 from steptape.torch._autograd.held import Held
 from steptape.torch._autograd.looks import Inside, Traits
 from steptape.torch._autograd.modules import modules_of
@@ -96,15 +96,11 @@ def _compile(compiles: Any, call: str) -> dict[str, Any] | None:
     )
 
 
-_UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
-
-
 def _memory(memory: Any, call: str) -> Any:
     """``"states"``, ``"graphs"``, or a number of bytes."""
-    if memory in ("states", "graphs") or (type(memory) is int and memory > 0):
+    if memory in ("states", "graphs"):
         return memory
-    size = re.fullmatch(r"(\d+(?:\.\d*)?) ?([KMG]?i?B)", memory, re.IGNORECASE) if isinstance(memory, str) else None
-    if size is not None and (count := int(float(size[1]) * _UNITS[size[2].upper()])) > 0:
+    if (count := bytes_of(memory)) is not None:
         return count
     raise OptionError(
         f"{call}'memory': {memory!r}}}): must be 'states', 'graphs', or a size, such as '2 GiB', '500 MB', or a number "
@@ -132,7 +128,7 @@ def with_parameters(
     _check_sharding(solve.call, surroundings.modules)
     untouched = Untouched(surroundings, func)
     with surroundings.looked_at():
-        used = tensors_used(solve.around(inside).evaluated, given, since, inside, surroundings.side, untouched)
+        used = tensors_used(solve.around(inside).evaluated, given, since, inside, untouched)
     check_stored(func, used.stored)
     _check_traits(solve.call, used.traits)
     if used.traits.needs_graph:
@@ -184,10 +180,7 @@ def _check_traits(call: Call, traits: Traits) -> None:
     if traits.hooks_given:
         refuse_hooks(call)
     if traits.writes_given:
-        raise UnsupportedError(
-            f"{call}: {call.func} changed the state y in place, so the replay could not start from it again. Make a "
-            "new tensor of it instead."
-        )
+        refuse_written(call)
     if traits.whole:
         raise GradientError(
             f"{call}: {call.func} uses torch.utils.checkpoint with use_reentrant=True, which torch cannot ask for the "

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from steptape._errors import GradientError
+from steptape._errors import GradientError, UnsupportedError
 from steptape.compat._torch import add_each, pull, uncompiled
 from steptape.compat._torch_hooks import has_hooks
 
@@ -229,6 +229,14 @@ def refuse_hooks(call: Call) -> NoReturn:
         f"{call}: {call.func} puts a hook on the state y itself. By back-propagation it would see the gradient of that "
         "state from all that comes after it, which no single evaluation has. Put it on a view, z = y.view_as(y), to "
         f"see what comes through {call.func}; or differentiate with the host's own function."
+    )
+
+
+def refuse_written(call: Call) -> NoReturn:
+    """Raise where func writes to what it is given."""
+    raise UnsupportedError(
+        f"{call}: {call.func} changed the state y in place, so the replay could not start from it again. Make a new "
+        "tensor of it instead."
     )
 
 

@@ -128,7 +128,7 @@ class Untouched:
 
     def __init__(self, surroundings: Surroundings, func: Any):
         self.held, self.note = Held(func), surroundings.side.note()
-        self._side, self._lent = surroundings.side, surroundings.lent
+        self.side, self._lent = surroundings.side, surroundings.lent
 
     @property
     def holds(self) -> bool:
@@ -139,7 +139,7 @@ class Untouched:
         """Have all be as it was."""
         self.held.restore()
         restore(self._lent)
-        self._side.set(self.note)
+        self.side.set(self.note)
 
 
 def _require_gradients(params: Sequence[Tensor], required: bool) -> None:

@@ -49,7 +49,6 @@ def tensors_used(
     given: Sequence[Tensor],
     since: int | None,
     inside: Inside,
-    side: SideState,
     untouched: Untouched,
 ) -> Used:
     """The leaves, and the tensors computed before, that ``evaluate(0, *given)`` depends on other than by ``given``.
@@ -58,7 +57,7 @@ def tensors_used(
     of nodes after which the host has evaluated for itself, if so; ``inside``: what encloses func in the evaluations;
     ``untouched``: func before them.
     """
-    looks = [look(evaluate, 0, given, inside, untouched.restore)]
+    looks, side = [look(evaluate, 0, given, inside, untouched.restore)], untouched.side
     after = side.note()
     if looks[0].left:
         looks += [look(evaluate, n, given, inside, functools.partial(side.set, side.note())) for n in (0, 1)]

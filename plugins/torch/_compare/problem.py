@@ -90,8 +90,9 @@ class Problem:
 @contextmanager
 def unchanged(device: torch.device, *used: Any) -> Iterator[None]:
     """A block after which generators, and the modules and what else is ``used``, are as they were."""
-    kept = [Untouched(Surroundings(device, x), x) for x in used]
-    params = [(p, p._version, p.detach().clone()) for x in used for p in Surroundings(device, x).parameters]
+    around = [Surroundings(device, x) for x in used]
+    kept = [Untouched(one, x) for one, x in zip(around, used, strict=True)]
+    params = [(p, p._version, p.detach().clone()) for one in around for p in one.parameters]
     own, numpy = random.getstate(), sys.modules.get("numpy")
     of_numpy = None if numpy is None else numpy.random.get_state()
     try:

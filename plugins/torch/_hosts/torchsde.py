@@ -6,15 +6,14 @@ import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from steptape._errors import UnsupportedError
 from steptape.compat import _torchsde as host
 from steptape.compat._unsupported import unsupported
-from steptape.torch._autograd.graph import Call, Parameters
+from steptape.torch._autograd.graph import Call, Parameters, refuse_written
 from steptape.torch._autograd.surroundings import Surroundings
 from steptape.torch._hosts.base import Before, HostSteps, Solve, Timeline
 from steptape.torch._hosts.brownian import NotingBrownian, Query, ReplayingBrownian, StillBrownian
@@ -22,6 +21,8 @@ from steptape.torch._hosts.memo import REPEATING, Once
 from steptape.torch._tape.checkpoints import Keep, KeptStates, moved
 from steptape.torch._tape.graphs import Graphs, Piece
 from steptape.torch._tape.tape import SdeStep, SdeTape, State, fingerprints
+
+_CALL = Call("sdeint_adjoint", "sde")
 
 
 class _Call(NamedTuple):
@@ -56,7 +57,7 @@ class SdeRecorder:
         versions = [x._version for x in state]
         after, piece = self._taken(t0, t1, state)
         if any(x._version != version for x, version in zip(state, versions, strict=True)):
-            _refuse_changed()
+            refuse_written(_CALL)
         call = _Call(t0, t1, state, self._noise.taken(), piece)
         if not self._adaptive:
             self._accept(call)
@@ -73,7 +74,7 @@ class SdeRecorder:
             (y, *extra), piece = self._graphs.take(functools.partial(self._step, t0, t1), state)
         except RuntimeError as error:
             if "a leaf Variable that requires grad" in str(error):
-                _refuse_changed()
+                refuse_written(_CALL)
             raise
         return (y, tuple(extra)), piece
 
@@ -110,13 +111,6 @@ class SdeRecorder:
         self.queries += [query._replace(answer=moved(query.answer, self._answers_to)) for query in queries]
 
 
-def _refuse_changed() -> NoReturn:
-    raise UnsupportedError(
-        "sdeint_adjoint(sde, ..., adjoint_method='aca'): sde changed the state y in place, so the replay could not "
-        "start from it again. Make a new tensor of it instead."
-    )
-
-
 def _unknown_tries() -> Exception:
     return unsupported("torchsde", "adaptive tries that are one whole step and then two halves of it", "sde")
 
@@ -138,7 +132,7 @@ class SdeSolve(Solve):
     keep: Keep
     extras: int | None
     before: Before | None = None
-    call: Call = Call("sdeint_adjoint", "sde")  # noqa: RUF009
+    call: Call = _CALL
 
     constants = 0
     tableau = None
