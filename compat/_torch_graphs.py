@@ -1,10 +1,12 @@
 """What torch tells of graphs in names of its own: where they end, what they save, whether they are kept."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from torch.autograd.grad_mode import _unsafe_preserve_version_counter
 from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.overrides import TorchFunctionMode
 
 # What acts on the tensors that graphs save, as torch.utils.checkpoint does; torch before 2.5 may not tell.
 _saved_tensors_hooks = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", lambda ignore_is_tracing: None)
@@ -46,3 +48,18 @@ def end_of(x: torch.Tensor) -> Any:
 
 # Whether the backward pass that is running keeps its graph for another one, which torch before 2.6 does not tell.
 graph_is_retained: Callable[[], bool] = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", lambda: True)
+
+
+class WritesAgain(TorchFunctionMode):
+    """A block in which a write of the values that tensors are ``known`` to hold is none: graphs stay as valid."""
+
+    def __init__(self, known: Sequence[tuple[torch.Tensor, torch.Tensor]]):
+        super().__init__()
+        self._known = [(x, x._version, _unsafe_preserve_version_counter(x), values) for x, values in known]
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for x, version, preserved, values in self._known:
+            if x._version != version and torch.equal(x, values):
+                preserved.__exit__(None, None, None)
+        return result

@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from steptape.compat._torch import uncompiled
+from steptape.compat._torch_graphs import WritesAgain
 from steptape.compat._torch_hooks import hooks_passed_by
 from steptape.torch._autograd.graph import is_one_of
 from steptape.torch._autograd.held import Held
@@ -34,6 +36,9 @@ class Surroundings:
         self.modules = all_of(modules_of(func))
         self.side = SideState(device, [x for module in self.modules for x in module._buffers.values() if x is not None])
         self.lent = self._tensors_now()
+        self._versions = [(x, x._version) for x in self.parameters if not x.is_inference()]
+        # The weights that the solve wrote to, and what it left there.
+        self._written: list[tuple[Tensor, Tensor]] = []
         self._func = func
         self._held: Held | None = None
         self._device = device
@@ -60,7 +65,14 @@ class Surroundings:
     def around_func(self) -> AbstractContextManager[Any]:
         """A context, inside that of ``replayed``, with the autocast state that func ran under."""
         settings = self.autocast_settings
-        return nullcontext() if settings is None else torch.autocast(*settings)
+        autocast = nullcontext() if settings is None else torch.autocast(*settings)
+        return self._writing_again(autocast) if self._written else autocast
+
+    @contextmanager
+    def _writing_again(self, autocast: AbstractContextManager[Any]) -> Iterator[None]:
+        """With what evaluations write to weights that hold it already, which is no change to graphs."""
+        with autocast, uncompiled(), WritesAgain(self._written):
+            yield
 
     @contextmanager
     def looked_at(self) -> Iterator[None]:
@@ -100,6 +112,7 @@ class Surroundings:
         gradient, as others are ``named``, its values are.
         """
         known = set(map(id, before.tensors))
+        self._written = [(x, x.detach().clone()) for x, version in self._versions if x._version != version]
         held = before if before.holds else Held(self._func)
         tensors = held.tensors
         held.let_go([x for x in tensors if x.grad_fn is not None and not is_one_of(x, params)], keep_values=named)
@@ -116,7 +129,7 @@ class Surroundings:
         """After the last backward pass, what func referred to is not held."""
         if self._held is not None:
             self._held.clear()
-        self._held = None
+        self._held, self._written = None, []
 
     def as_solved(self) -> AbstractContextManager[None]:
         """A block in which func has the tensors that it had in the solve, and what else it referred to after it."""

@@ -115,9 +115,7 @@ class RungeKuttaSweep(Sweep):
             check_hooks((stage.y for stage in stages if stage), self.field.parameters.call)
             self.field.check_kept(kept[0].stage)
         if kept is None and link and own == self.last:
-            # The first evaluation may have set weights in place, by the values of its state: they are in that graph.
-            again = n == 0 and self.tape.notes
-            stages[own] = self._stage(n, own, state) if again else link.stage
+            stages[own] = link.stage
         handed_on = not self.tape.evaluates_first_stage[n]
         carried = self.k[0].clone() if self.moves and stages[0] is None else self.k[0]
         torch.mul(self.table, self.sizes[n], out=self.scaled)

@@ -92,6 +92,43 @@ def test_each_evaluation_s_cotangent_is_clipped_by_itself(method, clip):
     assert_equal(Clipping(sde_type, "diagonal"), path, method=method, dt=0.1)
 
 
+class SetAtFirst(torch.nn.Module):
+    """Its drift sets a weight in place, by the first state that it meets (ActNorm)."""
+
+    noise_type, sde_type = "diagonal", "stratonovich"
+
+    def __init__(self):
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.ones(STATE, dtype=torch.float64))
+        self.register_buffer("met", torch.zeros(()))
+
+    def f(self, t, y):
+        if not self.met:
+            with torch.no_grad():
+                self.scale.copy_(1 / y.std(0))
+                self.met.fill_(1)
+        return torch.tanh(self.scale * y)
+
+    def g(self, t, y):
+        return 0.3 * torch.sin(self.scale * y)
+
+
+@pytest.mark.parametrize("keep", [*KEEP, {"memory": "graphs"}], ids=str)
+@pytest.mark.parametrize("second", [False, True])
+def test_weights_that_the_first_evaluation_sets_in_place(keep, second):
+    def solved(sdeint, **kwargs):
+        sde, y0 = SetAtFirst(), initial()
+        ys = sdeint(sde, y0, [0.0, 0.42, 1.0], bm=interval("diagonal"), dt=0.1, method="midpoint", **kwargs)
+        first = torch.autograd.grad(loss([ys]), (y0, sde.scale), create_graph=True)
+        again = torch.autograd.grad(sum(x.square().sum() for x in first) if second else loss([ys]), (y0, sde.scale))
+        return ys, sde.scale, *first, *again
+
+    expected = solved(torchsde.sdeint)
+    ours = solved(sdeint_adjoint, adjoint_method="aca", adjoint_options=keep)
+    assert torch.equal(ours[0], expected[0])
+    assert distance(ours[1:], expected[1:]) <= 1e-12
+
+
 class Drawing:
     """A Brownian object that draws from the default generator, as dropout does."""
 

@@ -7,7 +7,7 @@ import torchdiffeq
 from steptape._errors import GradientError, UnsupportedError
 from steptape.shared_tests.oracles.distance import distance
 from steptape.torch import odeint_adjoint, record_solves
-from steptape_helpers.torch_solves import ADAMS, ADAPTIVE, FIXED_GRID
+from steptape_helpers.torch_solves import ADAMS, ADAPTIVE, FIXED_GRID, gradients_of
 
 TIMES = torch.linspace(0, 1, 5, dtype=torch.float64)
 LOOSE = {"rtol": 1e-3, "atol": 1e-3}
@@ -322,12 +322,27 @@ class SetAtFirst(torch.nn.Module):
         return torch.tanh(self.scale * y + t)
 
 
-@pytest.mark.parametrize("method", [*ADAPTIVE, "rk4"])
-def test_weights_that_the_first_evaluation_sets_in_place(method):
+KEPT = [None, {"checkpoints": 2}, {"memory": "graphs"}, {"graph": "stage"}]
+
+
+@pytest.mark.parametrize("order", ["first", "again", "second"])
+@pytest.mark.parametrize(
+    ("method", "adjoint_options"),
+    [*((method, None) for method in (*ADAPTIVE, "rk4")), *(("dopri5", kept) for kept in KEPT[1:]), ("rk4", KEPT[1])],
+)
+def test_weights_that_the_first_evaluation_sets_in_place(method, adjoint_options, order):
     options = {"step_size": 0.1} if method == "rk4" else {"first_step": 0.1}
-    expected, found = SetAtFirst(), SetAtFirst()
-    ys, grads = gradients(torchdiffeq.odeint, expected, method=method, options=options, **LOOSE)
-    ours, found_grads = gradients(odeint_adjoint, found, method=method, options=options, adjoint_method="aca", **LOOSE)
-    assert torch.equal(ours, ys)
-    assert torch.equal(found.scale, expected.scale)
-    assert distance(found_grads, grads) <= 1e-12
+
+    def solved(odeint, **kwargs):
+        func, y0 = SetAtFirst(), torch.linspace(-1, 7, 15, dtype=torch.float64).sin().view(5, 3).requires_grad_()
+        ys = odeint(func, y0, TIMES, method=method, options=dict(options), **LOOSE, **kwargs)
+        loss, inputs = ys.square().sum(), (y0, func.scale)
+        if order == "again":
+            torch.autograd.grad(loss, inputs, retain_graph=True)
+        return ys, func.scale, gradients_of(loss, inputs, second=order == "second")
+
+    expected, scale, grads = solved(torchdiffeq.odeint)
+    ys, found_scale, found = solved(odeint_adjoint, adjoint_method="aca", adjoint_options=adjoint_options)
+    assert torch.equal(ys, expected)
+    assert torch.equal(found_scale, scale)
+    assert distance(found, grads) <= 1e-12
