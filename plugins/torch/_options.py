@@ -20,7 +20,15 @@ from steptape.torch._autograd.modules import modules_of
 from steptape.torch._autograd.snapshot import kept
 from steptape.torch._autograd.stored import check_stored
 from steptape.torch._autograd.surroundings import Surroundings, Untouched, same
-from steptape.torch._autograd.used import First, Used, parameters_used, tensors_used, used_later, with_graph
+from steptape.torch._autograd.used import (
+    First,
+    Used,
+    computed_before,
+    parameters_used,
+    tensors_used,
+    used_later,
+    with_graph,
+)
 from steptape.torch._hosts.base import Before, Solve
 from steptape.torch._tape.checkpoints import Keep
 
@@ -137,12 +145,13 @@ def with_parameters(
     held, is_taken = _after_look(func, untouched, used, by_states=solve.keep.memory == "states")
     near = [*held.tensors, *own]
     params = parameters_used(used, given, own if isinstance(func, torch.nn.Module) else (), near, named)
-    if named is None:
+    if named is None and (late := computed_before(near, params)):
         with surroundings.looked_at(), kept(held.snapshots):
-            params += used_later(near, params, lambda: solve.integrate(*(x.detach() for x in given)))
+            params += used_later(late, lambda: solve.integrate(*(x.detach() for x in given)))
     if named:
         _tell_missed(solve, [x for x in used.tensors if not is_one_of(x, params)], spelling)
-    kept_ones, first = ([x for x in xs if is_one_of(x, params)] for xs in (used.kept, used.first))
+    own_ids = set(map(id, params))
+    kept_ones, first = ([x for x in xs if id(x) in own_ids] for xs in (used.kept, used.first))
     before = Before(surroundings, held, first, kept_ones, used.traits)
     solve = dataclasses.replace(solve, before=before, call=solve.call._replace(named=named is not None))
     if used.value is not None and is_taken:

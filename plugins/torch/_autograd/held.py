@@ -22,6 +22,7 @@ from steptape.torch._autograd.snapshot import DICTIONARIES, Snapshot, held_by, r
 
 _OF_TORCH = frozenset(vars(torch.nn.Module()))
 _CHANGING = ("_modules", "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_PLAIN = frozenset((bool, int, float, str, type(None)))
 # Of what holds more, the rest is left as it is.
 _MANY = 2000
 
@@ -104,11 +105,13 @@ class Held:
         self._seen.add(id(module))
         attributes = vars(module)
         self._snapshots.append(Snapshot.of(attributes))
-        for one in (attributes[name] for name in _CHANGING if type(attributes.get(name)) in DICTIONARIES):
-            self._snapshots.append(Snapshot.of(one)) if one else self._empty.append(one)
+        for name in _CHANGING:
+            one = attributes.get(name)
+            if type(one) in DICTIONARIES:
+                self._snapshots.append(Snapshot.of(one)) if one else self._empty.append(one)
         self._note_class(type(module))
         for name, value in attributes.items():
-            if name not in _OF_TORCH:
+            if name not in _OF_TORCH and type(value) not in _PLAIN:
                 self._look(value, depth)
 
     def _note_parts(self, holder: Any, depth: int) -> None:

@@ -146,13 +146,16 @@ def _ends(
     """
     ends, custom = [x for x in outputs if x.is_leaf and x.requires_grad], []
     for edge in edges_from(((x.grad_fn, x.output_nr) for x in outputs), outside):
-        end = outside.get(edge, leaf_at(edge))
+        node = edge[0]
+        end = outside.get(edge) if outside else None
+        if end is None:
+            end = leaf_at(edge)
         if end is not None:
             ends.append(end)
-        elif sequence_number(edge[0]) < began:
+        elif sequence_number(node) < began:
             return None
-        elif isinstance(edge[0], BackwardCFunction):
-            custom.append(edge[0])
+        elif isinstance(node, BackwardCFunction):
+            custom.append(node)
     return ends, custom
 
 

@@ -104,16 +104,18 @@ def parameters_used(
     ]
 
 
-def used_later(near: Sequence[Tensor], params: Sequence[Tensor], solve: Callable[[], Any]) -> list[Tensor]:
-    """Of tensors ``near`` that were computed before, and are no ``params`` yet, those that func uses in the solve.
+def computed_before(near: Sequence[Tensor], params: Sequence[Tensor]) -> list[Tensor]:
+    """Of tensors ``near`` those that were computed before, and are no ``params`` yet."""
+    return [x for x in near if x.grad_fn is not None and not is_one_of(x, params) and not is_freed(x.grad_fn)]
+
+
+def used_later(late: Sequence[Tensor], solve: Callable[[], Any]) -> list[Tensor]:
+    """Of tensors that were computed before those that func uses in the solve.
 
     An earlier solve's solution is such a tensor too, which func's object may have kept: were it a parameter that is not
     used, a backward pass would run through the graph of that solve again. So the solve is taken once to see.
     """
-    late = {id(x): x for x in near if x.grad_fn is not None and not is_one_of(x, params) and not is_freed(x.grad_fn)}
-    if not late:
-        return []
-    with torch.no_grad(), uncompiled(), Noticed(late) as noticed:
+    with torch.no_grad(), uncompiled(), Noticed({id(x): x for x in late}) as noticed:
         solve()
     return noticed.found
 
