@@ -88,13 +88,17 @@ def is_linear(outputs: Sequence[Tensor], inputs: Sequence[Tensor]) -> bool:
 
     least, one, most = (pulled(scale) for scale in (1 / power, 1.0, power))
     trios = ((a, b, c) for a, b, c in zip(least, one, most, strict=True) if a is not None)
-    return all(_close(a * power, b) and _close(b * power, c) for a, b, c in trios if b is not None and c is not None)
+    return all(
+        _are_multiples(a, b, power) and _are_multiples(b, c, power)
+        for a, b, c in trios
+        if b is not None and c is not None
+    )
 
 
-def _close(a: Tensor, b: Tensor) -> bool:
-    a, b = a.to_dense(), b.to_dense()
-    # Its least entries may be lost below the least number.
-    least = 1e-4 * float(b.abs().max()) if b.numel() else 0.0
+def _are_multiples(a: Tensor, b: Tensor, power: float) -> bool:
+    """Whether b is ``power`` times a, but for what is lost below the least number."""
+    a, b = a.to_dense() * power, b.to_dense()
+    least = max(1e-4 * float(b.abs().max()) if b.numel() else 0.0, torch.finfo(b.dtype).tiny * power)
     return torch.allclose(a, b, rtol=1e-2, atol=least if math.isfinite(least) else 0.0, equal_nan=True)
 
 

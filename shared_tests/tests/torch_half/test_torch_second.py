@@ -33,6 +33,27 @@ def test_equal_to_the_host_s(name, method):
     assert distance(ours, host) <= 1e-10
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16])
+def test_a_potential_whose_gradient_in_a_parameter_is_below_the_least_number(dtype):
+    """No sign of cotangents that are clipped, though no multiple of it is exact."""
+    a, b = (torch.tensor(x, dtype=dtype, requires_grad=True) for x in (0.7, 1.5))
+    least = torch.finfo(dtype).tiny / 100
+
+    def func(t, y):
+        y = y if y.requires_grad else y.detach().requires_grad_()
+        with torch.enable_grad():
+            return -torch.autograd.grad((a * y.square() / 2 + least * b * y).sum(), y, create_graph=True)[0]
+
+    def solved(odeint, **kwargs):
+        y0, t = torch.tensor([1.3, -0.2], dtype=dtype, requires_grad=True), torch.tensor([0.0, 1.0], dtype=dtype)
+        ys = odeint(func, y0, t, method="rk4", **kwargs)
+        first = torch.autograd.grad(ys[-1].square().sum(), (y0, a, b), create_graph=True)
+        return torch.autograd.grad(sum(x.sum() for x in first), (y0, a))
+
+    host, ours = solved(torchdiffeq.odeint), solved(odeint_adjoint, adjoint_method="aca")
+    assert distance([x.double() for x in ours], [x.double() for x in host]) <= 50 * torch.finfo(dtype).eps
+
+
 def test_a_hessian_of_a_closed_form():
     """dz/dt = αz, L = z(T)²: the second derivatives in z0, α and T."""
 
