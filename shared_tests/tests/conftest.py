@@ -49,6 +49,12 @@ def _place(product, given):
     raise LookupError(names)
 
 
+def pytest_collection_finish():
+    """All hosts are imported by now: a million objects that no search for garbage need walk again."""
+    gc.collect()
+    gc.freeze()
+
+
 def pytest_configure(config):
     """Stop where the tests would judge another steptape than the one beside them."""
     told = "" if hasattr(config, "workerinput") else stale()

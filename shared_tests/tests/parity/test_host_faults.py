@@ -9,6 +9,7 @@ import pytest
 from steptape.shared_tests.parity import parity
 from steptape.shared_tests.problems.host_faults import FAULTS
 from steptape_helpers.asked import BACKENDS as ASKED
+from steptape_helpers.once import once
 
 pytest.importorskip("matplotlib")
 pytest.importorskip("rich")
@@ -24,7 +25,7 @@ pytestmark = pytest.mark.skipif(not BACKENDS, reason="no framework is installed"
 def outcome(tmp_path_factory):
     """The faults of every host that is installed, run as a report runs them."""
     scope = parity.Scope(BACKENDS, (), (), quick=True, faults=True)
-    return parity.run_parity(scope, tmp_path_factory.mktemp("faults"), lambda *stage: None)
+    return once(tmp_path_factory, "faults", lambda folder: parity.run_parity(scope, folder, lambda *stage: None))
 
 
 def test_a_report_of_all_problems_includes_the_faults_and_one_of_named_problems_does_not():

@@ -14,6 +14,7 @@ from steptape.shared_tests.parity import parity
 from steptape.shared_tests.parity.compare import Comparison, relative_error
 from steptape.shared_tests.problems.make_references import load_references
 from steptape_helpers.asked import BACKENDS
+from steptape_helpers.once import once
 
 pytest.importorskip("matplotlib")
 Console = pytest.importorskip("rich.console").Console
@@ -27,8 +28,11 @@ pytestmark = pytest.mark.skipif(not BACKENDS, reason="no framework is installed"
 
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory):
-    """The folder and the outcome of a quick run on one problem, asked for on the command line."""
-    folder = tmp_path_factory.mktemp("parity")
+    """The exit code, the folder and the outcome of a quick run on one problem, asked for on the command line."""
+    return once(tmp_path_factory, "parity", run_on_the_command_line)
+
+
+def run_on_the_command_line(folder):
     kept: dict[str, parity.Outcome] = {}
 
     def keep(scope, *rest):

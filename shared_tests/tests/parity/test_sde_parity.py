@@ -19,6 +19,7 @@ from steptape.shared_tests.problems.sde_paths import CELLS, path_values, per_pat
 from steptape.shared_tests.problems.sde_problems import OUTPUT_TIMES, SDE_PROBLEMS
 from steptape.shared_tests.report.sde_table import make_sde_rows
 from steptape_helpers.asked import SDE_BACKENDS as BACKENDS
+from steptape_helpers.once import once
 
 COMPILED = {("gbm", "milstein"), ("shear", "heun"), ("latent", "strat_milstein")}
 """What JAX runs here; torch, which compiles nothing, runs everything."""
@@ -28,8 +29,11 @@ pytestmark = pytest.mark.skipif(not BACKENDS, reason="no framework for SDEs is i
 
 @pytest.fixture(scope="module")
 def outcome(tmp_path_factory):
-    folder, problems = tmp_path_factory.mktemp("sdes"), tuple(SDE_PROBLEMS)
-    runs, versions = [], {}
+    return once(tmp_path_factory, "sdes", run_all)
+
+
+def run_all(folder):
+    runs, versions, problems = [], {}, tuple(SDE_PROBLEMS)
     for backend in BACKENDS:
         cases = sde_cases(backend, problems, quick=False)
         if backend == "jax":
