@@ -19,7 +19,7 @@ from steptape.torch._autograd.looks import Inside, Traits
 from steptape.torch._autograd.modules import modules_of
 from steptape.torch._autograd.snapshot import kept
 from steptape.torch._autograd.stored import check_stored
-from steptape.torch._autograd.surroundings import Surroundings, Untouched, same
+from steptape.torch._autograd.surroundings import FirstValues, Surroundings, Untouched, same
 from steptape.torch._autograd.used import (
     First,
     Used,
@@ -154,8 +154,9 @@ def with_parameters(
     kept_ones, first = ([x for x in xs if id(x) in own_ids] for xs in (used.kept, used.first))
     before = Before(surroundings, held, first, kept_ones, used.traits)
     solve = dataclasses.replace(solve, before=before, call=solve.call._replace(named=named is not None))
-    if used.value is not None and is_taken:
-        solve = solve.beginning_with(First(given[0].detach().clone(), used.value, used.after))
+    surroundings.first = FirstValues(untouched.note, used.values)
+    if used.values and is_taken:
+        solve = solve.beginning_with(First(given[0].detach().clone(), used.values[0], used.after))
     return solve, params
 
 

@@ -65,14 +65,15 @@ class Traits(NamedTuple):
 class Seen(NamedTuple):
     """What one evaluation used, what it computed and ``left`` somewhere, and its ``traits``.
 
-    ``began``: its place in the order of nodes. ``stores_state``: whether it left what it was given.
+    ``values``: what it returned. ``began``: its place in the order of nodes. ``stores_state``: whether it left what it
+    was given.
     """
 
     used: list[Tensor]
     left: list[Tensor]
     stores_state: bool
     traits: Traits
-    value: Tensor | None
+    values: list[Tensor]
     began: int
 
 
@@ -100,7 +101,7 @@ def _seen(evaluate: Evaluate, n: int, given: Sequence[Tensor], noted: _Calls | O
         began = place_in_order()
         with uncompiled(), noted:
             outputs = list(tensors_of(evaluate(n, *apart)))
-    value = outputs[0].detach() if outputs else None
+    values = [x.detach() for x in outputs]
     made: list[weakref.ref[Tensor]] = []
     outside: dict[Edge, Tensor] = {}
     for x in (*noted.entered, *outputs):
@@ -134,7 +135,7 @@ def _seen(evaluate: Evaluate, n: int, given: Sequence[Tensor], noted: _Calls | O
     noted.entered.clear()
     used += [x for x in (leaf() for leaf in leaves) if x is not None]
     left = [x for x in (ref() for ref in made) if x is not None and x.grad_fn is not None]
-    return Seen(used, left, state() is not None, traits, value, began)
+    return Seen(used, left, state() is not None, traits, values, began)
 
 
 def _ends(

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,16 +26,29 @@ from steptape.torch._autograd.snapshot import Snapshot, given_back, kept, restor
 Note = tuple[Tensor, ...]
 
 
+class FirstValues(NamedTuple):
+    """What the first evaluation returned, from a ``note`` of what evaluations change.
+
+    ``left``: the tensors of modules after the last one, where evaluations put others in their place.
+    """
+
+    note: Note
+    values: list[Tensor]
+    left: Sequence[Snapshot] = ()
+
+
 class Surroundings:
     """All of it as it is when a solve of ``func`` begins; ``side``: what evaluations change; ``autocast``: if so.
 
-    ``modules``: all of func's, and of those; ``lent``: their tensors.
+    ``modules``: all of func's, and of those; ``lent``: their tensors. ``first``: the first evaluation, which others
+    need not agree with where func has come to refer to something else in the solve; without meaning where it has not.
     """
 
     def __init__(self, device: torch.device, func: Any = None):
         self.modules = all_of(modules_of(func))
         self.side = SideState(device, [x for module in self.modules for x in module._buffers.values() if x is not None])
         self.lent = self._tensors_now()
+        self.first: FirstValues | None = None
         self._versions = [(x, x._version) for x in self.parameters if not x.is_inference()]
         # The weights that the solve wrote to, and what it left there.
         self._written: list[tuple[Tensor, Tensor]] = []
@@ -113,7 +126,9 @@ class Surroundings:
         """
         known = set(map(id, before.tensors))
         self._written = [(x, x.detach().clone()) for x, version in self._versions if x._version != version]
-        held = before if before.holds else Held(self._func)
+        holds, left = before.holds, self._tensors_now() if any(one.changes() for one in self.lent) else ()
+        self.first = self.first._replace(left=left) if self.first and (left or not holds) else None
+        held = before if holds else Held(self._func)
         tensors = held.tensors
         held.let_go([x for x in tensors if x.grad_fn is not None and not is_one_of(x, params)], keep_values=named)
         if held is not before:
@@ -129,7 +144,7 @@ class Surroundings:
         """After the last backward pass, what func referred to is not held."""
         if self._held is not None:
             self._held.clear()
-        self._held, self._written = None, []
+        self._held, self._written, self.first = None, [], None
 
     def as_solved(self) -> AbstractContextManager[None]:
         """A block in which func has the tensors that it had in the solve, and what else it referred to after it."""

@@ -29,7 +29,7 @@ class Used(NamedTuple):
     """The ``tensors`` that func uses; of them those that its ``first`` evaluation does, what it keeps being kept, and
     those that it has ``kept`` for the next ones.
 
-    ``traits``: of the first evaluation, its ``value``, and ``after``: what func changes besides, after it. ``stored``:
+    ``traits``: of the first evaluation, its ``values``, and ``after``: what func changes besides, after it. ``stored``:
     whether func still holds some of what it was given or has computed, for someone else than its next evaluations.
     ``leaves``: whether the first evaluation has left something that it computed.
     """
@@ -38,7 +38,7 @@ class Used(NamedTuple):
     first: list[Tensor]
     kept: list[Tensor]
     traits: Traits
-    value: Tensor | None
+    values: list[Tensor]
     after: Note
     stored: bool
     leaves: bool
@@ -66,7 +66,7 @@ def tensors_used(
     kept = [x for x in used if x.grad_fn is not None and sequence_number(x.grad_fn) >= since]
     first = looks[min(1, len(looks) - 1)].used
     stored = any(look.stores_state or any(not is_one_of(x, used) for x in look.left) for look in looks)
-    return Used(used, first, kept, looks[0].traits, looks[0].value, after, stored, bool(looks[0].left))
+    return Used(used, first, kept, looks[0].traits, looks[0].values, after, stored, bool(looks[0].left))
 
 
 def parameters_used(

@@ -28,6 +28,16 @@ def check_end(end: Tensor, fingerprint: Tensor, start: Tensor, parameters: Param
     _refuse_other_values(parameters)
 
 
+def check_values(found: Sequence[Tensor], expected: Sequence[Tensor], parameters: Parameters) -> None:
+    """Raise if an evaluation returned other values than the same one did before, by more than rounding."""
+    for a, b in zip(found, expected, strict=True):
+        # The same operations, which on some devices add in another order.
+        eps = max(torch.finfo(b.dtype).eps, 2.0**-8 if parameters.rough else 0.0)
+        size = float(b.abs().max()) if b.numel() else math.inf
+        if math.isfinite(size) and not torch.allclose(a.to(b.dtype), b, rtol=0, atol=4 * eps * size):
+            _refuse_other_values(parameters)
+
+
 class Ends:
     """The ends of replayed steps, held against the states that followed them in one go, after the last."""
 

@@ -14,12 +14,13 @@ from steptape.compat._torch_graphs import graph_is_retained
 from steptape.torch._autograd.batch import BatchParameters, Unbatchable
 from steptape.torch._autograd.field import Field
 from steptape.torch._autograd.gate import Gate
-from steptape.torch._autograd.graph import Parameters, tensors_of
+from steptape.torch._autograd.graph import Parameters
 from steptape.torch._autograd.surroundings import Surroundings
 from steptape.torch._autograd.used import check_kept
 from steptape.torch._hosts.base import Solve, Timeline
-from steptape.torch._replay.checks import check_end, is_linear, refuse_clipping, refuse_forward_mode
+from steptape.torch._replay.checks import check_end, refuse_clipping, refuse_forward_mode
 from steptape.torch._replay.compiled import CompiledSweep, How, check_compilable, refuse_parts
+from steptape.torch._replay.first import check_first, takes_multiples
 from steptape.torch._replay.host_step import HostStepSweep
 from steptape.torch._replay.kept import graphs_of
 from steptape.torch._replay.runge_kutta import RungeKuttaSweep
@@ -139,10 +140,13 @@ class ReplayBack:
     ):
         self._solve, self._surroundings, self._tape = solve, surroundings, tape
         self._given, self._parameters, self._needed = given, parameters, needed
+        self._about = (solve, given, surroundings, parameters)
 
     def plain(self, cotangents: Sequence[Tensor]) -> list[Tensor | None]:
         """By replaying the tape, last step to first."""
         parameters = self._parameters
+        if not self.graphs.are_of(self._tape.length):
+            check_first(*self._about)
         solution, *at_end = cotangents
         solution = solution.movedim(len(parameters.batch), 0)
         with torch.enable_grad(), parameters.in_place():
@@ -170,7 +174,8 @@ class ReplayBack:
 
     def differentiable(self, cotangents: Sequence[Tensor]) -> list[Tensor | None]:
         """The same as functions of the inputs and of the cotangents, for second derivatives."""
-        if not self._is_linear():
+        check_first(*self._about)
+        if self._tape.length and not takes_multiples(*self._about):
             refuse_clipping(self._solve.call)
         gate = Gate()
         given = [gate.through(x) for x in self._given]
@@ -189,17 +194,6 @@ class ReplayBack:
             found = iter(parameters.taken_with_graph(ends, pulled, wanted))
         return [next(found) if need else None for need in self._needed]
 
-    def _is_linear(self) -> bool:
-        """Whether no hook, and no function of the user's, makes something else of a cotangent than a multiple."""
-        solve, params = self._solve, self._parameters.params
-        if solve.before is None or not solve.before.traits.custom or not self._tape.length:
-            return True
-        with self._surroundings.looked_at(), self._surroundings.around_func(), self._parameters.in_place():
-            with torch.enable_grad():
-                given = [x.detach().requires_grad_() for x in self._given]
-                outputs = [*tensors_of(solve.evaluated(0, *given))]
-            return is_linear(outputs, [*given, *params])
-
     def _sweep(self, timeline: Timeline) -> Sweep:
         solve, tape, y0 = self._solve, self._tape, self._given[0]
         if solve.tableau is None or not isinstance(tape, OdeTape):
@@ -208,7 +202,7 @@ class ReplayBack:
         around, moves = self._surroundings, timeline.moves
         field = Field(solve.vector_field, around, tape.notes, y0.shape, self._parameters, in_time=moves)
         if solve.keep.compile is not None and y0.numel() and not (moves or self._parameters.batch):
-            if not self._is_linear():
+            if not takes_multiples(*self._about):
                 refuse_parts(solve.call)
             how = How(solve.bare_field, solve.user_func, around.autocast_settings, solve.keep.compile)
             return CompiledSweep(solve.tableau, tape, timeline, field, y0, how)

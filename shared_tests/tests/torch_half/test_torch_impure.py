@@ -91,3 +91,41 @@ def test_a_pure_func_under_autocast(method):
         return torch.autograd.grad(ys[-1].square().sum(), tuple(func.parameters()))
 
     assert distance(gradient(odeint_adjoint, adjoint_method="aca"), gradient(torchdiffeq.odeint)) <= 0.1
+
+
+class Counted(torch.nn.Module):
+    """Its evaluations are counted, in the way of ``where``, which its values go by as far as ``weight`` says."""
+
+    def __init__(self, where, weight, dtype):
+        super().__init__()
+        self.a = torch.nn.Parameter(torch.tensor(0.7, dtype=dtype))
+        self.where, self.weight, self.seen, self.times = where, weight, 0, []
+        self.register_buffer("other", torch.zeros((), dtype=dtype))
+
+    def forward(self, t, y):
+        if self.where == "number":
+            self.seen += 1
+        elif self.where == "list":
+            self.times.append(t)
+        else:
+            self.other = self.other + 1
+        return -self.a * y * (1 + self.weight * (self.seen + len(self.times) + self.other))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("where", ["number", "list", "another buffer"])
+@pytest.mark.parametrize("create_graph", [False, True])
+def test_values_that_go_by_a_count_of_evaluations(where, dtype, create_graph):
+    """Of each step less than what its end is rounded by; of the gradient more. What is counted alone is no matter."""
+    y0, t = torch.ones(2, dtype=dtype), torch.tensor([0.0, 1.0], dtype=dtype)
+
+    def gradient(weight, odeint=odeint_adjoint, **kwargs):
+        func = Counted(where, weight, dtype)
+        ys = odeint(func, y0, t, method="rk4", options={"step_size": 0.125}, **kwargs)
+        return torch.autograd.grad(ys[-1].sum(), func.a, create_graph=create_graph)
+
+    aca = {"adjoint_method": "aca"}
+    with pytest.raises(GradientError, match="other values"):
+        gradient(torch.finfo(dtype).eps, **aca)
+    host, ours = gradient(0.0, torchdiffeq.odeint), gradient(0.0, **aca)
+    assert distance([x.detach().double() for x in ours], [x.double() for x in host]) <= 4 * torch.finfo(dtype).eps
