@@ -31,18 +31,20 @@ _NEED_GRAPHS = frozenset(
 
 
 class Inside:
-    """Tells func from the host's solver around it, which may take derivatives of its own."""
+    """Tells func from the host's solver around it, which may take derivatives of its own; ``values``: func's."""
 
     def __init__(self) -> None:
-        self.depth = 0
+        self.depth, self.values = 0, list[Tensor]()
 
     def __call__(self, evaluate: Callable[[], Any]) -> Any:
         """Evaluate func."""
         self.depth += 1
         try:
-            return evaluate()
+            out = evaluate()
         finally:
             self.depth -= 1
+        self.values += [x.detach() for x in tensors_of(out)]
+        return out
 
 
 class Traits(NamedTuple):
@@ -65,15 +67,15 @@ class Traits(NamedTuple):
 class Seen(NamedTuple):
     """What one evaluation used, what it computed and ``left`` somewhere, and its ``traits``.
 
-    ``values``: what it returned. ``began``: its place in the order of nodes. ``stores_state``: whether it left what it
-    was given.
+    ``values``: those of func in it. ``began``: its place in the order of nodes. ``stores_state``: whether it left what
+    it was given.
     """
 
     used: list[Tensor]
     left: list[Tensor]
     stores_state: bool
     traits: Traits
-    values: list[Tensor]
+    values: Sequence[Tensor]
     began: int
 
 
@@ -82,14 +84,16 @@ def look(evaluate: Evaluate, n: int, given: Sequence[Tensor], inside: Inside, re
 
     ``restore``: has all be as before, for another evaluation to be the first.
     """
-    calls = _Calls(inside)
+    calls, inside.values = _Calls(inside), []
     seen = _seen(evaluate, n, given, calls)
     if seen is None:
         restore()
+        inside.values = []
         seen = _seen(evaluate, n, given, Operations(inside))
         assert seen is not None
     needs_graph = seen.traits.needs_graph or calls.needs_graph
-    return seen._replace(traits=seen.traits._replace(needs_graph=needs_graph, transforms=calls.transforms))
+    traits = seen.traits._replace(needs_graph=needs_graph, transforms=calls.transforms)
+    return seen._replace(traits=traits, values=inside.values)
 
 
 def _seen(evaluate: Evaluate, n: int, given: Sequence[Tensor], noted: _Calls | Operations) -> Seen | None:
@@ -101,7 +105,6 @@ def _seen(evaluate: Evaluate, n: int, given: Sequence[Tensor], noted: _Calls | O
         began = place_in_order()
         with uncompiled(), noted:
             outputs = list(tensors_of(evaluate(n, *apart)))
-    values = [x.detach() for x in outputs]
     made: list[weakref.ref[Tensor]] = []
     outside: dict[Edge, Tensor] = {}
     for x in (*noted.entered, *outputs):
@@ -135,7 +138,7 @@ def _seen(evaluate: Evaluate, n: int, given: Sequence[Tensor], noted: _Calls | O
     noted.entered.clear()
     used += [x for x in (leaf() for leaf in leaves) if x is not None]
     left = [x for x in (ref() for ref in made) if x is not None and x.grad_fn is not None]
-    return Seen(used, left, state() is not None, traits, values, began)
+    return Seen(used, left, state() is not None, traits, (), began)
 
 
 def _ends(

@@ -27,13 +27,13 @@ Note = tuple[Tensor, ...]
 
 
 class FirstValues(NamedTuple):
-    """What the first evaluation returned, from a ``note`` of what evaluations change.
+    """What func returned in the first evaluation, from a ``note`` of what evaluations change.
 
     ``left``: the tensors of modules after the last one, where evaluations put others in their place.
     """
 
     note: Note
-    values: list[Tensor]
+    values: Sequence[Tensor]
     left: Sequence[Snapshot] = ()
 
 

@@ -38,7 +38,7 @@ class Used(NamedTuple):
     first: list[Tensor]
     kept: list[Tensor]
     traits: Traits
-    values: list[Tensor]
+    values: Sequence[Tensor]
     after: Note
     stored: bool
     leaves: bool

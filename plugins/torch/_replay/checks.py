@@ -30,9 +30,12 @@ def check_end(end: Tensor, fingerprint: Tensor, start: Tensor, parameters: Param
 
 def check_values(found: Sequence[Tensor], expected: Sequence[Tensor], parameters: Parameters) -> None:
     """Raise if an evaluation returned other values than the same one did before, by more than rounding."""
+    if len(found) != len(expected):
+        _refuse_other_values(parameters)
     for a, b in zip(found, expected, strict=True):
         # The same operations, which on some devices add in another order.
-        eps = max(torch.finfo(b.dtype).eps, 2.0**-8 if parameters.rough else 0.0)
+        of_floats = torch.promote_types(b.dtype, torch.float16)
+        eps = max(torch.finfo(of_floats).eps, 2.0**-8 if parameters.rough else 0.0)
         size = float(b.abs().max()) if b.numel() else math.inf
         if math.isfinite(size) and not torch.allclose(a.to(b.dtype), b, rtol=0, atol=4 * eps * size):
             _refuse_other_values(parameters)

@@ -141,6 +141,38 @@ def test_an_sde_that_changes_between_the_passes(keep, create_graph):
         torch.autograd.grad(ys.sum(), y0, create_graph=create_graph)
 
 
+class Counted(torch.nn.Module):
+    """The evaluations of its drift or its diffusion are counted, by which they go as far as ``weight`` says."""
+
+    noise_type, sde_type = "diagonal", "ito"
+
+    def __init__(self, which, weight, dtype):
+        super().__init__()
+        self.a, self.seen = torch.nn.Parameter(torch.tensor(0.7, dtype=dtype)), 0
+        self.which, self.weight = which, weight
+
+    def _factor(self, which):
+        self.seen += which == self.which
+        return 1 + self.weight * self.seen
+
+    def f(self, t, y):
+        return -self.a * y * self._factor("f")
+
+    def g(self, t, y):
+        return 0.3 * torch.sin(self.a * y) * self._factor("g")
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("which", ["f", "g"])
+def test_values_that_go_by_a_count_of_evaluations(which, dtype):
+    """Of each step less than what its end is rounded by. What is counted alone is no matter."""
+    y0 = initial().to(dtype)
+    solve(Counted(which, 0.0, dtype), y0, bm=interval("diagonal", dtype=dtype), dt=0.1).sum().backward()
+    ys = solve(Counted(which, torch.finfo(dtype).eps, dtype), y0, bm=interval("diagonal", dtype=dtype), dt=0.1)
+    with pytest.raises(GradientError, match="other values"):
+        ys.sum().backward()
+
+
 class Late(Plain):
     """A drift that uses its own tensor in the last step alone."""
 
