@@ -145,6 +145,8 @@ def with_parameters(
     held, is_taken = _after_look(func, untouched, used, by_states=solve.keep.memory == "states")
     near = [*held.tensors, *own]
     params = parameters_used(used, given, own if isinstance(func, torch.nn.Module) else (), near, named)
+    if named is None:
+        params += [x for x in solve.in_options if not is_one_of(x, params)]
     if named is None and (late := computed_before(near, params)):
         with surroundings.looked_at(), kept(held.snapshots):
             params += used_later(late, lambda: solve.integrate(*(x.detach() for x in given)))

@@ -45,7 +45,7 @@ class Field:
         self._shape = shape
         self._in_time = in_time
         self._check_leaves = LeafCheck(parameters) if checks else None
-        self._looks = checks
+        self._looks, self._glances = checks, False
 
     def value(self, t: Tensor, y: Tensor) -> Tensor:
         """The slope at a scalar ``t`` and a flat ``y``, without a graph."""
@@ -82,9 +82,13 @@ class Field:
 
     def check_kept(self, stage: Stage) -> None:
         """The same as of a stage that is evaluated, of one whose graph was kept."""
-        if self._looks:
+        if self._looks or self._glances:
             with torch.enable_grad():
                 self.check(stage.slope, stage.t, stage.y)
+
+    def glance(self) -> None:
+        """Look whether the next evaluation depends on what others do not."""
+        self._glances = True
 
     def look_again(self) -> None:
         """Look at what the next evaluation depends on: func may use other tensors than before."""
@@ -95,9 +99,12 @@ class Field:
 
         ``first``: whether it is the first evaluation of the solve, which must use what it used there.
         """
-        if (self._looks or first) and self._check_leaves:
-            self._check_leaves([slope], (t, y), lambda: [self._unnoticed(t, y)], first)
-        self._looks = False
+        check = self._check_leaves
+        if check and self._glances and not (self._looks or first) and slope.grad_fn is not None:
+            self._looks = not check.glance(slope, (t, y))
+        if check and (self._looks or first):
+            check([slope], (t, y), lambda: [self._unnoticed(t, y)], first)
+        self._looks = self._glances = False
 
     def _unnoticed(self, t: Tensor, y: Tensor) -> Tensor:
         with self._surroundings.side.kept():

@@ -8,7 +8,8 @@ the old ones.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import islice
 from types import FunctionType
 from typing import Any
@@ -84,6 +85,24 @@ class Held:
         for one, state in self._generators:
             one.set_state(state)
 
+    @contextmanager
+    def as_it_was(self, more: Sequence[Snapshot] = ()) -> Iterator[None]:
+        """A block in which all of it, and ``more``, is as it was, and after which all is as before the block."""
+        snapshots = [*self.snapshots, *more]
+        now = [(one, one.changes(), _tail_of(one)) for one in snapshots]
+        states = [(one, one.get_state()) for one, _ in self._generators]
+        self.restore()
+        restore(more)
+        try:
+            yield
+        finally:
+            for one, values, tail in now:
+                one.put(values)
+                if tail is not None:
+                    one.holder[one.size :] = tail
+            for generator, state in states:
+                generator.set_state(state)
+
     def _walk(self, holder: Any, depth: int) -> None:
         self._left -= 1
         if id(holder) in self._seen or self._left < 0:
@@ -120,8 +139,8 @@ class Held:
             for cell in holder.__closure__ or ():
                 self._note(cell, (None,), depth)
         elif type(holder) is list:
-            # Of a list, which may be a log, what has a gradient alone.
-            self._note(holder, [i for i, x in enumerate(holder[:LONG]) if _has_gradient(x)], depth, len(holder))
+            # Of a list, which may be a log, no tensors but those that have a gradient.
+            self._note(holder, [i for i, x in enumerate(holder[:LONG]) if _is_noted(x)], depth, len(holder))
         elif type(holder) in DICTIONARIES:
             self._note(holder, list(islice(holder, LONG)), depth, len(holder))
         elif not isinstance(holder, type):
@@ -164,11 +183,16 @@ class Held:
             self._walk(value, depth - 1)
         else:
             entries = value.items() if isinstance(value, dict) else enumerate(value)
-            found = {key: x for key, x in islice(entries, LONG) if isinstance(x, Tensor)}
-            self.tensors += found.values()
+            found = dict(islice(entries, LONG))
+            self.tensors += [x for x in found.values() if isinstance(x, Tensor)]
             if not isinstance(value, tuple):
-                with_gradients = {key: x for key, x in found.items() if _has_gradient(x)}
-                self._snapshots.append(Snapshot(value, with_gradients, len(value)))
+                noted = {key: x for key, x in found.items() if _is_noted(x)}
+                self._snapshots.append(Snapshot(value, noted, len(value)))
+
+
+def _tail_of(snapshot: Snapshot) -> list[Any] | None:
+    """What a list has come to hold besides."""
+    return snapshot.holder[snapshot.size :] if isinstance(snapshot.holder, list) else None
 
 
 def _has_one_of(holder: Any, tensors: set[int], depth: int) -> bool:
@@ -177,8 +201,8 @@ def _has_one_of(holder: Any, tensors: set[int], depth: int) -> bool:
     return any(_has_one_of(part, tensors, depth - 1) for part in parts_of(holder))
 
 
-def _has_gradient(x: Any) -> bool:
-    return isinstance(x, Tensor) and x.requires_grad
+def _is_noted(x: Any) -> bool:
+    return x.requires_grad if isinstance(x, Tensor) else type(x) in _PLAIN
 
 
 def _is_data(name: str, x: Any) -> bool:

@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn
 
 from torch import Tensor
+from torch.autograd.graph import get_gradient_edge
 
 from steptape._errors import GradientError
-from steptape.torch._autograd.graph import Call, Parameters, edges_from, leaf_at, place_of
+from steptape.torch._autograd.graph import Call, Parameters, edges_from, is_one_of, leaf_at, place_of
 
 
 def leaf_of(solve: object, x: Tensor) -> Tensor:
@@ -23,6 +24,11 @@ def is_looked_at(n: int, steps: int) -> bool:
     return n == steps - 1 or n % max(1, steps // 8) == 0
 
 
+def is_glanced_at(n: int, stages: int) -> bool:
+    """Whether one stage of step n is, which takes a hundredth of the time of a step."""
+    return n % max(1, 3 // stages) == 0
+
+
 class LeafCheck:
     """Raises where outputs depend on leaves besides known ones and the parameters of a solve.
 
@@ -33,6 +39,7 @@ class LeafCheck:
         self._parameters = parameters
         self._passing = 0
         self._reached: set[Any] = set()
+        self._ends: set[Any] | None = None
 
     def __call__(
         self,
@@ -59,6 +66,26 @@ class LeafCheck:
         unknown = [x for x in unknown if id(x) in kept]
         if unknown:
             _refuse_unknown(unknown, parameters)
+
+    def glance(self, output: Tensor, known: Sequence[Tensor]) -> bool:
+        """Whether a graph leads to nothing but parameters and ``known`` leaves, where that is soon said; else True."""
+        if self._ends is None:
+            params = self._parameters
+            few = not (params.call.named or params.replaced)
+            self._ends = {get_gradient_edge(x).node for x in params.params if x.requires_grad} if few else set()
+        if not self._ends or self._passing:
+            return True
+        waiting, seen = [output.grad_fn], self._ends | {x.grad_fn for x in known}
+        while waiting:
+            for node, _ in waiting.pop().next_functions:
+                if node is None or node in seen:
+                    continue
+                seen.add(node)
+                if node.next_functions:
+                    waiting.append(node)
+                elif (leaf := leaf_at((node, 0))) is not None and not is_one_of(leaf, known):
+                    return False
+        return True
 
     def _unknown(self, outputs: Iterable[Tensor], known: Sequence[Tensor]) -> list[Tensor]:
         known = (*known, *self._parameters.params)

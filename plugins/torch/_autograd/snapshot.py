@@ -51,6 +51,11 @@ class Snapshot(NamedTuple):
         for key in keys:
             _put(self.holder, key, self.values.get(key, _MISSING))
 
+    def put(self, values: dict[Any, Any]) -> None:
+        """Have it hold these."""
+        for key, value in values.items():
+            _put(self.holder, key, value)
+
     def count_on(self, changed: dict[Any, Any]) -> None:
         """Undo that; whole numbers that were counted on in between are counted on from what they were."""
         for key, now in changed.items():
@@ -107,8 +112,10 @@ def _put(holder: Any, key: Any, value: Any) -> None:
     if isinstance(holder, CellType):
         holder.cell_contents = value
     elif isinstance(holder, list):
-        if value is not _MISSING and key < len(holder):
-            holder[key] = value
+        if value is _MISSING:
+            del holder[key:]
+        elif key <= len(holder):
+            holder[key : key + 1] = [value]
     elif isinstance(holder, dict):
         holder.pop(key, None) if value is _MISSING else holder.__setitem__(key, value)
     elif value is _MISSING:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
 from steptape.compat._torch import uncompiled
 from steptape.compat._torch_graphs import WritesAgain
@@ -24,16 +25,21 @@ from steptape.torch._autograd.modules import all_of, modules_of
 from steptape.torch._autograd.snapshot import Snapshot, given_back, kept, restore
 
 Note = tuple[Tensor, ...]
+_PLAIN = (Tensor, torch.nn.Parameter)
+# So many numbers in buffers are kept between the passes.
+_SMALL = 2**16
 
 
 class FirstValues(NamedTuple):
     """What func returned in the first evaluation, from a ``note`` of what evaluations change.
 
-    ``left``: the tensors of modules after the last one, where evaluations put others in their place.
+    ``derivatives``: what they gain by it. ``left``: the tensors of modules after the last one, where evaluations put
+    others in their place.
     """
 
     note: Note
     values: Sequence[Tensor]
+    derivatives: Sequence[Tensor] = ()
     left: Sequence[Snapshot] = ()
 
 
@@ -49,7 +55,14 @@ class Surroundings:
         self.side = SideState(device, [x for module in self.modules for x in module._buffers.values() if x is not None])
         self.lent = self._tensors_now()
         self.first: FirstValues | None = None
-        self._versions = [(x, x._version) for x in self.parameters if not x.is_inference()]
+        own = [x for x in self.parameters if not is_lazy(x)]
+        self._versions = [(x, x._version) for x in own if not x.is_inference()]
+        # Where the solve found the values of those that are differentiated in.
+        self._places: list[tuple[Tensor, int]] = []
+        # The buffers as the solve left them, unless they are large.
+        self._after: Note | None = None
+        self._writes: list[int] = []
+        self._frozen = [x for x in own if not x.requires_grad and x.is_leaf]
         # The weights that the solve wrote to, and what it left there.
         self._written: list[tuple[Tensor, Tensor]] = []
         self._func = func
@@ -108,14 +121,24 @@ class Surroundings:
         of ``params`` do not see the parts of their gradients. ``changed``: whether evaluations change anything.
         """
         without_autocast = torch.autocast(self._device.type, enabled=False)
-        frozen = [p for p in params if not p.requires_grad]
-        with without_autocast, self.side.kept() if changed else nullcontext(), hooks_passed_by(params):
-            # They required one in the solve, which is what its graph goes by.
+        frozen, thawed = [p for p in params if not p.requires_grad], [p for p in self._frozen if p.requires_grad]
+        written = self._after is not None and self.side.writes != self._writes
+        with without_autocast, self.side.kept() if changed or written else nullcontext(), hooks_passed_by(params):
+            if written and self._after is not None:
+                self.side.set(self._after)
+            # Whether they required one in the solve is what its graph goes by.
             _require_gradients(frozen, True)
+            _require_gradients(thawed, False)
             try:
                 yield
             finally:
                 _require_gradients(frozen, False)
+                _require_gradients(thawed, True)
+
+    def compare(self, before: Held) -> None:
+        """After a solve, forget its first evaluation if func refers to the same as ``before``."""
+        left = self._tensors_now() if any(one.changes() for one in self.lent) else ()
+        self.first = self.first._replace(left=left) if self.first and (left or not before.holds) else None
 
     def hold(self, before: Held, params: Sequence[Tensor], named: bool) -> list[Tensor]:
         """Take what func refers to now for what the solve left; the tensors that are new, and have no history.
@@ -126,9 +149,9 @@ class Surroundings:
         """
         known = set(map(id, before.tensors))
         self._written = [(x, x.detach().clone()) for x, version in self._versions if x._version != version]
-        holds, left = before.holds, self._tensors_now() if any(one.changes() for one in self.lent) else ()
-        self.first = self.first._replace(left=left) if self.first and (left or not holds) else None
-        held = before if holds else Held(self._func)
+        self._after, self._writes = self.side.small_note(), self.side.writes
+        self._places = [(x, x.data_ptr()) for x in params if type(x) in _PLAIN and x.layout is torch.strided]
+        held = before if before.holds else Held(self._func)
         tensors = held.tensors
         held.let_go([x for x in tensors if x.grad_fn is not None and not is_one_of(x, params)], keep_values=named)
         if held is not before:
@@ -140,11 +163,16 @@ class Surroundings:
             if id(x) not in known and not x.requires_grad and (x.is_floating_point() or x.is_complex())
         ]
 
+    @property
+    def moved(self) -> list[Tensor]:
+        """Parameters that have been given other values since the solve, in a way that autograd does not see."""
+        return [x for x, place in self._places if x.data_ptr() != place]
+
     def let_go(self) -> None:
         """After the last backward pass, what func referred to is not held."""
         if self._held is not None:
             self._held.clear()
-        self._held, self._written, self.first = None, [], None
+        self._held, self._written, self.first, self._after = None, [], None, None
 
     def as_solved(self) -> AbstractContextManager[None]:
         """A block in which func has the tensors that it had in the solve, and what else it referred to after it."""
@@ -191,6 +219,10 @@ class SideState:
         if self._versions != (versions := self.writes):
             self._versions, self._values = versions, [buffer.detach().clone() for buffer in self.buffers]
         return (*(generator.get_state() for generator in self._generators), *self._values)
+
+    def small_note(self) -> Note | None:
+        """The state now, if it takes little memory to keep."""
+        return self.note() if 0 < sum(x.numel() for x in self.buffers) <= _SMALL else None
 
     @property
     def writes(self) -> list[int]:

@@ -122,6 +122,11 @@ class Solve(abc.ABC):
     def around(self, enclose: Callable[[Callable[[], Any]], Any]) -> Solve:
         """The same solve, each evaluation of which is what ``enclose(evaluate)`` returns."""
 
+    @property
+    def in_options(self) -> list[Tensor]:
+        """The tensors among its options that it is differentiable in."""
+        return []
+
     @abc.abstractmethod
     def start(self, tape: Tape, given: Sequence[Tensor], surroundings: Surroundings) -> tuple[State, Timeline]:
         """The state that the solve starts from, and its times, as functions of what it is given."""

@@ -41,6 +41,16 @@ def check_values(found: Sequence[Tensor], expected: Sequence[Tensor], parameters
             _refuse_other_values(parameters)
 
 
+def check_derivatives(found: Sequence[Tensor], expected: Sequence[Tensor], parameters: Parameters) -> None:
+    """Raise if sums of an evaluation's derivatives are others than those of the same one, by more than the last."""
+    if len(found) != len(expected) or any(
+        not torch.allclose(a, b, rtol=0, atol=float(b[-1]))
+        for a, b in zip(found, expected, strict=True)
+        if b.isfinite().all()
+    ):
+        _refuse_other_values(parameters)
+
+
 class Ends:
     """The ends of replayed steps, held against the states that followed them in one go, after the last."""
 
@@ -122,6 +132,17 @@ def refuse_clipping(call: Call) -> NoReturn:
         "a second derivative it would see other sums of them than by back-propagation. Leave out what does so, or "
         "create_graph=True; or differentiate with the host's own function."
     )
+
+
+def refuse_moved(moved: Sequence[Tensor], call: Call) -> None:
+    """Raise where parameters have other values than in the solve."""
+    if moved:
+        shapes = ", ".join(str(tuple(x.shape)) for x in moved)
+        raise GradientError(
+            f"{call}: parameters (shapes: {shapes}) were given other values by .data between the solve and its "
+            f"backward pass, which evaluates {call.func} again. Do so after the backward pass; or keep what it needs, "
+            "by adjoint_options={'memory': 'graphs'}."
+        )
 
 
 def refuse_forward_mode(function: str) -> NoReturn:

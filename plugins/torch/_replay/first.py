@@ -1,49 +1,88 @@
-"""The first evaluation of a solve, taken again before the others, for what it shows of func."""
+"""The first evaluation of a solve, taken again, for what it shows of func.
+
+A replay evaluates func as the solve left it. Where that is not as the solve found it, since evaluations count, list or
+switch something, the first evaluation tells whether it matters: by its values, and by their derivatives, which may
+differ where its values do not, as behind a last layer of zeros.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from steptape.compat._torch import uncompiled
 from steptape.torch._autograd.graph import Parameters, tensors_of
-from steptape.torch._autograd.looks import Inside
+from steptape.torch._autograd.held import Held
 from steptape.torch._autograd.snapshot import given_back
 from steptape.torch._autograd.surroundings import Surroundings
 from steptape.torch._hosts.base import Solve
-from steptape.torch._replay.checks import check_values, is_linear
+from steptape.torch._replay.checks import check_derivatives, check_values, is_linear
 
 
-def takes_multiples(solve: Solve, given: Sequence[Tensor], surroundings: Surroundings, parameters: Parameters) -> bool:
-    """Whether no hook, and no function of the user's, makes something else of a cotangent than a multiple."""
-    if solve.before is None or not solve.before.traits.custom:
-        return True
-    with surroundings.looked_at():
-        leaves, outputs = _evaluated(solve, given, surroundings, parameters)
-    return is_linear(outputs, [*leaves, *parameters.params])
+class FirstEvaluation:
+    """That of a solve from what it is ``given``, by func in its ``surroundings``."""
+
+    def __init__(self, solve: Solve, given: Sequence[Tensor], surroundings: Surroundings, parameters: Parameters):
+        self._solve, self._given, self._surroundings, self._parameters = solve, given, surroundings, parameters
+
+    def takes_multiples(self) -> bool:
+        """Whether no hook, and no function of the user's, makes something else of a cotangent than a multiple."""
+        if self._solve.before is None or not self._solve.before.traits.custom:
+            return True
+        leaves, values = self._taken(nullcontext())
+        return is_linear(values, [*leaves, *self._parameters.params])
+
+    def note(self, before: Held) -> None:
+        """After the solve: its derivatives where func is as it was ``before``, if that is not how it is now."""
+        around = self._surroundings
+        if around.first is not None:
+            found = self._derivatives(*self._taken(before.as_it_was(around.lent)))
+            around.first = around.first._replace(derivatives=found)
+
+    def check(self) -> None:
+        """Raise if func returns other values than it did, or others by their derivatives."""
+        first = self._surroundings.first
+        if first is not None:
+            leaves, values = self._taken(given_back(first.left))
+            check_values(values, first.values, self._parameters)
+            check_derivatives(self._derivatives(leaves, values), first.derivatives, self._parameters)
+
+    def _taken(self, how: AbstractContextManager[Any]) -> tuple[list[Tensor], list[Tensor]]:
+        """What it is given, as leaves, and what func returns in it, with its graph."""
+        around, values = self._surroundings, list[Tensor]()
+
+        def enclose(evaluate: Any) -> Any:
+            out = evaluate()
+            values.extend(tensors_of(out))
+            return out
+
+        with around.looked_at(), how, uncompiled(), around.around_func(), self._parameters.in_place():
+            if around.first is not None:
+                around.side.set(around.first.note)
+            with torch.enable_grad():
+                leaves = [x.detach().requires_grad_() for x in self._given]
+                self._solve.around(enclose).evaluated(0, *leaves)
+        return leaves, values
+
+    def _derivatives(self, leaves: Sequence[Tensor], values: Sequence[Tensor]) -> list[Tensor]:
+        """Of each its sum, another one, and what they may differ by."""
+        values = [x for x in values if x.requires_grad]
+        inputs = [x for x in (*leaves, *self._parameters.params) if x.requires_grad]
+        if not values:
+            return []
+        # In no direction in which they are likely to vanish.
+        cotangents = [torch.linspace(1, 2, x.numel(), device=x.device).view(x.shape).to(x.dtype) for x in values]
+        found = torch.autograd.grad(values, inputs, cotangents, allow_unused=True)
+        return [_sums_of(x, self._parameters.rough) for x in found if x is not None]
 
 
-def check_first(solve: Solve, given: Sequence[Tensor], surroundings: Surroundings, parameters: Parameters) -> None:
-    """Raise if it returns other values than it did, where func has come to refer to something else in the solve.
-
-    What follows from a counter, a list, a mode that evaluations change may be less than the rounding of a step's end.
-    """
-    first = surroundings.first
-    if first is None:
-        return
-    with surroundings.looked_at(), given_back(first.left), uncompiled():
-        surroundings.side.set(first.note)
-        again = Inside()
-        _evaluated(solve.around(again), given, surroundings, parameters)
-    check_values(again.values, first.values, parameters)
-
-
-def _evaluated(
-    solve: Solve, given: Sequence[Tensor], surroundings: Surroundings, parameters: Parameters
-) -> tuple[list[Tensor], list[Tensor]]:
-    """What it is given, as leaves, and what it returns, with its graph."""
-    with surroundings.around_func(), parameters.in_place(), torch.enable_grad():
-        leaves = [x.detach().requires_grad_() for x in given]
-        return leaves, [*tensors_of(solve.evaluated(0, *leaves))]
+def _sums_of(x: Tensor, rough: bool) -> Tensor:
+    eps = max(torch.finfo(x.dtype).eps, 2.0**-8 if rough else 0.0)
+    x = x.to_dense().reshape(-1)
+    x = (torch.view_as_real(x).reshape(-1) if x.is_complex() else x).double()
+    weighted = x @ torch.linspace(1, 2, len(x), device=x.device, dtype=x.dtype)
+    return torch.stack([x.sum(), weighted, 16 * eps * x.abs().sum()])

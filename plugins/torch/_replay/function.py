@@ -18,9 +18,9 @@ from steptape.torch._autograd.graph import Parameters
 from steptape.torch._autograd.surroundings import Surroundings
 from steptape.torch._autograd.used import check_kept
 from steptape.torch._hosts.base import Solve, Timeline
-from steptape.torch._replay.checks import check_end, refuse_clipping, refuse_forward_mode
+from steptape.torch._replay.checks import check_end, refuse_clipping, refuse_forward_mode, refuse_moved
 from steptape.torch._replay.compiled import CompiledSweep, How, check_compilable, refuse_parts
-from steptape.torch._replay.first import check_first, takes_multiples
+from steptape.torch._replay.first import FirstEvaluation
 from steptape.torch._replay.host_step import HostStepSweep
 from steptape.torch._replay.kept import graphs_of
 from steptape.torch._replay.runge_kutta import RungeKuttaSweep
@@ -57,8 +57,14 @@ class Replay(torch.autograd.Function):
         results, tape = solve.record(given, ctx.surroundings, ctx.graphs)
         if solve.keep.compile is not None:
             check_compilable(solve.call, tape, ctx.surroundings)
+        ctx.surroundings.compare(held)
+        whole = bool(ctx.graphs) and ctx.graphs.are_of(tape.length)
+        if ctx.surroundings.first is not None and not whole and solve.back is None:
+            parameters = Parameters(params, solve.call, ctx.surroundings.autocast)
+            with ctx.surroundings.replayed(changed=False, params=params):
+                FirstEvaluation(solve, given, ctx.surroundings, parameters).note(held)
         new = ctx.surroundings.hold(held, params, solve.call.named)
-        if (kept or new) and not (ctx.graphs and ctx.graphs.are_of(tape.length)):
+        if (kept or new) and not whole:
             with ctx.surroundings.looked_at():
                 check_kept(kept, new, solve.evaluated, given, solve.call)
         # Saved parameters are watched for changes in place, but hooks such as save_on_cpu unpack other objects, and the
@@ -105,6 +111,8 @@ def _pulled(ctx: Any, cotangents: Sequence[Tensor], size: int | None = None) -> 
     parameters = Parameters(*about) if size is None else BatchParameters(size, *about)
     back = (solve.back or ReplayBack)(solve, ctx.surroundings, tape, saved[: solve.given], parameters, needed)
     pull = back.differentiable if torch.is_grad_enabled() else back.plain
+    if ctx.graphs is None or pull != back.plain or not ctx.graphs.are_of(tape.length):
+        refuse_moved(ctx.surroundings.moved, solve.call)
     if ctx.graphs is not None and pull == back.plain:
         parameters.retains, parameters.solve = graph_is_retained(), ctx.graphs.solve
         back.graphs = ctx.graphs if parameters.retains else ctx.graphs.handed_over()
@@ -140,13 +148,13 @@ class ReplayBack:
     ):
         self._solve, self._surroundings, self._tape = solve, surroundings, tape
         self._given, self._parameters, self._needed = given, parameters, needed
-        self._about = (solve, given, surroundings, parameters)
+        self._first = FirstEvaluation(solve, given, surroundings, parameters)
 
     def plain(self, cotangents: Sequence[Tensor]) -> list[Tensor | None]:
         """By replaying the tape, last step to first."""
         parameters = self._parameters
         if not self.graphs.are_of(self._tape.length):
-            check_first(*self._about)
+            self._first.check()
         solution, *at_end = cotangents
         solution = solution.movedim(len(parameters.batch), 0)
         with torch.enable_grad(), parameters.in_place():
@@ -174,8 +182,8 @@ class ReplayBack:
 
     def differentiable(self, cotangents: Sequence[Tensor]) -> list[Tensor | None]:
         """The same as functions of the inputs and of the cotangents, for second derivatives."""
-        check_first(*self._about)
-        if self._tape.length and not takes_multiples(*self._about):
+        self._first.check()
+        if self._tape.length and not self._first.takes_multiples():
             refuse_clipping(self._solve.call)
         gate = Gate()
         given = [gate.through(x) for x in self._given]
@@ -202,7 +210,7 @@ class ReplayBack:
         around, moves = self._surroundings, timeline.moves
         field = Field(solve.vector_field, around, tape.notes, y0.shape, self._parameters, in_time=moves)
         if solve.keep.compile is not None and y0.numel() and not (moves or self._parameters.batch):
-            if not takes_multiples(*self._about):
+            if not self._first.takes_multiples():
                 refuse_parts(solve.call)
             how = How(solve.bare_field, solve.user_func, around.autocast_settings, solve.keep.compile)
             return CompiledSweep(solve.tableau, tape, timeline, field, y0, how)
