@@ -116,6 +116,10 @@ def _memory(memory: Any, call: str) -> Any:
     )
 
 
+# What computes in another way, and to other values, where no graph is built.
+_BY_GRAPH = (torch.nn.RNNBase, torch.nn.MultiheadAttention, torch.nn.TransformerEncoderLayer, torch.nn.TransformerEncoder)
+
+
 def with_parameters(
     solve: Any,
     given: Sequence[Tensor],
@@ -139,7 +143,7 @@ def with_parameters(
         used = tensors_used(solve.around(inside).evaluated, given, since, inside, untouched)
     check_stored(func, used.stored)
     _check_traits(solve.call, used.traits)
-    if used.traits.needs_graph:
+    if used.traits.needs_graph or any(isinstance(x, _BY_GRAPH) for x in surroundings.modules):
         solve = solve.around(with_graph)
     own = surroundings.parameters
     held, is_taken = _after_look(func, untouched, used, by_states=solve.keep.memory == "states")
