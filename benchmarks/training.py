@@ -71,7 +71,10 @@ class _Run:
         """Note a point of the curve, and take a step."""
         try:
             if point:
-                self.curve.append((sum(self.seconds), self.model.held_out(self.weights)))
+                loss = self.model.held_out(self.weights)
+                if not np.isfinite(loss):
+                    raise FloatingPointError(f"the loss is {loss}")
+                self.curve.append((sum(self.seconds), loss))
                 if len(self.curve) % 5 == 1:
                     self.counts.append(self.model.count(self.weights, step))
             if not last:

@@ -21,7 +21,11 @@ def _each(reduce: Callable[..., Rows], name: str) -> dict[str, Reduce]:
 
 
 FIGURES: dict[str, dict[str, Reduce]] = {
-    "tradeoff": {**_each(tradeoff.table, "times and memory"), **_each(tradeoff.setups, "problems")},
+    "tradeoff": {
+        "readme": tradeoff.instead,
+        **_each(tradeoff.table, "times and memory"),
+        **_each(tradeoff.setups, "problems"),
+    },
     "torch_speed": {
         "times": speed.torch_times,
         "set-ups": functools.partial(speed.setups, measurement="torch_speed", name="{cell}"),

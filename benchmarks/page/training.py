@@ -117,7 +117,7 @@ def drawn(results: Results) -> Any:
 def _line(axis: Any, way: str, rows: list[Row]) -> None:
     role, colour = _role(way)
     # Without the point at no time, which a logarithmic axis has no place for.
-    curves = np.array([row["curve"] for row in rows if "failed" not in row])[:, 1:]
+    curves = np.array([row["curve"][1:] for row in rows if "failed" not in row])
     if curves.size:
         seconds, losses = np.median(curves[..., 0], 0), curves[..., 1]
         style: dict[str, Any] = {"linewidth": 2.4, "zorder": 3} if role in _EXACT else {"linewidth": 1.2}
