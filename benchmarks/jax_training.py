@@ -56,29 +56,24 @@ class _Trained:
         self._weights, self._batches = model.task.weights(seed), list(model.task.batches(STEPS, seed))
 
     def start(self) -> np.ndarray:
-        """Those of the seed."""
         return data.flat(self._weights)
 
     def gradient(self, weights: np.ndarray, step: int) -> Gradient:
-        """Of the compiled program."""
         batch = self._batches[step % STEPS]
         return self._model.gradient(data.shaped(weights, self._weights), batch, TOLERANCE)
 
     def count(self, weights: np.ndarray, step: int) -> int:
-        """By callbacks, in a call that is not timed."""
         batch = self._batches[step % STEPS]
         found = self._model.count(data.shaped(weights, self._weights), batch, TOLERANCE)
         return found.forward + found.backward
 
     def held_out(self, weights: np.ndarray) -> float:
-        """The mean over the test set's batches."""
         shaped = data.shaped(weights, self._weights)
         return statistics.mean(
             self._model.gradient(shaped, batch, TOLERANCE).loss for batch in self._task.test_batches()
         )
 
     def memory(self, weights: np.ndarray) -> int:
-        """XLA's temporary memory."""
         return self._model.temporary
 
 

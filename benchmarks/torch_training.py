@@ -39,30 +39,25 @@ class _Trained:
         self._net, self._loss, self._batches, self._test, self._counts = net, loss, batches, test, counts
 
     def start(self) -> np.ndarray:
-        """The net's own weights."""
         return parameters_to_vector(self._net.parameters()).detach().numpy().copy()
 
     def gradient(self, weights: np.ndarray, step: int) -> Gradient:
-        """By autograd."""
         vector_to_parameters(torch.tensor(weights), self._net.parameters())
         loss = self._loss(*self._batches[step % len(self._batches)])
         found = torch.autograd.grad(loss, list(self._net.parameters()))
         return Gradient(loss.item(), torch.cat([x.flatten() for x in found]).numpy())
 
     def count(self, weights: np.ndarray, step: int) -> int:
-        """Those that the field counts."""
         before = self._counts["evaluations"]
         self.gradient(weights, step)
         return self._counts["evaluations"] - before
 
     def held_out(self, weights: np.ndarray) -> float:
-        """On the test set."""
         vector_to_parameters(torch.tensor(weights), self._net.parameters())
         with torch.no_grad():
             return self._loss(*self._test).item()
 
     def memory(self, weights: np.ndarray) -> int:
-        """Those of torch's allocator, on the first batch."""
         with meters.Account() as account:
             self.gradient(weights, 0)
         return account.peak

@@ -83,7 +83,7 @@ def instead(results: Results) -> Rows:
 
 
 def _error(error: float) -> str:
-    return f"{error:.0e}" if error > TELLING else "rounding"
+    return f"{error:.0e}" if error > TELLING else f"below {TELLING:g}"
 
 
 def setups(results: Results, framework: str) -> Rows:

@@ -6,10 +6,10 @@ import re
 from collections.abc import Mapping
 
 COLUMN = "why, and whether it could be ours"
-_GRAPHS = 'It keeps its graphs and evaluates nothing twice: ours with `memory="graphs"`, which holds less.'
-_CHEAP = "It takes steps of its own back, to a tolerance: no exact way can; ours of that kind has the seminorm."
+_GRAPHS = 'It keeps its graphs and evaluates nothing twice: that is ours with `memory="graphs"`.'
+_CHEAP = "It takes steps of its own back, to a tolerance, which no exact way can: ours of that kind is the seminorm."
 _SHORT = (
-    "Its own solver's loop is shorter than torchdiffeq's, which ours keeps: the solution is the host's, bit for bit."
+    "Its own solver's loop is shorter than torchdiffeq's: not ours while the solution is torchdiffeq's, bit for bit."
 )
 _SMALL = "Where a step on a few numbers costs next to nothing, what a replay keeps of it shows: could be ours."
 _STAGE = 'It keeps fewer states and one evaluation\'s graph at a time: ours with `checkpoints=k` and `graph="stage"`.'

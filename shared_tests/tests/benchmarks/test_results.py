@@ -93,7 +93,7 @@ def test_the_page_names_what_there_was_a_second_pass_of_and_both_days(load, tmp_
 
 def test_where_a_peer_is_better_comes_before_all_claims(load, tmp_path):
     before = page_of(load, some(), tmp_path).partition("## Trained to the end")[0]
-    why = 'It keeps its graphs and evaluates nothing twice: ours with `memory="graphs"`, which holds less.'
+    why = 'It keeps its graphs and evaluates nothing twice: that is ours with `memory="graphs"`.'
     assert f"| time | odeint | 1 of 1 | 0.8 | {why} | [torch_speed.py](../benchmarks/torch_speed.py) |" in before
     assert "| error | odeint_adjoint | 1 of 1 | 0.3 |" in before
     assert f"| {DEFAULT} |" not in before
