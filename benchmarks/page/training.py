@@ -88,7 +88,7 @@ def _against(way: str, rows: Rows, base: Rows) -> str:
     if any("failed" in row for row in rows):
         return f"`{way}` **fails**"
     changes = [row["loss"] / other["loss"] for row, other in zip(rows, base, strict=True)]
-    worse = min(changes) > 1 + 0.01
+    worse = len(changes) > 1 and min(changes) > 1 + 0.01
     return f"`{way}` {text.changes(changes)}" + (", **worse in every seed**" if worse else "")
 
 
@@ -105,7 +105,7 @@ def drawn(results: Results) -> Any:
             _line(axis, way, rows)
         axis.set(title=model, xlabel="processor seconds", ylabel="held-out loss", xscale="log", yscale="log")
         for side in (axis.xaxis, axis.yaxis):
-            side.set_major_locator(matplotlib.ticker.LogLocator(subs=(1, 2, 5)))
+            side.set_major_locator(matplotlib.ticker.LogLocator(subs=(1, 2, 3, 5, 7)))
             side.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda x, _: f"{x:g}"))
             side.set_minor_locator(matplotlib.ticker.NullLocator())
         axis.grid(alpha=0.3)

@@ -109,27 +109,25 @@ class Model:
             return functools.partial(flow, self.task.noise)
         return controlled if self.task.kind == "cde" else hamiltonian
 
-    def adjoint(self, rtol: Any, atol: Any) -> diffrax.AbstractAdjoint:
-        """That of the method, for a solve at these tolerances."""
-        matched = functools.partial(QuadratureAdjoint, **adaptive(rtol, atol * self.task.batch))
+    def how(self, rtol: Any, atol: Any) -> dict[str, Any]:
+        """The step sizes of a solve at these tolerances, and the method's adjoint."""
         adjoints: dict[str, Callable[[], diffrax.AbstractAdjoint]] = {
             "default": diffrax.BacksolveAdjoint,
             "seminorm": SeminormAdjoint,
             "quadrature": QuadratureAdjoint,
-            MATCHED: matched,
+            MATCHED: functools.partial(QuadratureAdjoint, **adaptive(rtol, atol * self.task.batch)),
             "aca": AdaptiveCheckpointAdjoint,
         }
-        return adjoints[self.method]()
+        return {"adjoint": adjoints[self.method](), **adaptive(rtol, atol)}
 
     def _solve(self, field: Callable, y0: Any, times: Any, args: Any, tolerance: Any, counted: Any) -> Any:
         def vector_field(t, y, args):
             jax.lax.cond(args[1], lambda: jax.debug.callback(self._call), lambda: None)
             return field(t, y, args[0])
 
-        rtol, atol = tolerance
         saveat = diffrax.SaveAt(ts=times[1:]) if len(times) > 2 else diffrax.SaveAt(t1=True)
-        how = {"t0": times[0], "dt0": None, "solver": self._solver, "saveat": saveat, **adaptive(rtol, atol)}
-        how |= {"adjoint": self.adjoint(rtol, atol), "max_steps": self._max_steps}
+        how = {"t0": times[0], "dt0": None, "solver": self._solver, "saveat": saveat, **self.how(*tolerance)}
+        how["max_steps"] = self._max_steps
         solution = solved(vector_field, times[-1], y0, (args, counted), **how)
         return solution.ys, solution.stats["num_steps"]
 
