@@ -65,6 +65,11 @@ MEASUREMENTS = {
         "benchmarks/torch_tradeoff.py",
         {"torch": "torch_tradeoff", "jax": "jax_tradeoff"},
     ),
+    "training": Measurement(
+        "models trained to the end by every way in both frameworks",
+        "benchmarks/training.py",
+        {"torch": "torch_training", "jax": "jax_training"},
+    ),
     "faults": Measurement(
         "where the hosts' default gradients are wrong",
         "benchmarks/faults.py",

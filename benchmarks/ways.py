@@ -6,6 +6,7 @@ COMPILED = f"{OURS}, compile=True"
 RECURSIVE, ADAPTIVE = "RecursiveCheckpointAdjoint", "AdaptiveCheckpointAdjoint"
 DEFAULT, REPLAY = f"{RECURSIVE}()", f"{ADAPTIVE}()"
 BACKPROP = "back-propagation"
+QUADRATURE = "quadrature"
 # The base of the curves by framework: the host's own back-propagation.
 BASE = {"torch": BACKPROP, "jax": "RecursiveCheckpoint"}
 # The quadrature adjoint solves for a cotangent whose largest entry is 1, the hosts for that of a mean over n examples:

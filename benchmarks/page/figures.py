@@ -10,7 +10,7 @@ from typing import Any
 
 from benchmarks import envelope
 from benchmarks.envelope import Entry, Results, Rows
-from benchmarks.page import claims, curves, faults, papers, ratios, readme, speed, tasks, tradeoff
+from benchmarks.page import claims, curves, faults, papers, ratios, readme, speed, tasks, tradeoff, training
 from benchmarks.ways import BASE
 
 Reduce = Callable[[Results], Rows]
@@ -21,7 +21,11 @@ def _each(reduce: Callable[..., Rows], name: str) -> dict[str, Reduce]:
 
 
 FIGURES: dict[str, dict[str, Reduce]] = {
-    "tradeoff": {**_each(tradeoff.table, "times and memory"), **_each(tradeoff.setups, "problems")},
+    "tradeoff": {
+        "readme": tradeoff.instead,
+        **_each(tradeoff.table, "times and memory"),
+        **_each(tradeoff.setups, "problems"),
+    },
     "torch_speed": {
         "times": speed.torch_times,
         "set-ups": functools.partial(speed.setups, measurement="torch_speed", name="{cell}"),
@@ -32,6 +36,10 @@ FIGURES: dict[str, dict[str, Reduce]] = {
         "promises": claims.held,
     },
     "sde_speed": {"times": speed.sde, "promises": claims.sdes},
+    "training": {
+        "models": training.models,
+        **{m: functools.partial(training.table, model=m) for models in training.MODELS.values() for m in models},
+    },
     "faults": {"table": faults.table},
     "jax_speed": {"times": speed.jax, "readme": readme.jax_speed},
     "jax_memory": {

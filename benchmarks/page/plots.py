@@ -10,7 +10,7 @@ from PIL import Image
 
 from benchmarks.curves import plot
 from benchmarks.envelope import Results, Rows, grouped
-from benchmarks.page import tradeoff
+from benchmarks.page import tradeoff, training
 from benchmarks.page.curves import cells
 from benchmarks.papers import experiments
 from benchmarks.ways import BASE, TASK_WAYS
@@ -33,6 +33,8 @@ def draw(results: Results, folder: Path) -> None:
         _save(_limits(limits), folder / "jax_max_steps.png", 110)
     if any(results.rows("tasks", framework) for framework in BASE):
         _save(_tasks(results), folder / "tasks.png", 110)
+    if any(results.rows("training", framework) for framework in BASE):
+        training.drawn(results).savefig(folder / "training.svg", metadata={"Date": None})
     for name in experiments.EXPERIMENTS:
         # Imported only where there are results: with them comes the framework.
         rows = experiments.found(results, name)

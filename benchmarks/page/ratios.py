@@ -120,12 +120,18 @@ def _is_single(row: Row) -> bool:
 
 
 _LIMITS: dict[Kind, str] = {"time": "seconds", "memory": "temporary"}
+_TRAINING: dict[Kind, str] = {"time": "seconds", "memory": "peak"}
 _CURVES: dict[Kind, str] = {"time": "seconds", "memory": "held", "error": "error"}
 _READERS: tuple[Callable[[Results], Iterator[Ratio]], ...] = (
     _Reader("torch_speed", "torch", {"time": "ratio", "error": "error"}, "{cell}", HOST, OURS),
     _Reader("torch_memory", "torch", {"memory": "rss"}, "{setup}", HOST, OURS),
     _Reader("tradeoff", "torch", {"time": "ratio", "memory": "peak"}, "torch, {cell}", HOST, OURS, where=_is_single),
     _Reader("tradeoff", "jax", {"time": "ratio", "memory": "held"}, "jax, {cell}", DEFAULT, REPLAY, where=_is_single),
+    *(
+        _Reader("training", "torch", _TRAINING, f"{model}, {{seed}}", base, OURS, cells=model)
+        for model, base in (("latent ODE", HOST), ("flow", HOST), ("latent SDE", "sdeint"))
+    ),
+    _Reader("training", "jax", _TRAINING, "{model}, {seed}", "DirectAdjoint()", REPLAY),
     _Reader("sde_speed", "torch", {"time": "seconds", "memory": "held"}, "{cell}", BACKPROP, "aca"),
     _jax_speed,
     _jax_memory,

@@ -12,7 +12,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from benchmarks import envelope
 from benchmarks.envelope import Entry
 from benchmarks.measurements import MEASUREMENTS
-from benchmarks.page import compare, readme, text
+from benchmarks.page import compare, readme, text, training, why
 from benchmarks.page.figures import FIGURES, rows
 from benchmarks.page.ratios import KINDS, MARGIN
 from benchmarks.ways import BASE
@@ -45,7 +45,8 @@ class Page:
             bases=BASE,
             again=", ".join(f"`{name}`" for name in again),
             origins=list(filter(None, origins)),
-            better=[{name: value for name, value in row.items() if name != "least"} for row in better],
+            better=[_explained(row) for row in better],
+            trained=[model for models in training.MODELS.values() for model in models],
             margin=text.per_cent(MARGIN),
             promises=_linked(figures, "promises", FIGURES),
             readme=[readme.table(figures, name) for name in readme.TABLES],
@@ -110,6 +111,11 @@ def _linked(figures: Sequence[Entry], cell: str, measurements: Iterable[str]) ->
         {name: value for name, value in row.items() if name != "script"} | {"measured by": text.link(script)}
         for script, row in shown
     ]
+
+
+def _explained(row: Mapping[str, Any]) -> dict[str, Any]:
+    columns = {name: value for name, value in row.items() if name not in ("least", "measured by")}
+    return columns | {why.COLUMN: why.why(row), "measured by": row["measured by"]}
 
 
 def _repeatability(figures: Sequence[Entry]) -> str:

@@ -75,6 +75,11 @@ def ends(values: Sequence[float]) -> str:
     return " to ".join(dict.fromkeys(f"{x:.1f}" for x in (min(values), max(values))))
 
 
+def ends_of(ratios: Sequence[float]) -> str:
+    """Least to most, of shares of 1."""
+    return " to ".join(dict.fromkeys(f"{x:.2f}" for x in (min(ratios), max(ratios))))
+
+
 def change(ratio: float) -> str:
     """A ratio as a change in per cent, or as a multiple where it is large."""
     if ratio >= 2:

@@ -10,7 +10,7 @@ import matplotlib.ticker
 
 from benchmarks.envelope import Results, Row, Rows, by_way, grouped
 from benchmarks.page import speed, text
-from benchmarks.ways import ADAPTIVE, OURS
+from benchmarks.ways import ADAPTIVE, DEFAULT, GRAPHS, HOST, HOST_ADJOINT, OURS, REPLAY
 
 # Errors beyond it stand in the plot.
 TELLING = 1e-5
@@ -28,6 +28,24 @@ _LOOKS = (
     ("#8C564B", "^"),
 )
 _TICKS = (0.3, 0.5, 0.7, 1, 1.5, 2, 3, 5, 8, 12)
+# By framework: today's way, ours, and what it is for.
+_LEAN = f'{OURS}, checkpoints=8, graph="stage"'
+_INSTEAD = (
+    ("torch", HOST, GRAPHS, "faster, in the same memory"),
+    ("torch", HOST, OURS, "in a fraction of the memory"),
+    ("torch", HOST, _LEAN, "in the least memory"),
+    ("torch", HOST_ADJOINT, OURS, "exact, and faster"),
+    ("jax", DEFAULT, REPLAY, "faster"),
+    ("jax", DEFAULT, f"{ADAPTIVE}(checkpoints=8)", "faster, in the same memory"),
+    ("jax", "BacksolveAdjoint()", REPLAY, "exact"),
+)
+_WRITTEN = {
+    GRAPHS: '`adjoint_method="aca", adjoint_options={"memory": "graphs"}`',
+    OURS: '`adjoint_method="aca"`',
+    _LEAN: '`adjoint_method="aca", adjoint_options={"checkpoints": 8, "graph": "stage"}`',
+    REPLAY: f"`adjoint={REPLAY}`",
+    f"{ADAPTIVE}(checkpoints=8)": f"`adjoint={ADAPTIVE}(checkpoints=8)`",
+}
 _TEXTS = {
     "torch": ("MiB, the most that both passes hold", "time over back-propagation's"),
     "jax": ("MiB, XLA's temporary memory", "time over the default adjoint's"),
@@ -43,6 +61,29 @@ def _cell(row: Row) -> str:
     memory = " / ".join(text.figure(row[name] / 2**20) for name in ("held", "peak") if name in row)
     exact = row["error"] < (TELLING if "float32" in row["problem"] else 1e-11)
     return f"{row['ratio']:.2f} / {memory}" + ("" if exact else f" / {row['error']:.0e}")
+
+
+def instead(results: Results) -> Rows:
+    """What a call of today's costs, and ours in its place: the range of the ratios over the problems."""
+    found: Rows = []
+    for framework, today, ours, why in _INSTEAD:
+        problems = by_way(results.rows("tradeoff", framework), "{cell}").values()
+        pairs = [(ways[today], ways[ours]) for ways in problems if {today, ours} <= ways.keys()]
+        if pairs:
+            ratios = {
+                kind: [new[column] / old[column] for old, new in pairs]
+                for kind, column in (("time", "ratio"), ("memory", _MEMORY[framework]))
+            }
+            found.append(
+                {"today": f"`{today}`", "instead": why, "to write": _WRITTEN[ours]}
+                | {f"{kind}, of today's": text.ends_of(values) for kind, values in ratios.items()}
+                | {"today's error, the most": _error(max(old["error"] for old, _ in pairs))}
+            )
+    return found
+
+
+def _error(error: float) -> str:
+    return f"{error:.0e}" if error > TELLING else f"below {TELLING:g}"
 
 
 def setups(results: Results, framework: str) -> Rows:

@@ -9,7 +9,7 @@ over 100 new series, at all times, against the truth without noise.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -26,18 +26,20 @@ LATENT, HIDDEN, SERIES, POINTS = 6, 32, 100, 40
 class LatentODE(torch.nn.Module):
     """Encoder, ODE, reader."""
 
-    def __init__(self, way: str):
+    def __init__(
+        self, solve: Callable[..., Tensor], encoder: Callable[..., torch.nn.RNNBase] = torch.nn.GRU, code: int = HIDDEN
+    ):
         super().__init__()
-        self.encoder, self.start = torch.nn.GRU(3, HIDDEN, batch_first=True), torch.nn.Linear(HIDDEN, LATENT)
+        self.encoder, self.start = encoder(3, code, batch_first=True), torch.nn.Linear(code, LATENT)
         slope = torch.nn.Sequential(torch.nn.Linear(LATENT, HIDDEN), torch.nn.Tanh(), torch.nn.Linear(HIDDEN, LATENT))
         self.field, self.reader = Counted(lambda t, z: slope(z), slope), torch.nn.Linear(LATENT, 1)
-        self.way = way
+        self.solve = solve
 
     def forward(self, times: Tensor, seen: Tensor, mask: Tensor) -> Tensor:
         """Series (batch, times) from what is seen of them, where ``mask`` is 1."""
         gaps = torch.cat([times[:1], times.diff()]).expand_as(seen)
         _, code = self.encoder(torch.stack([seen * mask, mask, gaps], -1).flip(1))
-        path = odeint(self.way, self.field, self.start(code[0]), times, (1e-3, 1e-3))
+        path = self.solve(self.field, self.start(code[0]), times)
         return self.reader(path)[..., 0].T
 
 
@@ -50,12 +52,12 @@ def run(quick: bool) -> Cells:
 def _cell(seed: int, steps: int) -> Rows:
     torch.manual_seed(seed)
     times = torch.cat([torch.zeros(1), (5 * torch.rand(POINTS - 1)).sort().values])
-    _, *train = _data(times)
-    truth, *test = _data(times)
+    _, *train = data(times)
+    truth, *test = data(times)
     nets, optimisers, seconds = {}, {}, {}
     for way in WAYS:
         torch.manual_seed(seed)
-        nets[way], seconds[way] = LatentODE(way), list[float]()
+        nets[way], seconds[way] = LatentODE(functools.partial(odeint, way, tolerances=(1e-3, 1e-3))), list[float]()
         optimisers[way] = torch.optim.Adam(nets[way].parameters(), lr=0.01)
     for _ in range(steps):
         for way in WAYS:
@@ -74,7 +76,8 @@ def _row(net: LatentODE, seconds: Sequence[float], error: float) -> Row:
     return {"ms a step": time, **net.field.work(), "test MSE": error}
 
 
-def _data(times: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def data(times: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Of ``SERIES`` of them, (series, times): the truth, what is measured, and where it is seen."""
     phase, size, pitch, damping = torch.rand(4, SERIES, 1)
     truth = (0.5 + size) * torch.exp(-(0.1 + 0.3 * damping) * times) * torch.cos((2 + pitch) * times + 6.3 * phase)
     return truth, truth + 0.05 * torch.randn_like(truth), (torch.rand_like(truth) < 0.5).float()

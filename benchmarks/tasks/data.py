@@ -38,14 +38,14 @@ class Task:
     noise: np.ndarray | None = None
     gain: float = 1
 
-    def weights(self) -> Weights:
+    def weights(self, seed: int = 1) -> Weights:
         """The initial weights."""
-        random = np.random.default_rng(1)
+        random = np.random.default_rng(seed)
         return {name: _layers(widths, self.gain, random) for name, widths in self.nets.items()}
 
-    def batches(self, steps: int) -> Iterator[Arrays]:
+    def batches(self, steps: int, seed: int = 2) -> Iterator[Arrays]:
         """The batches of a training run."""
-        random = np.random.default_rng(2)
+        random = np.random.default_rng(seed)
         for _ in range(steps):
             chosen = random.choice(len(self.train[0]), self.batch, replace=False)
             yield tuple(x[chosen] for x in self.train)

@@ -71,7 +71,7 @@ class Model:
         self._evaluations = 0
         self._loss = {"cde": self._cde, "cnf": self._cnf, "symplectic": self._symplectic}[task.kind]
         self._solver: diffrax.AbstractSolver = diffrax.Dopri5()
-        self._program = jax.jit(jax.value_and_grad(self._loss, has_aux=True))
+        self._program: Any = jax.jit(jax.value_and_grad(self._loss, has_aux=True))
 
     def gradient(self, weights: Weights, batch: Arrays, tolerance: tuple[float, float]) -> Gradient:
         """The loss and its gradient."""
@@ -109,12 +109,8 @@ class Model:
             return functools.partial(flow, self.task.noise)
         return controlled if self.task.kind == "cde" else hamiltonian
 
-    def _solve(self, field: Callable, y0: Any, times: Any, args: Any, tolerance: Any, counted: Any) -> Any:
-        def vector_field(t, y, args):
-            jax.lax.cond(args[1], lambda: jax.debug.callback(self._call), lambda: None)
-            return field(t, y, args[0])
-
-        rtol, atol = tolerance
+    def how(self, rtol: Any, atol: Any) -> dict[str, Any]:
+        """The step sizes of a solve at these tolerances, and the method's adjoint."""
         adjoints: dict[str, Callable[[], diffrax.AbstractAdjoint]] = {
             "default": diffrax.BacksolveAdjoint,
             "seminorm": SeminormAdjoint,
@@ -122,18 +118,27 @@ class Model:
             MATCHED: functools.partial(QuadratureAdjoint, **adaptive(rtol, atol * self.task.batch)),
             "aca": AdaptiveCheckpointAdjoint,
         }
+        return {"adjoint": adjoints[self.method](), **adaptive(rtol, atol)}
+
+    def _solve(self, field: Callable, y0: Any, times: Any, args: Any, tolerance: Any, counted: Any) -> Any:
+        def vector_field(t, y, args):
+            jax.lax.cond(args[1], lambda: jax.debug.callback(self._call), lambda: None)
+            return field(t, y, args[0])
+
         saveat = diffrax.SaveAt(ts=times[1:]) if len(times) > 2 else diffrax.SaveAt(t1=True)
-        how = {"t0": times[0], "dt0": None, "solver": self._solver, "saveat": saveat, **adaptive(rtol, atol)}
-        how |= {"adjoint": adjoints[self.method](), "max_steps": self._max_steps}
+        how = {"t0": times[0], "dt0": None, "solver": self._solver, "saveat": saveat, **self.how(*tolerance)}
+        how["max_steps"] = self._max_steps
         solution = solved(vector_field, times[-1], y0, (args, counted), **how)
         return solution.ys, solution.stats["num_steps"]
 
     def _cde(self, weights: Any, batch: Any, tolerance: Any, counted: Any) -> Any:
-        (path, label), knots = batch, jnp.asarray(self.task.times)
+        path, label = batch
         # Among args, as diffrax's own adjoint refuses a closure: it integrates for the gradient of the path as well.
+        knots = jnp.asarray(self.task.times)
         coefficients = jax.vmap(functools.partial(diffrax.backward_hermite_coefficients, knots))(path)
 
         def field(t, z, args):
+            knots = jnp.asarray(self.task.times)
             slope = jax.vmap(lambda c: diffrax.CubicInterpolation(knots, c).derivative(t))(args["path"])
             return (controlled(t, z, args) @ slope[..., None])[..., 0]
 
