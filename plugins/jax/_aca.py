@@ -128,10 +128,11 @@ class AdaptiveCheckpointAdjoint(diffrax.AbstractAdjoint):
                 loops, passed_solver_state=passed_solver_state, by_stage=by_stage, **solve
             )
             if accepted_step is None or not accepted_step.times_exact:
-                tried = loops.body(reverse=True, progress_meter=progress_meter, **solve)
+                tried = loops.body(kind="checkpointed", progress_meter=progress_meter, **solve)
         outer_while_loop = functools.partial(
             replayed_while_loop,
             tried=tried,
+            bounded=functools.partial(loops.body, kind="bounded", progress_meter=progress_meter, **solve),
             accepted_step=accepted_step,
             refusal=refusal,
             checkpoints=self.checkpoints,
