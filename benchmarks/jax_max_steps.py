@@ -38,7 +38,7 @@ def program(name: str, limit: int, members: int | None) -> programs.Program:
 
     def loss(y0):
         how = {**programs.adaptive(1e-6), "dt0": 0.1, "max_steps": limit, "adjoint": ADJOINTS[name]}
-        solution = programs.solved(field, 1.0, y0, matrix, **how)
+        solution = programs.solved(field, 10.0, y0, matrix, **how)
         return jnp.sum(solution.ys**2), solution.stats["num_accepted_steps"]
 
     gradient = jax.grad(loss, has_aux=True)
