@@ -14,6 +14,7 @@ import optimistix
 import pytest
 
 from steptape.jax import AdaptiveCheckpointAdjoint
+from steptape.jax._autodiff.nextafter import make_differentiable
 from steptape.jax._replay import blocks
 from steptape_helpers.jax_solves import OURS, worst, x64
 
@@ -149,9 +150,8 @@ def test_second_derivatives_in_a_batch_under_checkpoint_in_a_scan_and_with_an_ev
         return lambda x: squared(x, adjoint=adjoint, event=event, saveat=diffrax.SaveAt(t1=True))
 
     def of(adjoint):
-        # JAX loses how diffrax's last time before t1 is differentiated where it splits a scan: t1 stands still.
-        still = functools.partial(squared, adjoint=adjoint, end=0.6)
-        return [batch(functools.partial(squared, adjoint=adjoint)), scanned(jax.checkpoint(still)), met(adjoint)]
+        f = functools.partial(squared, adjoint=adjoint)
+        return [batch(f), scanned(jax.checkpoint(f)), met(adjoint)]
 
     ours = [products(f, V)["reverse over reverse"] for f in of(OURS)]
     host = [products(f, V)["forward over forward"] for f in of(FORWARD)]
@@ -209,6 +209,24 @@ def _decayed(p, end, max_steps, checkpoints=None, solver=None):
     term, adjoint = diffrax.ODETerm(lambda t, y, p: -p * y), AdaptiveCheckpointAdjoint(checkpoints=checkpoints)
     how: Any = {"adjoint": adjoint, "max_steps": max_steps}
     return diffrax.diffeqsolve(term, solver or diffrax.Euler(), 0.0, end, 0.05, 1.0, p, **how).ys[0]
+
+
+def test_the_next_number_has_the_derivative_of_the_number():
+    make_differentiable()
+    assert jax.grad(lambda t: jnp.nextafter(t, 2.0) ** 2)(1.0) == 2 * np.nextafter(1.0, 2.0)
+
+
+@pytest.mark.full
+def test_second_derivatives_in_t1_in_a_scan_are_those_of_the_closed_form():
+    """There JAX loses how diffrax's last time before t1 is differentiated."""
+    p, end, scales = 0.7, 0.04, np.array([1.0, 1.1])
+
+    def scanned(end):
+        return jax.lax.scan(lambda c, scale: (c + _decayed(p, scale * end, 4) ** 2, None), 0.0, scales)[0]
+
+    # One step of Euler's method each, whose square is (1 - p t1)^2.
+    second = jax.jit(jax.grad(jax.grad(scanned)))(end)
+    np.testing.assert_allclose(second, 2 * p**2 * np.sum(scales**2), rtol=1e-12)
 
 
 @pytest.mark.by_default(where=lambda checkpoints: checkpoints == 9)
