@@ -83,6 +83,7 @@ class Solve:
 
         def whole(x):
             parts = self.parts(x)
+            assert parts.whole is not None
             return marked(jax.tree.leaves(parts.whole(parts.carry[-1])), self.recording(mask).moving)
 
         values, pull = pulled(whole, x, mask)

@@ -105,11 +105,39 @@ def test_second_derivatives_by_every_mode_over_every_mode_of_every_output(name):
     terms, solver, kind = SOLVERS[name]
     host = products(lambda x: loss(x, FORWARD, terms, solver()), V)["forward over forward"]
     modes = products(lambda x: loss(x, OURS, terms, solver(scan_kind=kind)), V)
-    if name != "explicit":
-        # The two that have the others in them.
-        modes = {mode: modes[mode] for mode in ("forward over reverse", "reverse over reverse")}
     found, want = jax.jit(lambda x: ({mode: f(x) for mode, f in modes.items()}, host(x)))(X)
     _assert_all(found, want)
+
+
+def gradients(f):
+    """The gradient of a scalar by each mode, as functions of x."""
+    unit = jnp.eye(len(X))
+
+    def by_jvp(x):
+        return jax.vmap(lambda v: jax.jvp(f, (x,), (v,))[1])(unit)
+
+    modes = {
+        "grad": jax.grad(f),
+        "value_and_grad": lambda x: jax.value_and_grad(f)(x)[1],
+        "jacrev": jax.jacrev(f),
+        "jacfwd": jax.jacfwd(f),
+        "jvp": by_jvp,
+        "linearize": lambda x: jax.vmap(jax.linearize(f, x)[1])(unit),
+    }
+    remade = {
+        f"{mode} of checkpoint": make(jax.checkpoint(f)) for mode, make in (("grad", jax.grad), ("jacfwd", jax.jacfwd))
+    }
+    batched = {f"vmap of {mode}": lambda x, g=g: jax.vmap(g)(jnp.stack([x, 1.1 * x]))[0] for mode, g in modes.items()}
+    return {**modes, **remade, **batched, "grad of jit": jax.grad(jax.jit(f))}
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("name", SOLVERS)
+def test_first_derivatives_by_every_mode_of_every_output(name):
+    terms, solver, kind = SOLVERS[name]
+    modes = gradients(lambda x: loss(x, OURS, terms, solver(scan_kind=kind)))
+    host = jax.jit(jax.jacfwd(lambda x: loss(x, FORWARD, terms, solver())))(X)
+    _assert_all(jax.jit(lambda x: {mode: g(x) for mode, g in modes.items()})(X), host)
 
 
 def _inside(x, adjoint=OURS, end=None, **how):
