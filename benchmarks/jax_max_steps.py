@@ -1,4 +1,4 @@
-"""What a diffrax gradient costs for steps that are not taken: a cell alone and one a batch, a row a limit and way.
+"""What a diffrax gradient costs for steps that are not taken: a cell a batch and limit, a row a way.
 
 The same ten or so steps under every ``max_steps``, with as many checkpoints as the host. ``temporary`` is XLA's own
 account of what a compiled gradient allocates besides its inputs and outputs.
@@ -7,6 +7,7 @@ account of what a compiled gradient allocates besides its inputs and outputs.
 from __future__ import annotations
 
 import functools
+import itertools
 
 import diffrax
 import jax
@@ -37,7 +38,7 @@ def program(name: str, limit: int, members: int | None) -> programs.Program:
 
     def loss(y0):
         how = {**programs.adaptive(1e-6), "dt0": 0.1, "max_steps": limit, "adjoint": ADJOINTS[name]}
-        solution = programs.solved(field, 1.0, y0, matrix, **how)
+        solution = programs.solved(field, 10.0, y0, matrix, **how)
         return jnp.sum(solution.ys**2), solution.stats["num_accepted_steps"]
 
     gradient = jax.grad(loss, has_aux=True)
@@ -47,27 +48,26 @@ def program(name: str, limit: int, members: int | None) -> programs.Program:
 
 
 def cells(scope: Scope) -> Cells:
-    """A cell alone and one for a batch; quick: three limits, few rounds."""
-    limits, rounds = (LIMITS[::2], 11) if scope.quick else (LIMITS, 101)
-    return {name: functools.partial(_cell, name, limits, rounds) for name in BATCHES}
+    """A cell a batch and limit; quick: three limits, few rounds."""
+    limits, rounds = (LIMITS[::2], 11) if scope.quick else (LIMITS, 51)
+    return {
+        f"{name}, {limit}": functools.partial(_cell, name, limit, rounds)
+        for name, limit in itertools.product(BATCHES, limits)
+    }
 
 
-def _cell(name: str, limits: tuple[int, ...], rounds: int) -> Rows:
-    found = {(limit, way): program(way, limit, BATCHES[name]) for limit in limits for way in ADJOINTS}
-    rows = []
-    for limit in limits:
-        both = [found[limit, way] for way in ADJOINTS]
-        programs.race(both, rounds)
-        rows += [
-            {
-                "batch": name,
-                "max_steps": limit,
-                "accepted": int(jnp.max(one.result[1])),
-                "way": one.name,
-                "seconds": one.seconds,
-                "over_host": timing.ratio(both[0].times, one.times),
-                "temporary": one.temporary,
-            }
-            for one in both
-        ]
-    return rows
+def _cell(name: str, limit: int, rounds: int) -> Rows:
+    both = [program(way, limit, BATCHES[name]) for way in ADJOINTS]
+    programs.race(both, rounds)
+    return [
+        {
+            "batch": name,
+            "max_steps": limit,
+            "accepted": int(jnp.max(one.result[1])),
+            "way": one.name,
+            "seconds": one.seconds,
+            "over_host": timing.ratio(both[0].times, one.times),
+            "temporary": one.temporary,
+        }
+        for one in both
+    ]

@@ -10,6 +10,7 @@ from jaxtyping import PyTree
 
 from steptape._errors import OptionError
 from steptape.compat._diffrax import loop
+from steptape.jax._autodiff.nextafter import make_differentiable
 from steptape.jax._replay.accepted_step import build_accepted_step
 from steptape.jax._replay.host_loops import Loops
 from steptape.jax._replay.loop import replayed_while_loop
@@ -37,13 +38,13 @@ class AdaptiveCheckpointAdjoint(diffrax.AbstractAdjoint):
 
     Memory:
         ``checkpoints`` states and one at hand, in forward and backward pass together, plus a few numbers per step of
-        ``max_steps``, if that is at most 4096. Where it is more, or None, steps are recorded in blocks of
-        ``16 * checkpoints``, at least 256 and at most 4096: there is room for one, a quarter of the checkpoints are for
-        the loop's whole state before blocks, and all but the last are solved once more. A solve of no more accepted
-        steps recomputes none; a longer one each step at most once up to about ``checkpoints**2 / 2`` steps, and so by
-        default. In a batch, the element that takes the most steps says which are kept and recomputed. A state is one
-        ``y``; solvers that carry more than ``y`` from step to step, a solve with an event and one that goes on from a
-        ``solver_state`` keep that too.
+        ``max_steps``, where these take no more than what diffrax keeps with as many checkpoints; by default up to 4096
+        steps. Where there are more, or None, steps are recorded in blocks of 64 to 4096: there is room for one, a third
+        of the checkpoints are for the loop's whole state before blocks, and all but the last are solved once more. A
+        solve of no more accepted steps recomputes none; a longer one each step at most once up to about
+        ``checkpoints**2 / 2`` steps, and so by default. In a batch, the element that takes the most steps says which
+        are kept and recomputed. A state is one ``y``; solvers that carry more than ``y`` from step to step, a solve
+        with an event and one that goes on from a ``solver_state`` keep that too.
 
     Supports:
         - Problems: ODEs, SDEs with a ``VirtualBrownianTree``, CDEs; pytree states; time running either way.
@@ -59,7 +60,8 @@ class AdaptiveCheckpointAdjoint(diffrax.AbstractAdjoint):
     Raises:
         steptape.OptionError: for arguments other than these.
         steptape.UnsupportedError: when the solve is differentiated in reverse mode, not when it runs: with an
-            ``UnsafeBrownianPath``, and with ``max_steps=None`` without ``checkpoints``.
+            ``UnsafeBrownianPath``, and with ``max_steps=None`` without ``checkpoints``; in reverse over reverse, with
+            ``max_steps=None`` and a ``jax.custom_vjp`` in the field.
 
     Source:
         Zhuang et al., "Adaptive Checkpoint Adjoint Method for Gradient Estimation in Neural ODE", ICML 2020,
@@ -109,6 +111,7 @@ class AdaptiveCheckpointAdjoint(diffrax.AbstractAdjoint):
     ) -> Solved:
         """Run diffrax's loop; called by ``diffeqsolve``."""
         del throw, passed_controller_state
+        make_differentiable()
         solve: HostArguments = {
             "terms": terms,
             "args": args,
@@ -128,10 +131,11 @@ class AdaptiveCheckpointAdjoint(diffrax.AbstractAdjoint):
                 loops, passed_solver_state=passed_solver_state, by_stage=by_stage, **solve
             )
             if accepted_step is None or not accepted_step.times_exact:
-                tried = loops.body(reverse=True, progress_meter=progress_meter, **solve)
+                tried = loops.body(kind="checkpointed", progress_meter=progress_meter, **solve)
         outer_while_loop = functools.partial(
             replayed_while_loop,
             tried=tried,
+            bounded=functools.partial(loops.body, kind="bounded", progress_meter=progress_meter, **solve),
             accepted_step=accepted_step,
             refusal=refusal,
             checkpoints=self.checkpoints,

@@ -1,6 +1,6 @@
 """Functions with the traced arrays that they close over as leaves."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import equinox as eqx
@@ -8,8 +8,12 @@ import jax
 from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 from jaxtyping import PyTree
 
+from steptape.jax._types import Mask
 
-class _Converted(eqx.Module):
+
+class Converted(eqx.Module):
+    """What ``converted`` returns."""
+
     jaxpr: Any  # a leaf that is no array
     consts: list
     structs: tuple = eqx.field(static=True)  # of the results, flat
@@ -22,8 +26,22 @@ class _Converted(eqx.Module):
         assert [(x.shape, x.dtype) for x in results] == [(x.shape, x.dtype) for x in leaves]
         return eqx.combine(jax.tree.unflatten(structure, results), self.static)
 
+    def has_custom_vjp(self) -> bool:
+        """Whether a function in it has a rule for reverse mode alone."""
+        return any(name.startswith("custom_vjp_call") for name in primitives(self.jaxpr))
 
-def converted(function: Callable, *args: PyTree) -> Callable:
+    def unchanged(self, last: PyTree) -> Mask:
+        """True for the leaves of the last argument, which is like ``last``, that are returned as they are."""
+        leaves, structure = jax.tree.flatten(last)
+        results = jax.tree.unflatten(self.structs[1], self.jaxpr.outvars)
+        results = jax.tree.leaves(results, is_leaf=lambda x: x is None)
+        places = jax.tree.leaves(last, is_leaf=lambda x: x is None)
+        given = iter(self.jaxpr.invars[-len(leaves) :])
+        same = [next(given) is result for place, result in zip(places, results, strict=True) if place is not None]
+        return jax.tree.unflatten(structure, same)
+
+
+def converted(function: Callable, *args: PyTree) -> Converted:
     """``function``, traced at ``args``, as one whose leaves are the arrays that it closes over.
 
     As ``equinox.filter_closure_convert``, which holds the devices that the arguments lie on against those of ``args``:
@@ -31,4 +49,14 @@ def converted(function: Callable, *args: PyTree) -> Callable:
     """
     closed, structs, static = eqx.filter_make_jaxpr(function)(*args)
     leaves, structure = jax.tree.flatten(structs)
-    return _Converted(closed.jaxpr, closed.consts, (tuple(leaves), structure), static)
+    return Converted(closed.jaxpr, closed.consts, (tuple(leaves), structure), static)
+
+
+def primitives(jaxpr: Any) -> Iterator[str]:
+    """The names of the operations in ``jaxpr``, and in those in it."""
+    for equation in jaxpr.eqns:
+        yield equation.primitive.name
+        for inner in jax.tree.leaves(list(equation.params.values())):
+            inner = getattr(inner, "jaxpr", inner)
+            if hasattr(inner, "eqns"):
+                yield from primitives(inner)

@@ -71,12 +71,23 @@ def marked(values: Sequence, mask: Flags) -> tuple:
 
 def along(f: Callable, x: Arrays, mask: Flags, v: Arrays) -> tuple[Any, Any]:
     """``f(x)`` and its derivative where those of ``x`` that are marked move with ``v``."""
+    return jax.jvp(_moved(f, x, mask), marked(x, mask), tuple(v))
+
+
+def pulled(f: Callable, x: Arrays, mask: Flags) -> tuple[Sequence, Callable[[Arrays], Arrays]]:
+    """``f(x)`` and what maps its cotangents to those of ``x`` that are marked."""
+    values, pull = jax.vjp(lambda *moving: tuple(_moved(f, x, mask)(*moving)), *marked(x, mask))
+    return values, lambda w: pull(tuple(w))
+
+
+def _moved(f: Callable, x: Arrays, mask: Flags) -> Callable:
+    """``f`` as a function of those of ``x`` that are marked."""
 
     def moved(*moving):
         rest = iter(moving)
         return f([next(rest) if m else a for a, m in zip(x, mask, strict=True)])
 
-    return jax.jvp(moved, marked(x, mask), tuple(v))
+    return moved
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -127,6 +138,30 @@ class Jacobian:
             return [*by_x, *marked(y, mask[count:])], value
 
         return Jacobian(lambda xw: self.pull(xw[:count], xw[count:]), pull_back, in_x + in_w)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Native:
+    """The Jacobian of ``value`` in those of x that are marked, as JAX has it in either mode: a ``Linear``."""
+
+    value: Callable[[Arrays], Sequence]
+    mask: Flags
+
+    def push(self, x: Arrays, v: Arrays) -> Arrays:
+        """J(x) v."""
+        return along(self.value, x, self.mask, v)[1]
+
+    def pull(self, x: Arrays, w: Arrays) -> Arrays:
+        """J(x)^T w."""
+        return pulled(self.value, x, self.mask)[1](w)
+
+    def of_push(self, in_x: Flags, in_v: Flags) -> "Native":
+        """JAX's own."""
+        return Native(lambda xv: self.push(xv[: len(in_x)], xv[len(in_x) :]), in_x + in_v)
+
+    def of_pull(self, in_x: Flags, in_w: Flags) -> "Native":
+        """JAX's own."""
+        return Native(lambda xw: self.pull(xw[: len(in_x)], xw[len(in_x) :]), in_x + in_w)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -86,7 +86,7 @@ class Record(eqx.Module):
         size = state.dense_ts.shape[0] - 1
         # One more of each: what is put down of a step or a block that does not come.
         slots = Slots.for_steps(-(-steps // size) + 1, checkpoints)
-        tape = Tape.blank(slots, _before(state), proposals=False)
+        tape = Tape.blank(slots, _before(state))
         return cls(allocate(steps + 1, _step(state)), tape, None, None, size)
 
     def write(self, state: LoopState) -> "Record":

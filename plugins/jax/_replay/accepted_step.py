@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from steptape.compat._diffrax import grows_freely, with_fields
-from steptape.jax._autodiff.converted import converted
+from steptape.compat._diffrax import grows_freely, steps_adjoin, with_fields
+from steptape.jax._autodiff.converted import Converted, converted
 from steptape.jax._replay.host_loops import Loops
 from steptape.jax._replay.runge_kutta import ReplayedRungeKutta, is_explicit
 from steptape.jax._tape.tape import Times
@@ -22,14 +22,16 @@ class AcceptedStep(eqx.Module):
 
     ``step(times, state)`` is the loop's body without the search, and ``kept`` is true for the leaves of a state that
     it reads. ``advance`` does as ``step``, of explicit methods for ``y`` alone, in a form that is never transposed and
-    knows forward mode. ``rescales``: rejected tries may have shrunk a step. ``times_exact``: ``step`` knows how all
-    times move; else it takes them from the tape, and will not do where they move.
+    knows forward mode. ``rescales``: rejected tries may have shrunk a step. ``adjoining``: each step begins where the
+    one before it ended. ``times_exact``: ``step`` knows how all times move; else it takes them from the tape, and will
+    not do where they move.
     """
 
     step: Callable[[Times, LoopState], LoopState] | None
     advance: Callable[[Times, LoopState], LoopState] | None
     kept: Mask
     rescales: bool
+    adjoining: bool
     times_exact: bool
 
 
@@ -92,6 +94,7 @@ def build_accepted_step(
     """Build the step that replays the accepted ones of this solve; ``None`` if only its tries can be replayed."""
     controller = type(stepsize_controller)
     searches = controller not in (diffrax.ConstantStepSize, diffrax.StepTo)
+    adjoining = not searches or (controller is diffrax.PIDController and steps_adjoin(stepsize_controller))
     times_exact = not searches or (controller is diffrax.PIDController and grows_freely(stepsize_controller))
     if event is not None and event.root_finder is not None:
         # Its root is sought in the last try, which need not have been accepted.
@@ -117,7 +120,7 @@ def build_accepted_step(
         "init_state": start,
     }
 
-    def accepted(body: Callable) -> Callable[[Times, LoopState], LoopState]:
+    def accepted(body: Callable) -> Converted:
         def step(times: Times, state: LoopState) -> LoopState:
             if not searches:
                 return _without_event(body(state), state)
@@ -128,14 +131,16 @@ def build_accepted_step(
 
         return converted(step, times, example)
 
-    step = accepted(loops.body(reverse=True, solver=replayed, **solve))
+    step = accepted(loops.body(kind="checkpointed", solver=replayed, **solve))
     if explicit:
         advance = converted(_advance(solver, terms, args), times, example)
     else:
         advance = accepted(loops.body(solver=solver, **solve))
     kept = _kept(example, subs, controller_state=not searches, solver_state=not explicit)
     kept = with_fields(kept, made_jump=not (explicit or times_exact))
-    return AcceptedStep(step, advance, kept, rescales=searches, times_exact=times_exact)
+    if not searches:
+        kept = jax.tree.map(lambda k, same: k and not same, kept, step.unchanged(example))
+    return AcceptedStep(step, advance, kept, rescales=searches, adjoining=adjoining, times_exact=times_exact)
 
 
 def _without_event(after: LoopState, state: LoopState) -> LoopState:

@@ -17,11 +17,11 @@ from steptape.compat._equinox import nonbatchable, select_if_vmap, unvmap_any, u
 from steptape.jax._replay.sweep import Pulled, Replay
 from steptape.jax._tape.kept import Kept
 from steptape.jax._tape.plan import Slots
-from steptape.jax._tape.tape import Tape
+from steptape.jax._tape.tape import Tape, split
 from steptape.jax._types import BoolScalar, IntScalar, LoopState, Mask
 
-# Solves of no more steps are one block: they need no second run of the loop in their program.
-_ONE = 4096
+# Blocks have no more steps, and no fewer.
+_MOST, _LEAST = 4096, 64
 # As many blocks are planned for where the number of steps is not known; those after them are reached from the last one.
 _MANY = 4096
 
@@ -34,19 +34,37 @@ class Room:
     blocks: Slots | None  # None where there is one block
 
     @classmethod
-    def of(cls, max_steps: int | None, checkpoints: int | None) -> "Room":
-        """For at most ``max_steps`` steps and ``checkpoints`` states: a quarter of them for those before blocks."""
-        if max_steps is not None and max_steps <= _ONE:
+    def of(cls, max_steps: int | None, checkpoints: int | None, spare: float) -> "Room":
+        """For at most ``max_steps`` steps and ``checkpoints`` states; ``spare``: the steps that each makes room for.
+
+        A third of the checkpoints are for the states before blocks. By default a solve is one block, if it may be: it
+        needs no second run of the loop in its program.
+        """
+        given = max_steps if checkpoints is None else checkpoints
+        assert given is not None
+        count = Slots.for_steps(given, None).count if checkpoints is None else checkpoints
+        # Half of it for several blocks, whose program has more of everything.
+        one, size = (min(max(_LEAST, int(spare * count / n)), _MOST) for n in (1, 2))
+        if max_steps is not None and max_steps <= (_MOST if checkpoints is None else one):
             return cls(Slots.for_steps(max_steps, checkpoints), None)
-        if checkpoints is None:
-            assert max_steps is not None
-            checkpoints = Slots.for_steps(max_steps, None).count
-        # A row of scalars is a fraction of the loop's state, of which the host keeps one a checkpoint.
-        size = min(max(256, 16 * checkpoints), _ONE)
-        count = _MANY if max_steps is None else -(-max_steps // size)
         # One more than there may be: a state is put down only where a block begins.
-        blocks = Slots.for_steps(count + 1, max(1, min(checkpoints // 4, count)))
-        return cls(Slots.for_steps(size, max(1, checkpoints - blocks.count)), blocks)
+        most = 1 + (_MANY if max_steps is None else -(-max_steps // size))
+        blocks = Slots.for_steps(most, max(1, min(count // 3, most - 1)))
+        return cls(Slots.for_steps(size, max(1, count - blocks.count)), blocks)
+
+
+def spare_steps(row: LoopState, state: LoopState, *, adjoining: bool, proposals: bool) -> float:
+    """How many steps' scalars there is room for beside a kept ``row``, if a checkpoint takes no more than diffrax's.
+
+    That is the loop's ``state``; and a quarter of y, for diffrax moves its checkpoints about, which ours are not.
+    """
+    scalars, states = split(row)
+    per_step = _bytes(scalars) + (proposals - adjoining) * _bytes(row.tnext)
+    return (_bytes(state) - 0.75 * _bytes(states)) / max(per_step, 1)
+
+
+def _bytes(tree: LoopState) -> int:
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
 class Blocks(eqx.Module):
@@ -58,10 +76,11 @@ class Blocks(eqx.Module):
     last: IntScalar  # the step that was written last
 
     @classmethod
-    def blank(cls, room: Room, row: LoopState, proposals: bool, state: LoopState) -> "Blocks":
-        """Room for rows like ``row``, and for states like ``state``."""
-        assert room.blocks is not None
-        tape = Tape.blank(room.steps, row, proposals)
+    def blank(cls, room: Room, row: LoopState, state: LoopState, **timing: bool) -> "Tape | Blocks":
+        """Room for rows like ``row``, ``timing`` as of a ``Tape``, and for states like ``state``."""
+        tape = Tape.blank(room.steps, row, **timing)
+        if room.blocks is None:
+            return tape
         return cls(tape, Kept.blank(room.blocks, state), jnp.array(0, jnp.int32), jnp.array(-1, jnp.int32))
 
     @property
@@ -96,16 +115,16 @@ class Walk:
     state: LoopState  # any state of the loop, for the leaves that are not kept
     kept: Mask  # true for what is on the tape
     written: Mask  # true for the buffers
-    proposals: bool
     count: IntScalar  # the number of steps of the solve, of the type that blocks are counted in
 
-    def recorded(self, block: IntScalar, start: LoopState, room: Slots) -> tuple[LoopState, Tape]:
-        """The state after ``block``, which begins with ``start``, and the tape of it.
+    def recorded(self, block: IntScalar, start: LoopState, tape: Tape) -> tuple[LoopState, Tape]:
+        """The state after ``block``, which begins with ``start``, and the tape of it, in the place of another one.
 
         An element of a batch without a step in the block stays where the solve began, for nothing.
         """
-        first = block * room.steps
-        end = jnp.minimum(self.count, first + room.steps)
+        size = tape.states.slots.steps
+        first = block * size
+        end = jnp.minimum(self.count, first + size)
         start = jax.tree.map(lambda x, y: select_if_vmap(first < self.count, x, y), start, self._filtered(self.state))
 
         def at(state: LoopState) -> IntScalar:
@@ -115,7 +134,7 @@ class Walk:
             return (first < self.count) & (at(state) < end)
 
         def row(state: LoopState) -> tuple[IntScalar, LoopState]:
-            return jnp.clip(at(state) - first, 0, room.steps), eqx.filter(state, self.kept)
+            return jnp.clip(at(state) - first, 0, size), eqx.filter(state, self.kept)
 
         def take(walked: tuple[LoopState, Tape]) -> tuple[LoopState, Tape]:
             state, tape = walked
@@ -124,29 +143,24 @@ class Walk:
             after = jax.tree.map(lambda x, y: select_if_vmap(runs(state), x, y), self._filtered(after), state)
             return after, tape.write(*row(state))
 
-        tape = Tape.blank(room, eqx.filter(self.state, self.kept), self.proposals)
-        state, tape = lax.while_loop(lambda w: nonbatchable(unvmap_any(runs(w[0]))), take, (start, tape))
+        state, tape = lax.while_loop(lambda w: nonbatchable(unvmap_any(runs(w[0]))), take, (start, tape.emptied()))
         return state, tape.close(*row(state))
 
     def pull_back(self, blocks: Blocks, wanted: BoolScalar, pull: Callable, cotangents: Pulled) -> Pulled:
         """Pull ``cotangents`` back through all blocks, with ``pull`` through that on a tape."""
-        room = blocks.tape.states.slots
-        count = jnp.where(wanted, self.count, 0)
-        trips = nonbatchable(unvmap_max((count + room.steps - 1) // room.steps))
-
-        def again(block, left):
-            states, left = blocks.before.recall(block, left, lambda n, states: self.recorded(n, states, room)[0])
-            return self.recorded(block, states, room)[1], left
+        walk = dataclasses.replace(self, count=jnp.where(wanted, self.count, 0))
+        trips = nonbatchable(jnp.where(unvmap_any(wanted), blocks.block + 1, 0))
 
         def pull_last(loop):
-            block, left, cotangents = loop
-            block = block - 1
-            last = block == blocks.block
-            tape, left = lax.cond(last, lambda block, left: (blocks.tape, left), again, block, left)
-            cotangents = pull(tape, jnp.clip(count - block * room.steps, 0, room.steps), cotangents)
-            return block, left, cotangents
+            block, tape, left, cotangents = loop
+            block, size = block - 1, blocks.size
+            # i is 0, but not before the tape has been read: so the block before is recorded in its place.
+            tape, i, cotangents = pull(tape, jnp.clip(walk.count - block * size, 0, size), cotangents)
+            before = block - 1 + i
+            states, left = blocks.before.recall(before, left, lambda n, states: walk.recorded(n, states, tape)[0])
+            return block, walk.recorded(before, states, tape)[1], left, cotangents
 
-        loop = (trips, blocks.before.before(jnp.minimum(trips, blocks.block)), cotangents)
+        loop = (trips, blocks.tape, blocks.before.before(blocks.block), cotangents)
         return lax.while_loop(lambda loop: loop[0] > 0, pull_last, loop)[-1]
 
     def _filtered(self, state: LoopState) -> LoopState:

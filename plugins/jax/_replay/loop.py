@@ -1,13 +1,14 @@
 """diffrax's outer loop, in a form that knows how it is replayed."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from steptape.compat._equinox import common_rewrite
+from steptape.compat._equinox import common_rewrite, while_loop
 from steptape.jax._autodiff.converted import converted
 from steptape.jax._autodiff.modes import call
 from steptape.jax._autodiff.refusals import stopped
@@ -25,13 +26,15 @@ def replayed_while_loop(
     max_steps: int | None,
     buffers: Callable,
     tried: Callable | None,
+    bounded: Callable[[], Callable],
     accepted_step: AcceptedStep | None,
     refusal: str | None,
     checkpoints: int | None,
 ) -> LoopState:
     """Run diffrax's outer loop over ``State``, whose gradient replays its steps, or is refused with ``refusal``.
 
-    The loop's body knows forward mode; ``tried`` is the same body for reverse mode, where tries may be replayed.
+    The loop's body knows forward mode; ``tried`` is the same body for reverse mode, where tries may be replayed, and
+    ``bounded()`` that for any mode, where one after the other does not do.
     """
     init_val = jax.tree.map(jnp.array, init_val)
     if max_steps == 0:
@@ -44,12 +47,17 @@ def replayed_while_loop(
     cond, body, carry = rewritten(body_fun)
     cond = stopped(converted(cond, carry))
     tried = None if tried is None else rewritten(tried)[1]
+    reverse_alone = refusal is None and body.has_custom_vjp()
+    whole = None
+    if reverse_alone and max_steps is not None:
+        run = functools.partial(while_loop, cond_fun, bounded(), max_steps=max_steps, buffers=buffers, kind="bounded")
+        whole = converted(run, carry[-1])
     step = advance = None
     if accepted_step is not None:
         step, advance = accepted_step.step, accepted_step.advance
         accepted_step = dataclasses.replace(accepted_step, step=None, advance=None)
-    parts = Parts(carry, cond, body, tried, step, advance)
-    settings = Settings(max_steps, checkpoints, _selected(buffers, init_val), accepted_step, refusal)
+    parts = Parts(carry, cond, body, tried, step, advance, whole)
+    settings = Settings(max_steps, checkpoints, _selected(buffers, init_val), accepted_step, refusal, reverse_alone)
     arrays = [x for x in jax.tree.leaves(parts) if eqx.is_array(x)]
     leaves, structure = jax.tree.flatten(carry[-1])
     final = call(Solve(parts, settings), arrays)

@@ -4,14 +4,16 @@ Its Jacobian is that of diffrax's loop, differentiated forward; what is pulled b
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from steptape.jax._autodiff.modes import Arrays, Derived, Flags, Jacobian, along, marked
+from steptape._errors import UnsupportedError
+from steptape.jax._autodiff.converted import primitives
+from steptape.jax._autodiff.modes import Arrays, Derived, Flags, Jacobian, Linear, Native, along, marked, pulled
 from steptape.jax._replay.recording import Parts, Recording, Settings
 
 
@@ -25,6 +27,7 @@ class Solve:
         self._rest = [None if a else leaf for leaf, a in zip(leaves, self._is_array, strict=True)]
         self._shapes = jax.eval_shape(lambda *x: x, *marked(leaves, self._is_array))
         self._recordings: dict[Flags, Recording] = {}
+        self._forward: dict[Flags, bool] = {}
         self._settings = settings
 
     def parts(self, x: Sequence, rest: Sequence | None = None) -> Parts:
@@ -59,6 +62,32 @@ class Solve:
             jax.eval_shape(note, *self._shapes)
             self._recordings[mask] = found[0]
         return self._recordings[mask]
+
+    def reverse_alone(self, mask: Flags) -> bool:
+        """Whether what is marked meets a function with a rule for reverse mode alone."""
+        if self._settings.reverse_alone and mask not in self._forward:
+            self._forward[mask] = _knows_forward_mode(self._along(mask), self._shapes)
+        return not self._forward.get(mask, True)
+
+    def _along(self, mask: Flags) -> Callable:
+        return lambda *x: along(self.value, x, mask, marked(x, mask))
+
+    def pull_whole(self, x: Arrays, w: Arrays, mask: Flags) -> Arrays:
+        """J(x)^T w, where x are those marked and w those that move with them, by JAX's own reverse mode."""
+        if self.parts(x).whole is None:
+            raise UnsupportedError(
+                "`diffeqsolve(..., max_steps=None, adjoint=AdaptiveCheckpointAdjoint(...))` has no second derivative "
+                "through a `jax.custom_vjp` in the vector field: it has no forward mode, so that all steps are "
+                "differentiated at once, and JAX must know how many there may be. Pass `max_steps=...`."
+            )
+
+        def whole(x):
+            parts = self.parts(x)
+            assert parts.whole is not None
+            return marked(jax.tree.leaves(parts.whole(parts.carry[-1])), self.recording(mask).moving)
+
+        values, pull = pulled(whole, x, mask)
+        return pull(w[: len(values)])
 
     def sweep(self, x: Arrays, tape: Arrays, w: Arrays, mask: Flags) -> list:
         """J(x)^T w for those of x that are marked, given their tape and the cotangents of what moves with them."""
@@ -121,8 +150,12 @@ class _Swept:
         mask = self.mask + (False,) * (len(in_x) - len(self.mask))
         return Jacobian(self._value, self._pull_back, mask).of_push(in_x, in_v)
 
-    def of_pull(self, in_x: Flags, in_w: Flags) -> Jacobian:
-        """Forward with the tape, and back as if there were none."""
+    def of_pull(self, in_x: Flags, in_w: Flags) -> Linear:
+        """Forward with the tape, and back as if there were none; JAX's own where there is no forward mode."""
+        if self.solve.reverse_alone(self.mask):
+            return Native(
+                lambda xw: self.solve.pull_whole(xw[: len(self.mask)], xw[len(in_x) :], self.mask), in_x + in_w
+            )
         mask = self.mask + (False,) * (len(in_x) - len(self.mask))
         jacobian = Jacobian(self._value, self._pull_back, mask).of_pull(in_x, in_w)
         return dataclasses.replace(jacobian, value=lambda xw: self.pull(xw[: len(in_x)], xw[len(in_x) :]))
@@ -144,3 +177,14 @@ class _Swept:
         nothing = [jnp.zeros_like(a) for a in marked(told, in_told)]
         values = final if self.function is self.solve else [*final, *self.function.value(x)[len(final) :]]
         return [*grads, *nothing], marked(values, self.moving)
+
+
+def _knows_forward_mode(function: Callable, shapes: Sequence) -> bool:
+    try:
+        jaxpr = jax.make_jaxpr(function)(*shapes)
+    except TypeError as error:
+        if "custom_vjp" not in str(error):
+            raise
+        return False
+    # What JAX puts in the place of a tangent that it cannot find, to refuse it when it is compiled.
+    return "custom_lin" not in primitives(jaxpr.jaxpr)

@@ -23,7 +23,7 @@ from steptape.compat._diffrax import with_fields
 from steptape.jax._autodiff.activity import active_leaves
 from steptape.jax._autodiff.modes import Arrays, Flags
 from steptape.jax._replay.accepted_step import AcceptedStep
-from steptape.jax._replay.blocks import Blocks, Room, Walk
+from steptape.jax._replay.blocks import Blocks, Room, Walk, spare_steps
 from steptape.jax._replay.sweep import Replay, Sweep
 from steptape.jax._tape.tape import Tape, Times
 from steptape.jax._types import LoopState, Mask
@@ -38,6 +38,7 @@ class Parts(eqx.Module):
     tried: Callable | None  # the same for reverse mode, if it may be needed
     step: Callable | None  # see AcceptedStep
     advance: Callable | None
+    whole: Callable | None  # the loop in a form that JAX differentiates in any mode, if it may be needed
 
     def run(self) -> LoopState:
         """The final state."""
@@ -53,6 +54,7 @@ class Settings:
     written: Mask  # true for the buffers of a state
     accepted_step: AcceptedStep | None  # without its functions
     refusal: str | None  # why nothing can be pulled back
+    reverse_alone: bool  # a function in the loop has no derivative in forward mode
 
 
 class Recording:
@@ -64,8 +66,8 @@ class Recording:
 
     def __init__(self, perturbed: Parts, parts: Parts, settings: Settings) -> None:
         self._perturbed, self._settings = perturbed, settings
-        self._replay, self._kept, self._proposals = _choose_replay(perturbed, parts, settings)
-        self._room = None if settings.refusal else Room.of(settings.max_steps, settings.checkpoints)
+        self._replay, self._kept, self._timing = _choose_replay(perturbed, parts, settings)
+        self._room = None if settings.refusal else self._room_for(parts.carry[-1])
         # Of the loop's whole state more moves than what a replayed step reads, such as a last stage.
         blocks = self._room is not None and self._room.blocks is not None
         self._moves_whole = _replay_of(True, "body", perturbed, parts).active if blocks else None
@@ -76,7 +78,14 @@ class Recording:
     @property
     def kind(self) -> tuple[bool, bool]:
         """What the tape depends on, beside the solve."""
-        return self._replay.by_try, self._proposals
+        return self._replay.by_try, self._timing["proposals"]
+
+    def _room_for(self, state: LoopState) -> Room:
+        spare = spare_steps(eqx.filter(state, self._kept), self._whole(state), **self._timing)
+        return Room.of(self._settings.max_steps, self._settings.checkpoints, spare)
+
+    def _whole(self, state: LoopState) -> LoopState:
+        return eqx.filter(state, self._settings.written, inverse=True)
 
     def run(self, parts: Parts) -> tuple[list, list]:
         """The arrays of the final state, and those of the tape."""
@@ -89,21 +98,14 @@ class Recording:
         def row(state: LoopState) -> LoopState:
             return eqx.filter(state, kept)
 
-        def whole(state: LoopState) -> LoopState:
-            return eqx.filter(state, settings.written, inverse=True)
-
         def body_on_tape(taped):
             carry, tape = taped
             state = carry[-1]
-            more = () if room.blocks is None else (whole(state),)
+            more = () if room.blocks is None else (self._whole(state),)
             return parts.body(carry), tape.write(replay.count(state), row(state), *more)
 
         start = parts.carry[-1]
-        tape: Tape | Blocks
-        if room.blocks is None:
-            tape = Tape.blank(room.steps, row(start), self._proposals)
-        else:
-            tape = Blocks.blank(room, row(start), self._proposals, whole(start))
+        tape = Blocks.blank(room, row(start), self._whole(start), **self._timing)
         carry, tape = lax.while_loop(lambda c: parts.cond(c[0]), body_on_tape, (parts.carry, tape))
         final = carry[-1]
         count = replay.count(final)
@@ -124,8 +126,11 @@ class Recording:
             before = with_fields(taped.before, rows=_both(self._moves_whole, taped.before.rows))
             blocks, taped = with_fields(taped, before=before), taped.tape
         states = with_fields(taped.states, rows=_both(active, taped.states.rows))
-        proposed = None if taped.proposed is None else active.tnext
-        taped = with_fields(taped, scalars=_both(active, taped.scalars), states=states, proposed=proposed)
+        times = {
+            "points": None if taped.points is None else active.tprev or active.tnext,
+            "proposed": None if taped.proposed is None else active.tnext,
+        }
+        taped = with_fields(taped, scalars=_both(active, taped.scalars), states=states, **times)
         taped = taped if blocks is None else with_fields(blocks, tape=taped)
         return tuple(jax.tree.leaves((False, taped, _both(active, outputs))))
 
@@ -147,8 +152,8 @@ class Recording:
 
             def pull_back(wanted, pull, cotangents):
                 if isinstance(recorded, Tape):
-                    return pull(recorded, count, cotangents)
-                walk = Walk(replay, parts.body, state, self._kept, settings.written, self._proposals, count)
+                    return pull(recorded, count, cotangents)[-1]
+                walk = Walk(replay, parts.body, state, self._kept, settings.written, count)
                 return walk.pull_back(recorded, wanted, pull, cotangents)
 
             assert advance is not None
@@ -171,17 +176,19 @@ def _replay_of(by_try: bool, name: str, perturbed: Parts, parts: Parts) -> Repla
     return Replay(by_try, active_leaves(lambda f, s: step(f, times, s), fun, p_fun, state, p_state))
 
 
-def _choose_replay(perturbed: Parts, parts: Parts, settings: Settings) -> tuple[Replay, Mask, bool]:
-    """Replay by accepted step where that is exact, else by try; which leaves to keep, whether to note proposals."""
+def _choose_replay(perturbed: Parts, parts: Parts, settings: Settings) -> tuple[Replay, Mask, dict[str, bool]]:
+    """Replay by accepted step where that is exact, else by try; which leaves to keep, and how to note times."""
     accepted_step = settings.accepted_step
     replay = functools.partial(_replay_of, perturbed=perturbed, parts=parts)
+    adjoining = accepted_step is not None and accepted_step.adjoining
     if accepted_step is not None and accepted_step.times_exact:
         by_step = replay(False, "step")
-        return by_step, accepted_step.kept, accepted_step.rescales and _times_move(by_step.active)
+        proposals = accepted_step.rescales and _times_move(by_step.active)
+        return by_step, accepted_step.kept, {"adjoining": adjoining, "proposals": proposals}
     by_try = replay(True, "body" if parts.tried is None else "tried")
     if accepted_step is not None and not _times_move(by_try.active):
-        return replay(False, "step"), accepted_step.kept, False
-    return by_try, jax.tree.map(operator.not_, settings.written), False
+        return replay(False, "step"), accepted_step.kept, {"adjoining": adjoining, "proposals": False}
+    return by_try, jax.tree.map(operator.not_, settings.written), {"adjoining": False, "proposals": False}
 
 
 def _times_move(active: Mask) -> bool:

@@ -4,6 +4,7 @@ The loop's outputs are buffers that are written once at each place. Their cotang
 step, and need not be carried.
 """
 
+import dataclasses
 import functools
 import operator
 from collections.abc import Callable
@@ -54,7 +55,7 @@ class Sweep(eqx.Module):
         """Cotangents of the initial state and of the step's closed-over arrays, given that of the final state.
 
         ``pull_back(wanted, pull, cotangents)`` pulls ``cotangents`` back through all steps, with ``pull`` through those
-        on a tape.
+        on a tape, of which it returns the place.
         """
         g_outputs, g_moving = eqx.partition(g_state, self.written)
         wanted = is_nonzero(g_state)
@@ -65,8 +66,10 @@ class Sweep(eqx.Module):
         g_moving, g_fun = zero_unless(wanted, pull_back(wanted, pull, (g_moving, g_fun)))
         return eqx.combine(g_moving, g_outputs), g_fun
 
-    def _through(self, tape: Tape, count: IntScalar, g_outputs: LoopState, cotangents: Pulled) -> Pulled:
-        """Pull back through the first ``count`` steps on a tape."""
+    def _through(
+        self, tape: Tape, count: IntScalar, g_outputs: LoopState, cotangents: Pulled
+    ) -> tuple[Tape, IntScalar, Pulled]:
+        """Pull back through the first ``count`` steps on a tape: what is left of it, the step it is at, cotangents."""
         trips = nonbatchable(unvmap_max(count))
 
         def pull_last(loop):
@@ -82,8 +85,8 @@ class Sweep(eqx.Module):
             return i, left, g_moving, jax.tree.map(operator.add, g_fun, g_more)
 
         loop = (trips, tape.states.before(trips), *cotangents)
-        _, _, g_moving, g_fun = lax.while_loop(lambda loop: loop[0] > 0, pull_last, loop)
-        return g_moving, g_fun
+        i, left, g_moving, g_fun = lax.while_loop(lambda loop: loop[0] > 0, pull_last, loop)
+        return dataclasses.replace(tape, states=tape.states.after(left)), i, (g_moving, g_fun)
 
     def _pull(self, before: LoopState, times: Times, g: LoopState) -> tuple[LoopState, Gradient]:
         """The vector-Jacobian product of a step: for the state before it, and for the step's closed-over arrays."""

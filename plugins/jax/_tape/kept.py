@@ -54,3 +54,7 @@ class Kept(eqx.Module):
     def recall(self, i: IntScalar, left: Checkpoints | None, advance: Callable) -> tuple[LoopState, Checkpoints | None]:
         """The states of step ``i``, and what is left: see ``Checkpoints.recall``."""
         return (get(self.rows, i), None) if left is None else left.recall(i, advance)
+
+    def after(self, left: Checkpoints | None) -> "Kept":
+        """The same rows, of which ``left`` is left once states have been recalled: to be emptied and written to."""
+        return self if left is None else dataclasses.replace(self, rows=left.rows)

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import equinox as eqx
 import jax.numpy as jnp
+from jax import lax
 
 from steptape.compat._diffrax import with_fields
 from steptape.jax._tape.kept import Kept
@@ -22,6 +23,10 @@ def split(row: LoopState) -> tuple[LoopState, LoopState]:
     return eqx.partition(row, lambda x: x.ndim == 0)
 
 
+def _untimed(row: LoopState) -> LoopState:
+    return with_fields(row, tprev=None, tnext=None)
+
+
 class Times(NamedTuple):
     """What the controller made of an accepted step and of the rejected tries before it."""
 
@@ -31,39 +36,54 @@ class Times(NamedTuple):
 
 
 class Tape(eqx.Module):
-    """Rows of ``(scalars, states)``; XLA zeroes buffers at full size, so only scalars get a row for every step."""
+    """Rows of ``(scalars, states)``; XLA zeroes buffers at full size, so only scalars get a row for every step.
+
+    ``points``: of steps each of which begins where the one before it ended, in place of both in the scalars.
+    """
 
     scalars: Rows
     states: Kept
+    points: Vector | None
     proposed: Vector | None
     last: IntScalar
 
     @classmethod
-    def blank(cls, slots: Slots, row: LoopState, proposals: bool) -> "Tape":
-        """An empty tape for rows like ``row``."""
-        scalars, states = split(row)
+    def blank(cls, slots: Slots, row: LoopState, *, adjoining: bool = False, proposals: bool = False) -> "Tape":
+        """An empty tape for rows like ``row``; ``adjoining``: each step begins where the one before it ended."""
+        scalars, states = split(_untimed(row) if adjoining else row)
         return cls(
             scalars=allocate(slots.steps + 1, scalars),
             states=Kept.blank(slots, states),
+            points=jnp.zeros(slots.steps + 2, row.tnext.dtype) if adjoining else None,
             proposed=jnp.zeros(slots.steps + 1, row.tnext.dtype) if proposals else None,
             last=jnp.array(-1, jnp.int32),
         )
+
+    def emptied(self) -> "Tape":
+        """Room for other steps in place of those on it."""
+        return dataclasses.replace(self, states=self.states.emptied(True), last=jnp.full_like(self.last, -1))
 
     def write(
         self, i: IntScalar, row: LoopState, first: IntScalar | None = None, asked: BoolScalarLike = True
     ) -> "Tape":
         """Put ``row`` down for step ``i``, over an earlier try's; its states are kept as ``Kept.write`` does."""
         i = i.astype(jnp.int32)
-        scalars, states = split(row)
-        states = self.states.write(i, states, first, asked)
-        tape = dataclasses.replace(self, scalars=put(self.scalars, i, scalars), states=states, last=i)
+        tape = self._put(i, row)
+        tape = dataclasses.replace(tape, states=self.states.write(i, split(row)[1], first, asked), last=i)
         return tape._propose(i, row.tnext, i == self.last)
 
     def close(self, i: IntScalar, row: LoopState) -> "Tape":
         """Note where the step after the last one, ``i``, would have begun and ended."""
         i = i.astype(jnp.int32)
-        tape = dataclasses.replace(self, scalars=put(self.scalars, i, split(row)[0]))
-        return tape._propose(i, row.tnext, i == self.last)
+        return self._put(i, row)._propose(i, row.tnext, i == self.last)
+
+    def _put(self, i: IntScalar, row: LoopState) -> "Tape":
+        """Put down the scalars of step ``i``."""
+        if self.points is None:
+            return dataclasses.replace(self, scalars=put(self.scalars, i, split(row)[0]))
+        scalars = put(self.scalars, i, split(_untimed(row))[0])
+        points = lax.dynamic_update_slice(self.points, jnp.stack([row.tprev, row.tnext]), (i,))
+        return dataclasses.replace(self, scalars=scalars, points=points)
 
     def _propose(self, i: IntScalar, tnext: Scalar, tried_before: BoolScalar) -> "Tape":
         if self.proposed is None:
@@ -74,7 +94,11 @@ class Tape(eqx.Module):
     def row(self, i: IntScalar, states: LoopState) -> tuple[LoopState, Times]:
         """Step ``i`` as it was first proposed, given its ``states``, and the times around it."""
         row = eqx.combine(get(self.scalars, i), states)
-        begun = get(self.scalars.tprev, i + 1)
+        if self.points is None:
+            begun = get(self.scalars.tprev, i + 1)
+        else:
+            begun = get(self.points, i + 1)
+            row = with_fields(row, tprev=get(self.points, i), tnext=begun)
         if self.proposed is None:
             return row, Times(row.tnext, begun, row.tnext)
         times = Times(row.tnext, begun, get(self.proposed, i + 1))

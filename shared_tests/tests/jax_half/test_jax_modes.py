@@ -14,6 +14,7 @@ import optimistix
 import pytest
 
 from steptape.jax import AdaptiveCheckpointAdjoint
+from steptape.jax._autodiff.nextafter import make_differentiable
 from steptape.jax._replay import blocks
 from steptape_helpers.jax_solves import OURS, worst, x64
 
@@ -104,11 +105,39 @@ def test_second_derivatives_by_every_mode_over_every_mode_of_every_output(name):
     terms, solver, kind = SOLVERS[name]
     host = products(lambda x: loss(x, FORWARD, terms, solver()), V)["forward over forward"]
     modes = products(lambda x: loss(x, OURS, terms, solver(scan_kind=kind)), V)
-    if name != "explicit":
-        # The two that have the others in them.
-        modes = {mode: modes[mode] for mode in ("forward over reverse", "reverse over reverse")}
     found, want = jax.jit(lambda x: ({mode: f(x) for mode, f in modes.items()}, host(x)))(X)
     _assert_all(found, want)
+
+
+def gradients(f):
+    """The gradient of a scalar by each mode, as functions of x."""
+    unit = jnp.eye(len(X))
+
+    def by_jvp(x):
+        return jax.vmap(lambda v: jax.jvp(f, (x,), (v,))[1])(unit)
+
+    modes = {
+        "grad": jax.grad(f),
+        "value_and_grad": lambda x: jax.value_and_grad(f)(x)[1],
+        "jacrev": jax.jacrev(f),
+        "jacfwd": jax.jacfwd(f),
+        "jvp": by_jvp,
+        "linearize": lambda x: jax.vmap(jax.linearize(f, x)[1])(unit),
+    }
+    remade = {
+        f"{mode} of checkpoint": make(jax.checkpoint(f)) for mode, make in (("grad", jax.grad), ("jacfwd", jax.jacfwd))
+    }
+    batched = {f"vmap of {mode}": lambda x, g=g: jax.vmap(g)(jnp.stack([x, 1.1 * x]))[0] for mode, g in modes.items()}
+    return {**modes, **remade, **batched, "grad of jit": jax.grad(jax.jit(f))}
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("name", SOLVERS)
+def test_first_derivatives_by_every_mode_of_every_output(name):
+    terms, solver, kind = SOLVERS[name]
+    modes = gradients(lambda x: loss(x, OURS, terms, solver(scan_kind=kind)))
+    host = jax.jit(jax.jacfwd(lambda x: loss(x, FORWARD, terms, solver())))(X)
+    _assert_all(jax.jit(lambda x: {mode: g(x) for mode, g in modes.items()})(X), host)
 
 
 def _inside(x, adjoint=OURS, end=None, **how):
@@ -149,15 +178,42 @@ def test_second_derivatives_in_a_batch_under_checkpoint_in_a_scan_and_with_an_ev
         return lambda x: squared(x, adjoint=adjoint, event=event, saveat=diffrax.SaveAt(t1=True))
 
     def of(adjoint):
-        # JAX loses how diffrax's last time before t1 is differentiated where it splits a scan: t1 stands still.
-        still = functools.partial(squared, adjoint=adjoint, end=0.6)
-        return [batch(functools.partial(squared, adjoint=adjoint)), scanned(jax.checkpoint(still)), met(adjoint)]
+        f = functools.partial(squared, adjoint=adjoint)
+        return [batch(f), scanned(jax.checkpoint(f)), met(adjoint)]
 
     ours = [products(f, V)["reverse over reverse"] for f in of(OURS)]
     host = [products(f, V)["forward over forward"] for f in of(FORWARD)]
     found, wanted = jax.jit(lambda x: ([f(x) for f in ours], [f(x) for f in host]))(X)
     for got, want in zip(found, wanted, strict=True):
         assert worst(got, want) < 1e-12
+
+
+@jax.custom_vjp
+def _ruled(y):
+    return jnp.sin(y) * jnp.sum(y)
+
+
+_ruled.defvjp(lambda y: (_ruled(y), y), lambda y, g: (0.3 * jnp.clip(g, -0.5, 0.5) * jnp.cosh(jnp.sum(y**2)),))
+
+
+def test_a_rule_for_reverse_mode_alone_is_followed_in_reverse_over_reverse_though_it_is_no_derivative():
+    def solved(x):
+        term = diffrax.ODETerm(lambda t, y, p: _ruled(p * y))
+        how: Any = {"adjoint": OURS, "max_steps": 4}
+        return diffrax.diffeqsolve(term, diffrax.Euler(), 0.0, 1.0, 0.25, x[1:], x[0], **how).ys[0]
+
+    def written_out(x):
+        y = x[1:]
+        for _ in range(4):
+            y = y + 0.25 * _ruled(x[0] * y)
+        return y
+
+    def second(end):
+        return jax.vmap(products(lambda x: jnp.sum(jnp.sin(end(x))), V[:3])["reverse over reverse"])
+
+    both = np.stack([X[:3], 1.1 * X[:3]])
+    found, want = jax.jit(lambda x: (second(solved)(x), second(written_out)(x)))(both)
+    assert worst(found, want) < 1e-12
 
 
 def test_an_optimum_found_by_least_squares_and_the_gradient_through_it():
@@ -183,11 +239,29 @@ def _decayed(p, end, max_steps, checkpoints=None, solver=None):
     return diffrax.diffeqsolve(term, solver or diffrax.Euler(), 0.0, end, 0.05, 1.0, p, **how).ys[0]
 
 
+def test_the_next_number_has_the_derivative_of_the_number():
+    make_differentiable()
+    assert jax.grad(lambda t: jnp.nextafter(t, 2.0) ** 2)(1.0) == 2 * np.nextafter(1.0, 2.0)
+
+
+@pytest.mark.full
+def test_second_derivatives_in_t1_in_a_scan_are_those_of_the_closed_form():
+    """There JAX loses how diffrax's last time before t1 is differentiated."""
+    p, end, scales = 0.7, 0.04, np.array([1.0, 1.1])
+
+    def scanned(end):
+        return jax.lax.scan(lambda c, scale: (c + _decayed(p, scale * end, 4) ** 2, None), 0.0, scales)[0]
+
+    # One step of Euler's method each, whose square is (1 - p t1)^2.
+    second = jax.jit(jax.grad(jax.grad(scanned)))(end)
+    np.testing.assert_allclose(second, 2 * p**2 * np.sum(scales**2), rtol=1e-12)
+
+
 @pytest.mark.by_default(where=lambda checkpoints: checkpoints == 9)
 @pytest.mark.parametrize(("max_steps", "checkpoints"), [(None, 1), (None, 9), (60, None)])
 def test_a_solve_of_many_blocks_has_the_derivatives_of_its_closed_form(monkeypatch, max_steps, checkpoints):
     # Blocks of four steps, and more of them than are planned for.
-    monkeypatch.setattr(blocks, "_ONE", 4)
+    monkeypatch.setattr(blocks, "_MOST", 4)
     monkeypatch.setattr(blocks, "_MANY", 3)
     p, counts = 0.7, np.array([0, 1, 3, 4, 5, 8, 9, 13, 16, 27, 40])
 
@@ -209,17 +283,21 @@ def test_a_solve_of_many_blocks_has_the_derivatives_of_its_closed_form(monkeypat
         np.testing.assert_allclose(got, want, rtol=1e-11, atol=1e-15)
 
 
-def test_max_steps_costs_no_memory_beyond_the_hosts():
+@pytest.mark.by_default(where=lambda members: members is None)
+@pytest.mark.parametrize("members", [None, 64])
+def test_at_no_max_steps_is_there_more_memory_than_the_hosts_with_as_many_checkpoints(members):
     def temporary(adjoint, max_steps):
         def end(y0):
             term = diffrax.ODETerm(lambda t, y, args: -y)
             controller = diffrax.PIDController(rtol=1e-3, atol=1e-3)
-            how: Any = {"stepsize_controller": controller, "adjoint": adjoint, "max_steps": max_steps}
-            return jnp.sum(diffrax.diffeqsolve(term, diffrax.Heun(), 0.0, 1.0, 0.1, y0, **how).ys)
+            how: Any = {"stepsize_controller": controller, "adjoint": adjoint(checkpoints=16), "max_steps": max_steps}
+            return jnp.sum(diffrax.diffeqsolve(term, diffrax.Tsit5(), 0.0, 1.0, 0.1, y0, **how).ys)
 
-        compiled = jax.jit(jax.vmap(jax.grad(end))).lower(jnp.ones((64, 8))).compile()
+        gradient, y0 = (jax.grad(end), jnp.ones(8)) if members is None else (jax.vmap(jax.grad(end)), jnp.ones((64, 8)))
+        compiled = jax.jit(gradient).lower(y0).compile()
         return compiled.memory_analysis().temp_size_in_bytes
 
-    few, many = (temporary(AdaptiveCheckpointAdjoint(16), steps) for steps in (10**5, 10**7))
-    assert many < 1.1 * few
-    assert few < temporary(diffrax.RecursiveCheckpointAdjoint(), 10**5) / 5
+    host = temporary(diffrax.RecursiveCheckpointAdjoint, 10**3)
+    several, many = (temporary(AdaptiveCheckpointAdjoint, max_steps) for max_steps in (10**3, 10**7))
+    assert several < 1.01 * many
+    assert many < host

@@ -90,9 +90,9 @@ def push(adjoint, **how):
 
 
 @once
-def curvature(adjoint):
+def curvature(adjoint, **how):
     """The second derivative, and the sign of the first, so that it is to be the same number."""
-    return -jax.grad(jax.grad(lambda p: _end(p, adjoint)))(P)
+    return -jax.grad(jax.grad(lambda p: _end(p, adjoint, **how)))(P)
 
 
 @once
@@ -142,6 +142,19 @@ class Crude(diffrax.Dopri5):
     def step(self, *args):
         y1, error, dense, state, result = super().step(*args)
         return y1, error, {"y0": dense["y0"], "y1": dense["y1"]}, state, result
+
+
+@jax.custom_vjp
+def _same(y):
+    return y
+
+
+_same.defvjp(lambda y: (y, None), lambda _, g: (g,))
+
+
+def ruled():
+    """A field with a rule for reverse mode alone."""
+    return diffrax.ODETerm(lambda t, y, p: -p * _same(y))
 
 
 def safe():
@@ -273,6 +286,13 @@ CASES = {
                 "VirtualBrownianTree": lambda: grad(ACA, **noisy(safe)),
                 "forward mode": lambda: push(ACA, **noisy(unsafe)),
             },
+        ),
+    ],
+    "program": [
+        Case(
+            "it has no forward mode",
+            lambda: curvature(AdaptiveCheckpointAdjoint(checkpoints=8), max_steps=None, terms=ruled),
+            {"max_steps=...": lambda: curvature(ACA, max_steps=32, terms=ruled)},
         ),
     ],
     "solve": [
