@@ -1,6 +1,7 @@
 """ACA equals back-propagation through the host's solver over a generated grid of what a call can say.
 
 For every solver, any two values of two factors (options, state, times, memory, what is differentiated) meet in a call.
+By default every other call is made, in which each value still is; ``nox -s full`` makes the others.
 """
 
 import itertools
@@ -213,6 +214,7 @@ def precision(name, method, case):
     return 1e-3 if name == "times" else 1e-4
 
 
+@pytest.mark.by_default(every=2)
 @pytest.mark.filterwarnings("ignore:Functional iteration did not converge")
 @pytest.mark.parametrize(("method", "case"), [(method, case) for method in SUPPORTED for case in cases(method)])
 def test_equal_to_back_propagation(method, case):
@@ -228,6 +230,13 @@ def test_equal_to_back_propagation(method, case):
 def test_the_grid_holds_every_pair_of_values(method):
     held = set().union(*map(pairs_in, CHOICES[method]))
     assert held == set(all_pairs(factors(method))) - left_out(method)
+
+
+@pytest.mark.parametrize("method", SUPPORTED)
+def test_the_part_that_always_runs_holds_every_value(method):
+    always = [choice for name, choice in [(m, c) for m in SUPPORTED for c in CHOICES[m]][::2] if name == method]
+    held = set().union(*(choice.items() for choice in always))
+    assert held == {(name, i) for name, values in factors(method).items() for i in range(len(values))}
 
 
 @pytest.mark.parametrize("method", SUPPORTED)
