@@ -17,7 +17,7 @@ import optimistix
 import pytest
 
 from steptape.jax import AdaptiveCheckpointAdjoint
-from steptape_helpers.jax_solves import FORWARD, HOST, forward, identical, worst, x64
+from steptape_helpers.jax_solves import HOST, forward, identical, worst, x64
 
 RESULTS = diffrax.RESULTS
 ROOTS = optimistix.Newton(rtol=1e-8, atol=1e-8)
@@ -305,7 +305,7 @@ def test_solution_and_gradient_are_the_hosts(case):
         # Of complex numbers the host's reverse mode alone gives the gradient at once.
         if case["state"] == "complex":
             return jax.value_and_grad(of(HOST), has_aux=True)(x), ours
-        return forward(of(FORWARD), x), ours
+        return forward(of, x), ours
 
     with x64():
         for span in SPANS:

@@ -17,7 +17,7 @@ import lineax
 import pytest
 
 from steptape._errors import UnsupportedError
-from steptape_helpers.jax_solves import FORWARD, HOST, OURS, forward, identical, loss, worst, x64
+from steptape_helpers.jax_solves import HOST, OURS, forward, identical, loss, worst, x64
 
 BASES = (
     diffrax.AbstractItoSolver,
@@ -167,7 +167,7 @@ def assert_as_host(run: Callable[..., Any], x: Any) -> dict[str, Any]:
         return fun
 
     def ours_and_host(x):
-        return jax.value_and_grad(of(OURS), has_aux=True)(x), forward(of(FORWARD), x)
+        return jax.value_and_grad(of(OURS), has_aux=True)(x), forward(of, x)
 
     # In haste, for compiling is what takes the time.
     both = jax.jit(ours_and_host).lower(x).compile({"xla_backend_optimization_level": 0})
