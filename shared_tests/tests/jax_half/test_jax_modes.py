@@ -211,6 +211,8 @@ def test_a_solve_of_many_blocks_has_the_derivatives_of_its_closed_form(monkeypat
         np.testing.assert_allclose(got, want, rtol=1e-11, atol=1e-15)
 
 
+# By default what is held for a large `max_steps`, in `test_jax_replay.py`.
+@pytest.mark.full
 def test_max_steps_costs_no_memory_beyond_the_hosts():
     def temporary(adjoint, max_steps):
         def end(y0):

@@ -77,6 +77,7 @@ def test_output_inside_a_step_costs_one_more_evaluation():
     assert backward == 7 * stats["num_accepted_steps"]
 
 
+@pytest.mark.by_default(where=lambda times_move: not times_move)
 @pytest.mark.parametrize("times_move", [False, True])
 def test_where_no_time_moves_any_controllers_rejected_tries_are_not_replayed(times_move):
     x = inputs()
