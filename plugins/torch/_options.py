@@ -117,7 +117,12 @@ def _memory(memory: Any, call: str) -> Any:
 
 
 # What computes in another way, and to other values, where no graph is built.
-_BY_GRAPH = (torch.nn.RNNBase, torch.nn.MultiheadAttention, torch.nn.TransformerEncoderLayer, torch.nn.TransformerEncoder)
+_BY_GRAPH = (
+    torch.nn.RNNBase,
+    torch.nn.MultiheadAttention,
+    torch.nn.TransformerEncoderLayer,
+    torch.nn.TransformerEncoder,
+)
 
 
 def with_parameters(

@@ -191,6 +191,7 @@ print(json.dumps([*rows, *scaling(case, "state", steps, (ACA,), 1)]))
 
 
 @pytest.mark.skipif(not find_spec("diffrax"), reason="needs diffrax")
+@pytest.mark.full
 def test_a_cell_in_jax_measures_the_gradient():
     done = subprocess.run([sys.executable, "-c", JAX], cwd=ROOT, check=True, capture_output=True, text=True)
     host, ours, large = json.loads(done.stdout.splitlines()[-1])

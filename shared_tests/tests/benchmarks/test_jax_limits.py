@@ -22,6 +22,7 @@ def tries(monkeypatch):
 
 
 # Those that say the most in little time: all of them take minutes, and `python -m benchmarks papers` measures them.
+@pytest.mark.by_default(every=3)
 @pytest.mark.parametrize(
     "case",
     [

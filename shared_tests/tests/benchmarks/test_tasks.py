@@ -48,6 +48,7 @@ np.savez(sys.argv[1], gradient=gradient.vector, loss=gradient.loss, **found)
 
 @pytest.mark.skipif(not (ROOT / "benchmarks" / "tasks").exists(), reason="runs from a checkout")
 @pytest.mark.skipif(not all(map(find_spec, NEEDED)), reason=f"needs {', '.join(NEEDED)}")
+@pytest.mark.full
 def test_the_frameworks_train_the_same_models(tmp_path):
     names = ["cde", "cnf-moons", "symplectic", *(["cnf-digits"] if find_spec("sklearn") else [])]
     found = {}

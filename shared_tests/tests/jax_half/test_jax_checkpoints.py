@@ -14,7 +14,7 @@ from steptape import OptionError
 from steptape._plan import Keeper, _split, reversal, slots_of
 from steptape.jax import AdaptiveCheckpointAdjoint
 from steptape.jax._tape.plan import Slots
-from steptape_helpers.jax_solves import HOST, Inputs, identical, inputs, pid, solve, value_and_grad, worst, x64
+from steptape_helpers.jax_solves import HOST, Inputs, assert_as_host, inputs, pid, solve, worst, x64
 
 # Each solve takes seconds to compile for each number of checkpoints; so few that steps are taken again several times.
 FEW = 3
@@ -63,16 +63,15 @@ def _event(x, adjoint):
     return solve(x, adjoint, event=event)
 
 
+# Outputs by default in the grid.
+@pytest.mark.by_default(where=lambda run: run is _event)
 @pytest.mark.parametrize("run", [_outputs_inside_steps_and_carried_stages, _event])
 def test_rejections_outputs_and_events_have_the_hosts_gradient(run):
-    solution, value, want = value_and_grad(lambda x: run(x, HOST), inputs())
+    solution = assert_as_host(run, inputs(), ours=_adjoint(FEW))
     assert solution.stats["num_rejected_steps"] >= 1
-    _, same, got = value_and_grad(lambda x: run(x, _adjoint(FEW)), inputs())
-    assert identical(same, value)
-    assert worst(got, want) < 1e-12
 
 
-# Steps taken again in a batch, but not by try: the test of vmap beside the gradients.
+# In full steps taken again in a batch, but not by try.
 @pytest.mark.by_default(where=lambda by_try: by_try)
 @pytest.mark.parametrize("by_try", [False, True])
 def test_a_batch_of_long_and_short_solves_has_the_hosts_gradient(by_try):
@@ -131,7 +130,8 @@ def test_a_batch_takes_again_what_its_longest_element_takes_again():
     assert backward == 40 + again
 
 
-@pytest.mark.by_default(where=lambda solver: isinstance(solver, diffrax.Bosh3))
+# By default in the grid.
+@pytest.mark.full
 @pytest.mark.parametrize("solver", [diffrax.Bosh3(), diffrax.Ralston()], ids=["Bosh3", "Ralston"])
 def test_the_graph_of_a_stage_gives_the_hosts_gradient(solver):
     controller = diffrax.PIDController(rtol=1e-2, atol=1e-2)
@@ -140,11 +140,7 @@ def test_the_graph_of_a_stage_gives_the_hosts_gradient(solver):
     def run(x, adjoint):
         return solve(x, adjoint, solver, stepsize_controller=controller, saveat=saveat, max_steps=256)
 
-    _, value, want = value_and_grad(lambda x: run(x, HOST), inputs())
-    adjoint = AdaptiveCheckpointAdjoint(checkpoints=FEW, graph="stage")
-    _, same, got = value_and_grad(lambda x: run(x, adjoint), inputs())
-    assert identical(same, value)
-    assert worst(got, want) < 1e-12
+    assert_as_host(run, inputs(), ours=AdaptiveCheckpointAdjoint(checkpoints=FEW, graph="stage"))
 
 
 def _temporary_bytes(adjoint, max_steps):

@@ -76,6 +76,8 @@ def test_grad_of_vmap_and_vmap_of_grad_where_one_element_runs_out_of_steps():
         assert worst(got[0], host[0]) < 1e-12
 
 
+# By default vmap once, here and in the tests of properties.
+@pytest.mark.full
 def test_vmap_of_vmap_over_the_state_and_over_the_end():
     def gradient(adjoint, y0, ends):
         grad = jax.grad(functools.partial(squared, adjoint=adjoint), argnums=(0, 1))
@@ -155,6 +157,8 @@ def test_a_training_step_that_donates_its_buffers():
     assert worst(fields[1], fields[0]) < 1e-11
 
 
+# By default with no policy, in a scan, beside the gradients.
+@pytest.mark.full
 def test_under_checkpoint_with_a_policy_that_saves_nothing():
     def gradient(adjoint, y0):
         policy = jax.checkpoint_policies.nothing_saveable
@@ -222,7 +226,7 @@ def test_a_progress_meter_prints_and_changes_nothing(capfd):
 
 
 DEVICES = """
-import functools, inspect, warnings
+import functools, inspect, sys, warnings
 import diffrax, jax, jax.numpy as jnp, numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from steptape_helpers.jax_solves import HOST, OURS, worst
@@ -277,20 +281,22 @@ def parallel(adjoint):
 
 values, by = jax.jit(functools.partial(batch, adjoint=HOST))(y0, rate, dt0)
 host = total(values, *by)
-for run, adjoint in ((sharded, OURS), (mapped, OURS), (parallel, OURS)):
-    print(run.__name__, worst(run(adjoint), host) < 1e-12)
+run = {run.__name__: run for run in (sharded, mapped, parallel)}[sys.argv[1]]
+print(worst(run(OURS), host) < 1e-12)
 """
 
 
-def test_a_batch_on_eight_devices():
+@pytest.mark.by_default(where=lambda way: way == "mapped")
+@pytest.mark.parametrize("way", ["sharded", "mapped", "parallel"])
+def test_a_batch_on_eight_devices(way):
     flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
     devices = {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
     helpers = Path(steptape_helpers.jax_solves.__file__).parents[1]
     paths = {"PYTHONPATH": os.pathsep.join([*filter(None, [os.environ.get("PYTHONPATH")]), str(helpers)])}
     environment = {**os.environ, **devices, **paths}
-    run = subprocess.run([sys.executable, "-c", DEVICES], capture_output=True, text=True, env=environment)
+    run = subprocess.run([sys.executable, "-c", DEVICES, way], capture_output=True, text=True, env=environment)
     assert run.returncode == 0, run.stderr
-    assert run.stdout == "sharded True\nmapped True\nparallel True\n"
+    assert run.stdout == "True\n"
 
 
 @pytest.mark.parametrize("adjoint", [OURS, QuadratureAdjoint()], ids=["aca", "quadrature"])

@@ -34,6 +34,8 @@ def told(name):
     return [numbers(line) for line in table.splitlines()]
 
 
+# By default the table of faults has it: `test_host_faults.py`.
+@pytest.mark.full
 def test_equinox_s_checkpointed_loop_loses_outputs_as_its_report_says():
     pytest.importorskip("diffrax")
     *lines, errors = printed("equinox-checkpointed-loop.py")
@@ -62,6 +64,8 @@ def test_torchsde_s_ito_adjoint_is_as_wrong_in_smaller_steps_as_its_report_says(
         assert numbers(line)[2] == pytest.approx(row[2], rel=0.1)
 
 
+# By default the report of the stiff oscillator has it: `test_parity.py`.
+@pytest.mark.full
 def test_torchdiffeq_s_adjoint_explodes_or_fails_on_a_stiff_solution():
     pytest.importorskip("torchdiffeq")
     lines = printed("torchdiffeq-stiff-adjoint.py")

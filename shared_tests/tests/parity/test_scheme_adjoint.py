@@ -41,7 +41,7 @@ def gradients_of(backend, runs):
             [("rotation", 1), ("rotation", 4), ("rotation", 32), ("pendulum", 8), ("pendulum", 32)],
         ),
         # Each grid and scheme is a program to compile.
-        ("jax", "diffrax", ["recursive"], [("rotation", 1)]),
+        pytest.param("jax", "diffrax", ["recursive"], [("rotation", 1)], marks=pytest.mark.full),
     ],
 )
 def test_the_matching_adjoint_is_back_propagation_at_every_step_size(backend, host, methods, solves):

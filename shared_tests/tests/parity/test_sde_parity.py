@@ -21,7 +21,7 @@ from steptape.shared_tests.report.sde_table import make_sde_rows
 from steptape_helpers.asked import SDE_BACKENDS as BACKENDS
 from steptape_helpers.once import once
 
-COMPILED = {("gbm", "milstein"), ("shear", "heun"), ("latent", "strat_milstein")}
+COMPILED = {("gbm", "milstein"), ("shear", "heun")}
 """What JAX runs here; torch, which compiles nothing, runs everything."""
 
 pytestmark = pytest.mark.skipif(not BACKENDS, reason="no framework for SDEs is installed")

@@ -10,7 +10,7 @@ import pytest
 from steptape_helpers.checkout import ROOT
 
 EXAMPLES = {path.stem: path for path in sorted((ROOT / "examples").glob("*.py"))}
-CHEAP = ("spiral", "checkpoint_budget")
+CHEAP = ("spiral",)
 
 pytestmark = pytest.mark.skipif(not EXAMPLES, reason="runs from a checkout")
 

@@ -1,5 +1,6 @@
 """The tables of the README and of docs/support.md and the examples of every page, held against the code."""
 
+import json
 import re
 import subprocess
 import sys
@@ -30,10 +31,9 @@ def examples(framework, page):
     return pairs
 
 
-def pages_with_examples():
-    """Each page and framework that has examples, but for the issues filed with the hosts, whose code is a file."""
-    both = [(page, framework) for page in PAGES for framework in ("torch", "diffrax")]
-    return [pair for pair in both if "host-issues" not in pair[0] and examples(pair[1], PAGES[pair[0]])]
+def pages_of(framework):
+    """Each page with examples for a framework, but for the issues filed with the hosts, whose code is a file."""
+    return [page for page in PAGES if "host-issues" not in page and examples(framework, PAGES[page])]
 
 
 def rows(title):
@@ -80,17 +80,31 @@ def test_the_first_example_is_short_and_complete(framework):
     assert len([line for line in example.splitlines() if line.strip()]) <= 12
 
 
-@pytest.mark.parametrize(("page", "framework"), pages_with_examples())
-def test_all_examples_of_a_page_run_one_after_the_other(framework, page):
+ONE_BY_ONE = """
+import json, sys, types
+for page, script in json.load(sys.stdin).items():
+    print("page", page, file=sys.stderr)
+    sys.modules["__main__"] = page_s = types.ModuleType("__main__")
+    exec(compile(script, page, "exec"), vars(page_s))
+    print("end of page", flush=True)
+"""
+
+
+@pytest.mark.parametrize("framework", ["torch", "diffrax"])
+def test_all_examples_of_a_page_run_one_after_the_other(framework):
+    """Page by page, in one process, for to start it takes longest."""
     for module in {"torch": ("torchdiffeq", "torchsde"), "diffrax": ("diffrax",)}[framework]:
         pytest.importorskip(module)
-    scripts, texts = zip(*examples(framework, PAGES[page]), strict=True)
-    ran = subprocess.run([sys.executable, "-P", "-c", "\n".join(scripts)], capture_output=True, text=True, check=False)
+    pages = {page: list(zip(*examples(framework, PAGES[page]), strict=True)) for page in pages_of(framework)}
+    scripts = json.dumps({page: "\n".join(scripts) for page, (scripts, _) in pages.items()})
+    command = [sys.executable, "-P", "-c", ONE_BY_ONE]
+    ran = subprocess.run(command, input=scripts, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr
-    told, printed = "".join(texts), ran.stdout
-    if framework == "torch":  # numbers, and times, which no two runs have in common
-        told, printed = (re.sub(r"[\d.]+( m?s)?\b", "#", text) for text in (told, printed))
-    assert not told or printed == told
+    for (_, texts), printed in zip(pages.values(), ran.stdout.split("end of page\n"), strict=False):
+        told = "".join(texts)
+        if framework == "torch":  # numbers, and times, which no two runs have in common
+            told, printed = (re.sub(r"[\d.]+( m?s)?\b", "#", text) for text in (told, printed))
+        assert not told or printed == told
 
 
 @pytest.mark.parametrize("page", PAGES)

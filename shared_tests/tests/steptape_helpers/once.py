@@ -1,6 +1,5 @@
 """What is dear to make is made once in a session of tests, and not once a worker."""
 
-import os
 import pickle
 import time
 from collections.abc import Callable
@@ -11,8 +10,8 @@ from typing import Any
 def once(tmp_path_factory: Any, name: str, make: Callable[[Path], Any]) -> Any:
     """What ``make(folder)`` gives, by the first worker that asks for it; the others wait and read what it kept."""
     base = tmp_path_factory.getbasetemp()
-    # The folders of all workers of a session lie side by side.
-    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / f"once-{name}"
+    # The folders of all workers of a session lie side by side in one of its own.
+    folder = (base.parent if base.name.startswith("popen-gw") else base) / f"once-{name}"
     kept, failed = folder / "kept.pickle", folder / "failed.txt"
     try:
         folder.mkdir()

@@ -43,7 +43,7 @@ def test_fixed_grid_solvers(name, method, options):
     assert_exact(problem, method=method, options={"step_size": span / steps, **options})
 
 
-@pytest.mark.by_default(every=2)
+@pytest.mark.by_default(every=4)
 @pytest.mark.filterwarnings("ignore:Functional iteration did not converge")
 @pytest.mark.parametrize("options", [{}, {"interp": "cubic"}, {"perturb": True}, {"max_order": 4}], ids=repr)
 @pytest.mark.parametrize("memory", [{}, {"checkpoints": 4}], ids=repr)
@@ -58,6 +58,7 @@ def test_multistep_solvers(name, method, memory, options):
     assert_exact(problem, method=method, adjoint_options=memory, rtol=1e-4, atol=1e-5, options=options)
 
 
+@pytest.mark.by_default(every=2)
 @pytest.mark.parametrize(
     "memory",
     [{"checkpoints": 1}, {"checkpoints": 7}, {"graph": "stage"}, {"checkpoints": 5, "graph": "stage"}],

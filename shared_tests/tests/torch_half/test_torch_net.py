@@ -84,7 +84,7 @@ def test_an_ode(call):
         assert call.weights == "potential" or "memory" in call.keep or pair[0].times[True] <= pair[0].times[False]
 
 
-@drawn(20)
+@drawn(10)
 @example(ENDS_AT_POINTS)
 @given(net.quadrature_calls())
 def test_a_continuous_adjoint(call):

@@ -122,7 +122,7 @@ def problems(draw, kinds=(Linear, Polynomial), solvers=any_solver):
     return Problem(field, uniform(size, generator=generator), t, call, cotangent)
 
 
-@repeatable(200)
+@repeatable(80)
 @given(problems())
 def test_equal_to_back_propagation(problem):
     solution, expected = problem.solve(torchdiffeq.odeint)
@@ -131,7 +131,7 @@ def test_equal_to_back_propagation(problem):
     assert distance([found], [expected]) <= 1e-12
 
 
-@repeatable(60)
+@repeatable(40)
 @given(problems(kinds=[Linear], solvers=accurate_solver))
 def test_close_to_the_closed_form(problem):
     """dy/dt = Ay + b + ct is dz/dt = Mz for z = (y, t, 1), and so z(t) = exp(M(t - t0)) z(t0)."""
@@ -147,7 +147,7 @@ def test_close_to_the_closed_form(problem):
     assert distance([found], [one_vector(expected)]) <= 1e-6
 
 
-@repeatable(100)
+@repeatable(50)
 @given(problems(), st.integers(1, 12), st.sampled_from(["step", "stage"]))
 def test_less_memory_gives_the_same_gradient(problem, checkpoints, graph):
     graph = {} if scheme_of(SOLVERS[problem.call["method"]]).tableau is None else {"graph": graph}

@@ -61,6 +61,7 @@ def test_every_adaptive_solver_is_as_close_as_its_back_propagation(method):
     assert error("pendulum", tolerance, method=method) <= 1.5 * distance(exact.gradients, reference("pendulum"))
 
 
+@pytest.mark.by_default(every=2)
 @pytest.mark.parametrize("options", [{"nodes": 1}, {"nodes": 2}, {"nodes": 3}, {"nodes": 5}], ids=repr)
 def test_gauss_legendre_for_the_parameters(options):
     own, gauss = (differentiate(quadrature, PROBLEMS["rotation"], adjoint_options=o, **TIGHT) for o in (None, options))
@@ -69,6 +70,7 @@ def test_gauss_legendre_for_the_parameters(options):
     assert distance(gauss.gradients[2:], own.gradients[2:]) <= max(1e-9, 1e-2 ** (2 * options["nodes"]))
 
 
+@pytest.mark.by_default(every=3)
 @pytest.mark.parametrize("method", ADAPTIVE)
 @pytest.mark.parametrize("options", [{"checkpoints": 1}, {"checkpoints": 3}, {"checkpoint_device": "cpu"}], ids=repr)
 def test_what_is_kept_changes_nothing(options, method):
