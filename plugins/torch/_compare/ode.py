@@ -30,14 +30,15 @@ from steptape.torch._compare.ways import (
     spelled,
 )
 from steptape.torch._odeint import odeint_adjoint
+from steptape.torch._types import Tensors
 
 
 def compare(
-    func: Any,
-    y0: State,
+    func: Callable[[Tensor, Any], Any],
+    y0: Tensor | Tensors,
     t: Tensor,
     *,
-    loss: Callable[[State], Tensor] | None = None,
+    loss: Callable[[Any], Tensor] | None = None,
     rtol: Any = 1e-7,
     atol: Any = 1e-9,
     method: str | None = None,
