@@ -15,6 +15,7 @@ from steptape._compare.clock import Clock
 from steptape._compare.comparison import Comparison
 from steptape._compare.race import REFERENCE, Oracle, Way, compared
 from steptape._compare.rows import in_bytes
+from steptape._errors import OptionError
 from steptape.compat import _torchdiffeq as host
 from steptape.torch._autograd.graph import tensors_of
 from steptape.torch._compare.meters import SavedTensors, available
@@ -94,6 +95,8 @@ def compare(
     clock, there_is = Clock(time_limit, progress), size_of(memory)
     loss = last_square if loss is None else loss
     states = [x.detach() for x in tensors_of(y0)]
+    if not states or not isinstance(t, Tensor):
+        raise OptionError(f"compare(func, y0={y0!r}, t={t!r}): y0 must be a tensor or a tuple of them, and t a tensor.")
 
     def evaluate(t: Tensor, *y: Tensor) -> Any:
         return func(t, y[0] if isinstance(y0, Tensor) else y)

@@ -177,6 +177,19 @@ def test_the_time_limit_is_kept_and_what_no_longer_fits_is_shown_as_skipped(tick
         assert row.seconds is None
 
 
+def test_a_time_is_the_least_of_its_rounds(ticking):
+    """What else a machine does makes a round longer, and none shorter."""
+
+    class Disturbed(Sleeper):
+        def run(self):
+            self._seconds = 0.5 if self._time.now == 0 or self._seconds == 0.01 else 0.01
+            return super().run()
+
+    [row] = raced([Disturbed("disturbed", 0.01, ticking)], 60.0)
+    assert row.rounds > 2
+    assert row.seconds == 0.01
+
+
 def test_a_slow_way_takes_part_in_fewer_rounds(ticking):
     ways = [Sleeper("fast", 0.01, ticking), Sleeper("slow", 1.0, ticking)]
     rows = raced(ways, 10.0)

@@ -151,6 +151,8 @@ def test_a_slow_model_ends_with_its_time(monkeypatch):
         ({"y0": torch.ones(2)}, "neither y0 nor anything"),
         ({"loss": lambda ys: ys}, "must map the solution to a scalar"),
         ({"memory": "much"}, "must be a size"),
+        ({"y0": 1.0}, "y0=1.0, .*: y0 must be a tensor or a tuple of them"),
+        ({"t": [0.0, 1.0]}, "and t a tensor"),
         ({"ways": ["acca"]}, "is none of the ways, which are here: back-propagation; aca"),
     ],
 )
