@@ -199,6 +199,10 @@ def test_a_slow_way_takes_part_in_fewer_rounds(ticking):
     assert all(way.weighed for way in ways)
 
 
+def test_a_short_way_takes_part_in_more_rounds(ticking):
+    assert raced([Sleeper("short", 0.001, ticking)], 10.0)[0].rounds == 100
+
+
 def test_what_a_way_raises_is_shown_and_the_others_run(ticking):
     class Broken(Sleeper):
         def measure(self):
