@@ -25,6 +25,9 @@ ASKED = {"torch": "torch,sde", "jax": "jax"}
 ALL = {"STEPTAPE_TEST_BACKENDS": ",".join(ASKED.values()), "OMP_NUM_THREADS": "1"}
 SPREAD = ("-n", "auto", "--dist", "worksteal")
 
+# The programs of the environment of `types`, `tests`, `full` and `parity`.
+IN_ONE = Path(".nox", "all", "Scripts" if os.name == "nt" else "bin").resolve()
+
 # Half the time of a test in JAX, which is that to compile a program; `minimums` and `matrix` have XLA as it is.
 HASTE = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1 --xla_backend_optimization_level="
 
@@ -43,14 +46,17 @@ def install(session: nox.Session, *extras: str, group: str, pins: list[str] | No
 
 def in_one(session: nox.Session, program: str, *arguments: str, env: dict[str, str] | None = None) -> None:
     """Run a program in `.nox/all`, where all hosts are and the tools of `types` and `tests`, for several sessions."""
-    folder = Path(".nox", "all").resolve()
-    programs = folder / ("Scripts" if os.name == "nt" else "bin")
-    if not programs.exists():
-        session.run_install(sys.executable, "-m", "venv", str(folder), external=True)
+    if not IN_ONE.exists():
+        session.run_install(sys.executable, "-m", "venv", str(IN_ONE.parent), external=True)
     tools = nox.project.dependency_groups(PYPROJECT, "test", "types")
-    pip = (str(programs / "python"), "-m", "pip", "install", "--quiet", LAZY)
+    pip = (str(IN_ONE / "python"), "-m", "pip", "install", "--quiet", LAZY)
     session.run_install(*pip, TORCH, ".[all]", *tools, external=True)
-    session.run(str(programs / program), *arguments, env=env, external=True)
+    run_in_one(session, program, *arguments, env=env)
+
+
+def run_in_one(session: nox.Session, program: str, *arguments: str, env: dict[str, str] | None = None) -> None:
+    """The same, where all is installed."""
+    session.run(str(IN_ONE / program), *arguments, env=env, external=True)
 
 
 def named(*arguments: object) -> object:
@@ -95,8 +101,11 @@ def lint(session: nox.Session) -> None:
 
 @nox.session(python=False)
 def types(session: nox.Session) -> None:
-    """Type check of the installed package and of the benchmarks, by mypy."""
+    """Type check of the installed package and of the benchmarks, by mypy; and what it and pyright know of a call."""
     in_one(session, "mypy", "-p", "steptape", "-p", "benchmarks")
+    calls = [str(path) for path in sorted(Path("shared_tests/tests/typed").glob("*.py"))]
+    run_in_one(session, "mypy", "--warn-unused-ignores", *calls)
+    run_in_one(session, "pyright", "--pythonpath", str(IN_ONE / "python"))
 
 
 @nox.session(python=False)

@@ -7,6 +7,8 @@ from pathlib import Path
 
 DOCS = Path(__file__).parent
 sys.path.insert(0, str(DOCS))
+# Two programs of the gallery at once, a thread each: threads of one that wait for each other take both cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 project = "steptape"
 author = copyright = "The steptape developers"
@@ -49,6 +51,7 @@ sphinx_gallery_conf = {
     "gallery_dirs": "gallery",
     "filename_pattern": r"/\w+\.py$",
     "ignore_pattern": r"__init__\.py|/_",
+    "parallel": 2,
     "within_subsection_order": "FileNameSortKey",
     "download_all_examples": False,
     "show_signature": False,

@@ -105,15 +105,20 @@ def _add_compare(commands: Any) -> None:
 def _compare(options: argparse.Namespace) -> Callable[[], int]:
     """Read the call; what is returned runs the script."""
     from steptape._compare.advice import size_of
+    from steptape._compare.clock import Clock
     from steptape._compare.command import compared, described
+    from steptape._compare.plot import check_file
 
     size_of(options.memory)
+    if options.time_limit is not None:
+        Clock(options.time_limit, False)
+    if options.plot is not None:
+        check_file(options.plot)
     describe = described(options.target)
 
     def run() -> int:
-        call = describe()
         try:
-            found = compared(options.target, call, memory=options.memory, time_limit=options.time_limit)
+            found = compared(options.target, describe, memory=options.memory, time_limit=options.time_limit)
         except SteptapeError as error:
             print(f"steptape: {error}", file=sys.stderr)
             return 2

@@ -3,10 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from steptape._compare.rows import Row
-from steptape._errors import UnsupportedHostVersion
+from steptape._errors import OptionError, UnsupportedHostVersion
+
+_MISSING = (
+    "Comparison.plot() needs matplotlib, which is not installed: pip install 'steptape[report]'. All figures are in "
+    "its rows, and print() shows them."
+)
+
+
+def check_file(file: Path) -> None:
+    """Refuse a picture that could not be saved after all else is done."""
+    try:
+        from matplotlib.backend_bases import FigureCanvasBase
+    except ImportError as missing:
+        raise UnsupportedHostVersion(_MISSING) from missing
+    kinds = sorted(FigureCanvasBase.get_supported_filetypes())
+    if file.suffix[1:].lower() not in kinds:
+        raise OptionError(f"--plot {file}: no kind of picture. It must end in .{', .'.join(kinds)}.")
+    if not file.absolute().parent.is_dir():
+        raise OptionError(f"--plot {file}: there is no folder {file.absolute().parent}.")
 
 
 def plot(title: str, rows: Sequence[Row], ax: Any = None) -> Any:
@@ -16,10 +35,7 @@ def plot(title: str, rows: Sequence[Row], ax: Any = None) -> Any:
         from matplotlib.colors import LogNorm
         from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
     except ImportError as missing:
-        raise UnsupportedHostVersion(
-            "Comparison.plot() needs matplotlib, which is not installed: pip install 'steptape[report]'. All figures "
-            "are in its rows, and print() shows them."
-        ) from missing
+        raise UnsupportedHostVersion(_MISSING) from missing
     is_ours = ax is None
     if is_ours:
         _, ax = plt.subplots(figsize=(9, 4.5), layout="constrained")

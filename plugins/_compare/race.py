@@ -19,6 +19,8 @@ from steptape._errors import OptionError
 
 # Of timing: as many as fit into half of the time before memory is looked at, and the rest after it.
 ROUNDS = 11
+# Seconds for which more rounds are added to those of a way that takes less, but for one shorter than SHORTEST.
+LEAST, SHORTEST = 0.1, 1e-3
 # Letters of an error that are shown.
 LONG = 600
 # Of the time limit: what a reference may take, which is nobody's own gradient.
@@ -158,15 +160,16 @@ def _measured(way: Way, judge: Judge, clock: Clock) -> bool:
 
 
 def _timed(racers: list[Way], times: dict[str, list[float]], clock: Clock, share: float) -> None:
-    """Add to the seconds of each way, and note their median. A slow way takes part in fewer rounds.
+    """Add to the seconds of each way, and note the least of them. A slow way takes part in fewer rounds.
 
     ``share``: of the time that is left, of which each way may have as much as another.
     """
     kept = (1 - share) * clock.left
     budget = (clock.left - kept) / max(len(racers), 1)
+    laps = {way: max(way.row.seconds or 0.0, way.takes, SHORTEST) for way in racers}
     turns = {
-        way: min(ROUNDS - len(times[way.row.way]), int(budget / max(way.row.seconds or 0.0, way.takes, 1e-9)))
-        for way in racers
+        way: min(max(ROUNDS, int(LEAST / lap)) - len(times[way.row.way]), int(budget / lap))
+        for way, lap in laps.items()
     }
     if not any(turns.values()):
         return
@@ -180,8 +183,9 @@ def _timed(racers: list[Way], times: dict[str, list[float]], clock: Clock, share
                     times[way.row.way].append(way.run())
                     way.takes = start - clock.left
     for way in racers:
-        if laps := times[way.row.way]:
-            way.row.seconds, way.row.rounds = statistics.median(laps), len(laps)
+        if taken := times[way.row.way]:
+            # What else the machine does makes a round longer, and none shorter.
+            way.row.seconds, way.row.rounds = min(taken), len(taken)
 
 
 @contextmanager

@@ -12,7 +12,7 @@ class Row:
     ``way``: its short name, and ``call``: what to write for it. ``is_discrete``: whether it differentiates the solution
     that is computed, by its steps, and not the equation. ``error``: its gradient's against a reference of the
     equation's own, and ``difference``: against that of the discrete solution, both relative in the Euclidean norm over
-    all inputs. ``evaluations_forward``, ``evaluations_backward``: of the field. ``seconds``: the median over ``rounds``
+    all inputs. ``evaluations_forward``, ``evaluations_backward``: of the field. ``seconds``: the least of ``rounds``
     of both passes; of its first run where there was time for no more. ``held``: bytes between the passes, besides the
     inputs and the solution. ``peak``: the most bytes at once, in both passes. ``why_not``: its failure in its own
     words, or why it was skipped.

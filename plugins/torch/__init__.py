@@ -21,10 +21,12 @@ if TYPE_CHECKING:
 _OF_SDES = {"sdeint_adjoint": "_sdeint", "compare_sde": "_compare.sde"}
 
 
-def __getattr__(name: str) -> Any:
-    """What is for SDEs on first use, so that all else works without torchsde."""
-    if name not in _OF_SDES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    found = getattr(importlib.import_module(f"{__name__}.{_OF_SDES[name]}"), name)
-    globals()[name] = found
-    return found
+if not TYPE_CHECKING:  # which would take any name for one of ours
+
+    def __getattr__(name: str) -> Any:
+        """What is for SDEs on first use, so that all else works without torchsde."""
+        if name not in _OF_SDES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        found = getattr(importlib.import_module(f"{__name__}.{_OF_SDES[name]}"), name)
+        globals()[name] = found
+        return found

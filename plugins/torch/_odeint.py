@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any, overload
 
 import torch
 from torch import Tensor
@@ -22,13 +22,33 @@ from steptape.torch._hosts.torchdiffeq import OdeSolve
 from steptape.torch._options import changed, keep_of, tell, with_parameters
 from steptape.torch._stats import recorded
 from steptape.torch._tape.checkpoints import Keep
+from steptape.torch._types import Event, Field, OdeOptions, Tensors, TupleEvent, TupleField
 
-State = Any
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+
+@overload
+def odeint_adjoint(
+    func: Field, y0: Tensor, t: Tensor, *, event_fn: None = None, **rest: Unpack[OdeOptions]
+) -> Tensor: ...
+@overload
+def odeint_adjoint(
+    func: TupleField, y0: Tensors, t: Tensor, *, event_fn: None = None, **rest: Unpack[OdeOptions]
+) -> Tensors: ...
+@overload
+def odeint_adjoint(
+    func: Field, y0: Tensor, t: Tensor, *, event_fn: Event, **rest: Unpack[OdeOptions]
+) -> tuple[Tensor, Tensor]: ...
+@overload
+def odeint_adjoint(
+    func: TupleField, y0: Tensors, t: Tensor, *, event_fn: TupleEvent, **rest: Unpack[OdeOptions]
+) -> tuple[Tensor, Tensors]: ...
 
 
 def odeint_adjoint(
     func: Any,
-    y0: State,
+    y0: Any,
     t: Tensor,
     *,
     rtol: Any = 1e-7,
@@ -41,7 +61,7 @@ def odeint_adjoint(
     adjoint_method: str | None = None,
     adjoint_options: dict[str, Any] | None = None,
     adjoint_params: Iterable[Tensor] | None = None,
-) -> State:
+) -> Any:
     """Solve dy/dt = func(t, y) with torchdiffeq; with ``adjoint_method="aca"``, differentiate its very steps.
 
     The solution is that of ``torchdiffeq.odeint``, bit for bit. With ``adjoint_method="aca"`` the gradient is the exact

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, overload
 
 import torch
 from torch import Tensor
@@ -16,8 +16,39 @@ from steptape.torch._options import changed, keep_of, tell, with_parameters
 from steptape.torch._seminorm import with_seminorm
 from steptape.torch._stats import recorded
 from steptape.torch._tape.checkpoints import Keep
+from steptape.torch._types import No, SdeOptions, Tensors, Times, Yes
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
+@overload
+def sdeint_adjoint(
+    sde: Any, y0: Tensor, ts: Times, bm: Any = None, *, logqp: No = False, extra: No = False, **rest: Unpack[SdeOptions]
+) -> Tensor: ...
+@overload
+def sdeint_adjoint(
+    sde: Any, y0: Tensor, ts: Times, bm: Any = None, *, logqp: Yes, extra: No = False, **rest: Unpack[SdeOptions]
+) -> tuple[Tensor, Tensor]: ...
+@overload
+def sdeint_adjoint(
+    sde: Any, y0: Tensor, ts: Times, bm: Any = None, *, logqp: No = False, extra: Yes, **rest: Unpack[SdeOptions]
+) -> tuple[Tensor, Tensors]: ...
+@overload
+def sdeint_adjoint(
+    sde: Any, y0: Tensor, ts: Times, bm: Any = None, *, logqp: Yes, extra: Yes, **rest: Unpack[SdeOptions]
+) -> tuple[Tensor, Tensor, Tensors]: ...
+@overload
+def sdeint_adjoint(
+    sde: Any,
+    y0: Tensor,
+    ts: Times,
+    bm: Any = None,
+    *,
+    logqp: bool = False,
+    extra: bool = False,
+    **rest: Unpack[SdeOptions],
+) -> Any: ...
 @between_graphs
 def sdeint_adjoint(
     sde: Any,

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from steptape._errors import OptionError, UnsupportedError
 
-Norm = Callable[[Any], Any]
+Norm = Callable[[Any], Tensor]
 
 
 class Seminorm:
@@ -31,7 +31,7 @@ class Seminorm:
     ):
         self._shapes, self._is_tuple, self._norm, self._joint, self._left_out = shapes, is_tuple, norm, joint, left_out
 
-    def __call__(self, channels: Sequence[Tensor]) -> Any:
+    def __call__(self, channels: Sequence[Tensor]) -> Tensor:
         """The seminorm of (a_t, y, a, *a_params), where y and a take a place for each tensor of the state."""
         count = len(self._shapes)
         y, a = channels[1 : 1 + count], channels[1 + count : 1 + 2 * count]
@@ -45,18 +45,18 @@ class Seminorm:
             return _rms(torch.cat([x.reshape(-1) for x in (*self._counted(y), *self._counted(a))]))
         return max(self._of(y), self._of(a))
 
-    def forward(self, state: Any) -> Any:
+    def forward(self, state: Any) -> Tensor:
         """The norm of a state, the integrals left out: ``odeint_adjoint(..., options={"norm": seminorm.forward})``."""
         return self._of(state if self._is_tuple else (state,))
 
-    def of_cotangent(self, a: Any) -> Any:
+    def of_cotangent(self, a: Any) -> Tensor:
         """The same of the cotangent of a state alone, which is all that the quadrature adjoint solves for."""
         channels = a if self._is_tuple else (a,)
         if self._joint:
             return _rms(torch.cat([x.reshape(-1) for x in self._counted(channels)]))
         return self._of(channels)
 
-    def _of(self, state: Sequence[Tensor]) -> Any:
+    def _of(self, state: Sequence[Tensor]) -> Tensor:
         counted = self._counted(state)
         if self._norm is not None:
             return self._norm(tuple(counted) if self._is_tuple else counted[0])

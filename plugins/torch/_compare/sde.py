@@ -17,6 +17,7 @@ from steptape.compat import _torchsde as host
 from steptape.torch._compare.problem import Problem, distance, last_square, params_of, unchanged
 from steptape.torch._compare.ways import HostWay, OurWay, recorded, skip_if_too_large, spelled
 from steptape.torch._sdeint import sdeint_adjoint
+from steptape.torch._types import Times
 
 # A reference's steps are so much shorter.
 _FINER = 8
@@ -25,7 +26,7 @@ _FINER = 8
 def compare_sde(
     sde: Any,
     y0: Tensor,
-    ts: Any,
+    ts: Times,
     *,
     loss: Callable[[Tensor], Tensor] | None = None,
     bm: Any = None,

@@ -6,10 +6,10 @@ import sys
 
 import pytest
 
-from steptape import OptionError, UnsupportedHostVersion
+from steptape import OptionError, UnsupportedHostVersion, cli
 from steptape._compare.advice import size_of
 from steptape._compare.clock import Clock
-from steptape._compare.command import described
+from steptape._compare.command import compared, described
 from steptape._compare.comparison import Comparison
 from steptape._compare.race import Judge, Way, race
 from steptape._compare.rows import Row, in_bytes
@@ -177,6 +177,19 @@ def test_the_time_limit_is_kept_and_what_no_longer_fits_is_shown_as_skipped(tick
         assert row.seconds is None
 
 
+def test_a_time_is_the_least_of_its_rounds(ticking):
+    """What else a machine does makes a round longer, and none shorter."""
+
+    class Disturbed(Sleeper):
+        def run(self):
+            self._seconds = 0.5 if self._time.now == 0 or self._seconds == 0.01 else 0.01
+            return super().run()
+
+    [row] = raced([Disturbed("disturbed", 0.01, ticking)], 60.0)
+    assert row.rounds > 2
+    assert row.seconds == 0.01
+
+
 def test_a_slow_way_takes_part_in_fewer_rounds(ticking):
     ways = [Sleeper("fast", 0.01, ticking), Sleeper("slow", 1.0, ticking)]
     rows = raced(ways, 10.0)
@@ -184,6 +197,10 @@ def test_a_slow_way_takes_part_in_fewer_rounds(ticking):
     assert 3 <= rows[1].rounds < 11
     assert ticking.now <= 10.0
     assert all(way.weighed for way in ways)
+
+
+def test_a_short_way_takes_part_in_more_rounds(ticking):
+    assert raced([Sleeper("short", 0.001, ticking)], 10.0)[0].rounds == 100
 
 
 def test_what_a_way_raises_is_shown_and_the_others_run(ticking):
@@ -212,9 +229,65 @@ def test_a_limit_must_be_positive():
 def test_the_command_loads_a_script_s_function_but_does_not_run_it_as_main(tmp_path):
     (tmp_path / "my.py").write_text("x = __name__\ndef problem(): return x\n")
     assert described(f"{tmp_path}/my.py:problem")() == "steptape_compare"
-    for target, said in (("nowhere.py:f", "no such file"), (f"{tmp_path}/my.py:y", "defines no function 'y'")):
-        with pytest.raises(OptionError, match=said):
-            described(target)
+
+
+SCRIPT = """
+import math
+size = {"func": None}
+def needs(x): return {}
+def nothing(): pass
+def other(): return {"fun": 1, "y0": 2}
+def both(): return {"func": 1, "sde": 2}
+def misspelt(): return {"func": None, "y0": 1, "t": 2, "rtoll": 1e-3}
+def short(): return {"sde": None, "y0": 1}
+def single(): return {"loss": None, "inputs": 1.0}
+def nameless(): return {"loss": None, "ways": ["aca"], "adjoint": 3}
+def unknown():
+    import torch
+    y0, t = torch.ones(1, requires_grad=True), torch.tensor([0.0, 1.0])
+    return {"func": lambda t, y: -y, "y0": y0, "t": t, "method": "euler", "ways": ["acca"]}
+"""
+DEFINED = "needs, nothing, other, both, misspelt, short, single, nameless, unknown"
+# What follows the command, what it says, and the hosts that are needed to say so.
+WRONG = [
+    ("my.py", "name a script and a function in it: my.py:name", ()),
+    ("nowhere.py:f", "no such file as nowhere.py", ()),
+    ("my.py:problm", f"has no function 'problm'. It defines {DEFINED}.", ()),
+    ("my.py:size", "size is a dict, no function", ()),
+    ("my.py:needs", "called without arguments, and missing a required argument: 'x'", ()),
+    ("my.py:nothing", "returns a NoneType, and must return the keyword arguments of steptape.torch.compare", ()),
+    ("my.py:other", "neither 'func', 'sde' nor 'loss', but fun, y0, and must return", ()),
+    ("my.py:both", "returns 'func' and 'sde', and must return", ()),
+    ("my.py:misspelt", "'rtoll' is no key of steptape.torch.compare, which takes func, y0, t, loss", ["torchdiffeq"]),
+    ("my.py:short", "'ts' is missing for steptape.torch.compare_sde, which takes sde, y0, ts", ["torchsde"]),
+    ("my.py:single", "'inputs' is a float, and must be a tuple", ["diffrax"]),
+    ("my.py:nameless", "'adjoint' is no key of steptape.jax.compare, which takes loss, inputs", ["diffrax"]),
+    ("my.py:unknown", "'acca' is none of the ways, which are here: back-propagation; aca", ["torchdiffeq"]),
+    ("my.py:nothing --time-limit 0", "time_limit=0.0): must be a positive number of seconds", ()),
+    ("my.py:nothing --memory much", "memory='much': must be a size", ()),
+    ("my.py:nothing --plot ways.txt", "--plot ways.txt: no kind of picture. It must end in .", ["matplotlib"]),
+    ("my.py:nothing --plot nowhere/ways.png", "there is no folder ", ["matplotlib"]),
+]
+
+
+@pytest.mark.parametrize(("command", "said", "hosts"), WRONG, ids=[command for command, *_ in WRONG])
+def test_a_wrong_command_is_told_what_there_is(tmp_path, monkeypatch, capsys, command, said, hosts):
+    for host in hosts:
+        pytest.importorskip(host)
+    (tmp_path / "my.py").write_text(SCRIPT)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", sys.path[:])
+    assert cli.main(["compare", *command.split()]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("steptape: ")
+    assert said in told
+
+
+def test_a_host_that_is_not_there_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    for key, extra in (("func", "torch"), ("sde", "sde"), ("loss", "jax")):
+        with pytest.raises(UnsupportedHostVersion, match=rf"not installed: pip install 'steptape\[{extra}\]'"):
+            compared("my.py:f", lambda key=key: {key: None})
 
 
 @pytest.mark.parametrize(("half", "host"), [("torch", "torchdiffeq"), ("jax", "diffrax")])

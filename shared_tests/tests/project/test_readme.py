@@ -2,11 +2,14 @@
 
 import json
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from steptape.cli import _parser
 
 README = Path(__file__).resolve().parents[3] / "README.md"
 SUPPORT = README.parent / "docs" / "support.md"
@@ -105,6 +108,25 @@ def test_all_examples_of_a_page_run_one_after_the_other(framework):
         if framework == "torch":  # numbers, and times, which no two runs have in common
             told, printed = (re.sub(r"[\d.]+( m?s)?\b", "#", text) for text in (told, printed))
         assert not told or printed == told
+
+
+@pytest.mark.parametrize("page", [*PAGES.values(), README.parent / "CONTRIBUTING.md"], ids=lambda page: page.stem)
+def test_every_block_of_code_is_one_that_runs(page):
+    """Python in the test before; in a shell, our own commands by their parser, sessions and files by their names."""
+    kinds = set(re.findall(r"^```(\w+)$", page.read_text(encoding="utf-8"), re.MULTILINE))
+    assert kinds <= {"python", "text", "bash", "console", "diff"}
+    assert len(blocks("python", page)) == sum(len(examples(framework, page)) for framework in ("torch", "diffrax"))
+    lines = "".join(blocks("bash", page) + blocks("console", page)).replace("$ ", "").replace(" && ", "\n").splitlines()
+    for words in (shlex.split(line, comments=True) for line in lines):
+        words = words[2:] if words[:2] == ["python", "-m"] else words
+        if words[0] == "steptape":
+            assert _parser().parse_args(words[1:]).run
+        elif words[0] == "nox":
+            noxfile = (README.parent / "noxfile.py").read_text(encoding="utf-8")
+            assert all(f"\ndef {session}(session" in noxfile for session in words[2:])
+        else:
+            assert words[:2] in (["pip", "install"], [".", ".venv/bin/activate"], ["python", "-P"])
+            assert all((README.parent / word).exists() for word in words if word.endswith(".py"))
 
 
 @pytest.mark.parametrize("page", PAGES)
