@@ -19,6 +19,7 @@ from torch import Tensor
 
 from steptape._errors import GradientError, UnsupportedError
 from steptape.torch._autograd.surroundings import Note, SideState
+from steptape.torch._tape.transfer import moved
 
 _ENTRIES = 8
 
@@ -149,7 +150,7 @@ class ReplayingBrownian:
             self._side.set(self._notes[query])
         noted = self._answers[query]
         if self._taped:
-            tensors = tuple(x.to(self._device) for x in noted)
+            tensors = moved(noted, self._device)
             return tensors if len(tensors) > 1 else tensors[0]
         answer = self._bm(*args, **kwargs)
         for x, entries in zip(_tensors(answer), noted, strict=True):

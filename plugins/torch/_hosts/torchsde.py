@@ -21,9 +21,10 @@ from steptape.torch._hosts.base import Before, HostSteps, Solve, Timeline
 from steptape.torch._hosts.brownian import Asked, NotingBrownian, Query, ReplayingBrownian, StillBrownian
 from steptape.torch._hosts.grid import integrated
 from steptape.torch._hosts.memo import REPEATING, Once
-from steptape.torch._tape.checkpoints import Keep, KeptStates, moved
+from steptape.torch._tape.checkpoints import Keep, KeptStates
 from steptape.torch._tape.graphs import Graphs
 from steptape.torch._tape.tape import SdeStep, SdeTape, State, fingerprints
+from steptape.torch._tape.transfer import moved
 
 _CALL = Call("sdeint_adjoint", "sde")
 # The queries after which a solve whose graph is kept looks no more for what changes besides: its notes are for replays.

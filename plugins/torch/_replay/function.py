@@ -28,6 +28,7 @@ from steptape.torch._replay.transforms import solve_in_transforms
 from steptape.torch._replay.unrolled import unrolled
 from steptape.torch._tape.graphs import Graphs
 from steptape.torch._tape.tape import OdeTape, Tape
+from steptape.torch._tape.transfer import settle
 
 
 def run(solve: Any, *inputs: Tensor) -> tuple[Tensor, ...]:
@@ -54,6 +55,8 @@ class Replay(torch.autograd.Function):
         ctx.surroundings, held, _, kept, _ = solve.before
         ctx.graphs = graphs_of(solve, inputs, ctx.needs_input_grad[1:], ctx.surroundings)
         results, tape = solve.record(given, ctx.surroundings, ctx.graphs)
+        if solve.keep.device is not None:
+            settle(given[0].device)
         if solve.keep.compile is not None:
             check_compilable(solve.call, tape, ctx.surroundings)
         new = ctx.surroundings.hold(held, params, solve.call.named)
