@@ -41,12 +41,19 @@ def _measure(given: Sequence[str]) -> int:
     parser.add_argument("--only", default="", metavar="TEXT", help="cells whose name has this in it")
     parser.add_argument("--framework", default="", choices=machine.FRAMEWORKS, help="one of the two")
     parser.add_argument("--out", type=Path, default=Path("benchmark-report"), metavar="DIR", help="folder of results")
+    parser.add_argument("--device", default="cpu", help="for torch_speed alone: a GPU, such as cuda")
     options = parser.parse_args(given)
     unknown = sorted(set(options.names) - set(MEASUREMENTS))
     if unknown:
         parser.error(f"{unknown[0]}: must be one of {', '.join(MEASUREMENTS)}.")
     names = options.names or [name for name, one in MEASUREMENTS.items() if one.usual]
     options.out.mkdir(parents=True, exist_ok=True)
+    if options.device != "cpu":
+        if names != ["torch_speed"]:
+            parser.error(f"--device {options.device}: is for torch_speed alone.")
+        from benchmarks import torch_device
+
+        return torch_device.run(options.device, options.out, options.only)
     file = options.out / _results(options.quick)
     failed = runner.run(names, file, options.quick, options.only, options.framework)
     runner.note(f"the page: {_page_of(Results.of(file), options.out)}")

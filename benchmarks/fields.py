@@ -110,6 +110,7 @@ class Setup:
     span: float
     outputs: int = 2
     turning: bool = True
+    device: str = "cpu"
 
     def problem(self, batch: int | None = None, dtype: torch.dtype | None = None) -> Problem:
         """The problem, or the same with another batch or dtype."""
@@ -117,9 +118,10 @@ class Setup:
         random = torch.Generator().manual_seed(1)
         y0 = torch.randn(batch or self.batch, self.dim, generator=random, dtype=torch.float64)
         # Rounded to the set-up's own dtype first, so that a reference in a wider one solves the same problem.
-        y0 = y0.to(self.dtype).to(dtype).requires_grad_()
-        field = perceptron(self.dim, self.width, self.turning, self.dtype).to(dtype)
-        return Problem(field, y0, torch.linspace(0, self.span, self.outputs, dtype=dtype), self.tolerance)
+        y0 = y0.to(self.dtype).to(self.device, dtype).requires_grad_()
+        field = perceptron(self.dim, self.width, self.turning, self.dtype).to(self.device, dtype)
+        t = torch.linspace(0, self.span, self.outputs, dtype=dtype, device=self.device)
+        return Problem(field, y0, t, self.tolerance)
 
     @property
     def parameters(self) -> int:

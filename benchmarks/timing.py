@@ -14,6 +14,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 # Seconds by the number of the round; round 0 warms up.
 Times = dict[int, float]
@@ -72,6 +73,16 @@ def ratios(slow: Times, fast: Times) -> list[float]:
 def ratio(slow: Times, fast: Times) -> float:
     """The median of these."""
     return statistics.median(ratios(slow, fast))
+
+
+def now(device: Any) -> float:
+    """Processor seconds; of what is on a GPU, which is waited for, those of the clock."""
+    if device.type != "cuda":
+        return time.process_time()
+    import torch
+
+    torch.cuda.synchronize(device)
+    return time.perf_counter()
 
 
 def timed(run: Callable[..., object], *given: object) -> float:

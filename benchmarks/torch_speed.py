@@ -12,7 +12,6 @@ import dataclasses
 import functools
 import gc
 import statistics
-import time
 from collections.abc import Callable, Mapping
 
 import torch
@@ -45,11 +44,12 @@ class _Racer:
     def run(self) -> float:
         """Both passes, whose seconds it returns and notes."""
         gc.collect()
-        start = time.process_time()
+        now = functools.partial(timing.now, self.problem.y0.device)
+        start = now()
         loss = loss_of(self.problem.solved(self.solve))
-        middle = time.process_time()
+        middle = now()
         torch.autograd.grad(loss, self.problem.inputs())
-        self.laps.append((middle - start, time.process_time() - middle))
+        self.laps.append((middle - start, now() - middle))
         return sum(self.laps[-1])
 
 
@@ -93,10 +93,11 @@ def _warmed_up(method: Method, setup: Setup, reference: Tensor) -> _Racer:
     problem = setup.problem()
     setup.problem(batch=1 if setup.batch == 1 else 2).solved(method.solve)
     counts = problem.field.counts
-    start = time.process_time()
+    now = functools.partial(timing.now, problem.y0.device)
+    start = now()
     solution = problem.solved(method.solve)
     forward, accepted = counts["evaluations"], counts["accepted"]
     gradient = torch.autograd.grad(loss_of(solution), problem.inputs())
-    found = {"first": time.process_time() - start, "evaluations": (forward, counts["evaluations"] - forward)}
+    found = {"first": now() - start, "evaluations": (forward, counts["evaluations"] - forward)}
     found |= {"error": relative_error(gradient, [reference]), "accepted": accepted}
     return _Racer(method.solve, problem, found)

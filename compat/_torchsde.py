@@ -8,6 +8,7 @@ try:
     from torchsde import sdeint as sdeint
     from torchsde import sdeint_adjoint as sdeint_adjoint
     from torchsde._core.base_sde import ForwardSDE as ForwardSDE  # What the solvers call, made from an SDE.
+    from torchsde._core.base_solver import BaseSDESolver  # Its loop over the steps of a solver, see below.
     from torchsde._core.interp import linear_interp as linear_interp  # The outputs between the ends of a step.
     from torchsde._core.methods import select as select  # The solver class of a method's name.
 
@@ -24,6 +25,8 @@ try:
     from torchsde.settings import METHODS as METHODS
 
     OPTION_NAMES = METHOD_OPTIONS.all()
+    # To tell a solver that takes its steps by it from one that does otherwise.
+    integrate = BaseSDESolver.integrate
 except (ImportError, AttributeError) as error:
     raise unsupported("torchsde", error, "sde") from error
 

@@ -8,6 +8,9 @@ product of parameters says of which of them it runs by default; ``by_default(eve
 sum to a multiple of k, so that each value still meets some of the others. The rest is ``full``; with
 ``rest="elsewhere"`` another test of the default ones, or of the full, holds the same, and it runs only where one file
 has to hold all: in ``nox -s minimums`` and ``nox -s matrix``.
+
+``--device cuda`` makes the tensors of the PyTorch half's exact tests on a GPU; what is marked ``cuda`` runs where there
+is one.
 """
 
 import gc
@@ -24,6 +27,20 @@ from steptape_helpers.checkout import ROOT, stale
 
 # Tracing makes many objects that live on: at the default thresholds, to look for garbage is a sixth of the JAX tests.
 gc.set_threshold(100_000, 20, 50)
+
+
+def pytest_addoption(parser):
+    """Where tensors are made that the tests put nowhere themselves."""
+    parser.addoption("--device", default="cpu", help="of the tensors of the PyTorch half's exact tests")
+
+
+def pytest_runtest_setup(item):
+    """Skip what needs a GPU where there is none."""
+    if item.get_closest_marker("cuda"):
+        import torch
+
+        if not torch.cuda.is_available():
+            pytest.skip("needs a GPU")
 
 
 def pytest_itemcollected(item):
@@ -58,6 +75,11 @@ def pytest_collection_finish():
 def pytest_configure(config):
     """Stop where the tests would judge another steptape than the one beside them."""
     told = "" if hasattr(config, "workerinput") else stale()
+    if (device := config.getoption("device")) != "cpu":
+        import torch
+
+        # Before the tests are imported, which make some of their tensors then.
+        torch.set_default_device(device)
     if told:
         way_out = f"pip install {ROOT}, or once and for all pip install -e {ROOT}"
         pytest.exit(f"the steptape that is imported is not this checkout's: {told}; {way_out}", returncode=4)

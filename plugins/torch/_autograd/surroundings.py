@@ -224,6 +224,11 @@ class SideState:
         """The state now, if it takes little memory to keep."""
         return self.note() if 0 < sum(x.numel() for x in self.buffers) <= _SMALL else None
 
+    def note_after(self, earlier: Note) -> Note:
+        """The state now: an earlier note itself if nothing has changed since, else one that shares the rest with it."""
+        note = self.note()
+        return earlier if same(earlier, note) else shared(note, earlier)
+
     @property
     def writes(self) -> list[int]:
         """How often each of the buffers has been written to."""
@@ -255,12 +260,21 @@ class SideState:
 
 def same(a: Note, b: Note) -> bool:
     """Whether two notes are of the same state."""
-    return all(x is y or torch.equal(x, y) for x, y in zip(a, b, strict=True))
+    return all(map(_equal, a, b))
 
 
 def shared(note: Note, earlier: Note) -> Note:
     """A note that shares with an earlier one what has not changed since."""
-    return tuple(y if x is y or torch.equal(x, y) else x for x, y in zip(note, earlier, strict=True))
+    return tuple(y if _equal(x, y) else x for x, y in zip(note, earlier, strict=True))
+
+
+def _equal(x: Tensor, y: Tensor) -> bool:
+    if x is y:
+        return True
+    if x.dtype is torch.uint8 and y.dtype is torch.uint8 and x.is_cpu and y.is_cpu:
+        # States of generators, which torch compares byte by byte.
+        return x.numpy().tobytes() == y.numpy().tobytes()
+    return torch.equal(x, y)
 
 
 class Restored:

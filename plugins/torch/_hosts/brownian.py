@@ -10,6 +10,7 @@ Every step of the host begins with its query, so that is also where a replay set
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -17,7 +18,8 @@ import torch
 from torch import Tensor
 
 from steptape._errors import GradientError, UnsupportedError
-from steptape.torch._autograd.surroundings import Note, SideState, same, shared
+from steptape.torch._autograd.surroundings import Note, SideState
+from steptape.torch._tape.transfer import moved
 
 _ENTRIES = 8
 
@@ -32,47 +34,70 @@ class Query(NamedTuple):
     note: Note
 
 
-class NotingBrownian:
-    """The user's Brownian object in the solve, noting what it answers."""
+# The tensors that a query was answered with, their versions then, and the note.
+Asked = tuple[tuple[Tensor, ...], list[int], Note]
 
-    def __init__(self, bm: Any, side: SideState, taped: bool):
+
+class NotingBrownian:
+    """The user's Brownian object in the solve, noting what it answers.
+
+    ``looks``: after how many queries the side state is no longer looked at if it has not changed until then.
+    """
+
+    def __init__(self, bm: Any, side: SideState, taped: bool, looks: float = math.inf):
         self._bm, self._side, self._taped = bm, side, taped
-        self._queries: list[Query] = []
-        self._versions: list[tuple[Tensor, int]] = []
-        self._note = side.note()
+        self._looks = looks
+        self._asked: list[Asked] = []
+        self._first = self._note = side.note()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._bm, name)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        self._look(not self._taped)
-        with torch.enable_grad():
+        taped = self._taped
+        if not taped:
+            self._look()
+        if torch.is_grad_enabled():
             answer = self._bm(*args, **kwargs)
-        self._look(self._taped)
+        else:
+            with torch.enable_grad():
+                answer = self._bm(*args, **kwargs)
+        if taped:
+            self._look()
         tensors = _tensors(answer)
-        if any(x.requires_grad for x in tensors):
-            raise UnsupportedError(
-                "sdeint_adjoint(..., bm=bm, adjoint_method='aca'): its increments require a gradient, "
-                "which the replay would lose. Make it of detached tensors, or differentiate with torchsde.sdeint."
-            )
-        self._versions += [(x, x._version) for x in tensors]
-        self._queries.append(Query(tensors if self._taped else tuple(map(_sample, tensors)), self._note))
+        self._asked.append((tensors, [x._version for x in tensors], self._note))
         return answer
 
-    def _look(self, now: bool) -> None:
-        # Where nothing changes, one note serves all steps.
-        if now and not same(self._note, note := self._side.note()):
-            self._note = shared(note, self._note)
+    def _look(self) -> None:
+        if self._looks > 0:
+            # Where nothing changes, one note serves all steps.
+            self._note = self._side.note_after(self._note)
+            self._looks = self._looks - 1 if self._note is self._first else math.inf
 
-    def taken(self) -> list[Query]:
+    @property
+    def looks(self) -> bool:
+        """Whether all notes have been taken."""
+        return self._looks > 0
+
+    def asked(self) -> list[Asked]:
         """The queries of a step that has been taken."""
-        if any(x._version != version for x, version in self._versions):
-            raise UnsupportedError(
-                "sdeint_adjoint(sde, ..., adjoint_method='aca'): sde changed a Brownian increment in place, so the "
-                "replay could not give it the same. Make a new tensor of it instead."
-            )
-        queries, self._queries, self._versions = self._queries, [], []
-        return queries
+        asked, self._asked = self._asked, []
+        return asked
+
+    def noted(self, asked: list[Asked]) -> list[Query]:
+        """What is to be noted of them, once the step's increments are no longer used."""
+        for tensors, versions, _ in asked:
+            if any(x.requires_grad for x in tensors):
+                raise UnsupportedError(
+                    "sdeint_adjoint(..., bm=bm, adjoint_method='aca'): its increments require a gradient, which the "
+                    "replay would lose. Make it of detached tensors, or differentiate with torchsde.sdeint."
+                )
+            if [x._version for x in tensors] != versions:
+                raise UnsupportedError(
+                    "sdeint_adjoint(sde, ..., adjoint_method='aca'): sde changed a Brownian increment in place, so "
+                    "the replay could not give it the same. Make a new tensor of it instead."
+                )
+        return [Query(x if self._taped else tuple(map(_sample, x)), note) for x, _, note in asked]
 
 
 class StillBrownian:
@@ -125,7 +150,7 @@ class ReplayingBrownian:
             self._side.set(self._notes[query])
         noted = self._answers[query]
         if self._taped:
-            tensors = tuple(x.to(self._device) for x in noted)
+            tensors = moved(noted, self._device)
             return tensors if len(tensors) > 1 else tensors[0]
         answer = self._bm(*args, **kwargs)
         for x, entries in zip(_tensors(answer), noted, strict=True):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -11,32 +12,40 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from steptape._errors import GradientError
 from steptape.compat import _torchsde as host
 from steptape.compat._unsupported import unsupported
 from steptape.torch._autograd.graph import Call, Parameters, refuse_written
 from steptape.torch._autograd.surroundings import Surroundings
 from steptape.torch._hosts.base import Before, HostSteps, Solve, Timeline
-from steptape.torch._hosts.brownian import NotingBrownian, Query, ReplayingBrownian, StillBrownian
+from steptape.torch._hosts.brownian import Asked, NotingBrownian, Query, ReplayingBrownian, StillBrownian
+from steptape.torch._hosts.grid import integrated
 from steptape.torch._hosts.memo import REPEATING, Once
-from steptape.torch._tape.checkpoints import Keep, KeptStates, moved
-from steptape.torch._tape.graphs import Graphs, Piece
+from steptape.torch._tape.checkpoints import Keep, KeptStates
+from steptape.torch._tape.graphs import Graphs
 from steptape.torch._tape.tape import SdeStep, SdeTape, State, fingerprints
+from steptape.torch._tape.transfer import moved
 
 _CALL = Call("sdeint_adjoint", "sde")
+# The queries after which a solve whose graph is kept looks no more for what changes besides: its notes are for replays.
+_LOOKS = 8
 
 
 class _Call(NamedTuple):
-    """One call of a solver's step: from the state at t0 to t1, by what it asked of the Brownian object, and a graph."""
+    """One call of a solver's step: from the state, of which these are the versions, at t0 to t1, by what it asked."""
 
     t0: Tensor
     t1: Tensor
     state: State
-    queries: list[Query]
-    piece: Piece | None
+    versions: list[int]
+    asked: list[Asked]
 
 
 class SdeRecorder:
-    """Stands in for a solver's ``step`` and notes the steps that the host accepts."""
+    """Stands in for a solver's ``step`` and notes the steps that the host accepts.
+
+    ``states``: those that they start from, and the last one, as the solver has them: in a graph, if it builds one.
+    """
 
     def __init__(self, solver: Any, noise: NotingBrownian, keep: Keep, graphs: Graphs | None):
         self._step: Any = solver.step
@@ -44,71 +53,86 @@ class SdeRecorder:
         self._noise = noise
         # Under a limit on the states, a query keeps a few entries alone.
         self._answers_to = None if keep.checkpoints is not None else keep.device
-        self._graphs = graphs
+        self._in_graph = graphs is not None
+        # Where all is held anyway, what is noted of steps can wait until they have all been taken.
+        self._waits = not self._adaptive and keep.checkpoints is None and keep.device is None
         self.kept = KeptStates(keep, graphs)
-        self._try: list[_Call] = []
+        self._calls: list[_Call] = []
+        self._end: Any = None
+        self.states: list[State] = []
         self.steps: list[SdeStep] = []
         self.queries: list[Query] = []
         self.rejected = 0
 
     def step(self, t0: Tensor, t1: Tensor, y: Tensor, extra: Sequence[Tensor]) -> tuple[Tensor, Sequence[Tensor]]:
         """The solver's own step, noted."""
+        if self._adaptive and len(self._calls) == 3:
+            self._decide(accepted=y is not self._calls[0].state[0])
         state = (y, *extra)
         versions = [x._version for x in state]
-        after, piece = self._taken(t0, t1, state)
-        if any(x._version != version for x, version in zip(state, versions, strict=True)):
-            refuse_written(_CALL)
-        call = _Call(t0, t1, state, self._noise.taken(), piece)
-        if not self._adaptive:
-            self._accept(call)
-            return after
-        if len(self._try) == 3:
-            self._decide(accepted=y is not self._try[0].state[0])
-        self._try.append(call)
-        return after
-
-    def _taken(self, t0: Tensor, t1: Tensor, state: State) -> tuple[Any, Piece | None]:
-        if self._graphs is None:
-            return self._step(t0, t1, state[0], state[1:]), None
         try:
-            (y, *extra), piece = self._graphs.take(functools.partial(self._step, t0, t1), state)
+            self._end = end = self._step(t0, t1, y, extra)
         except RuntimeError as error:
             if "a leaf Variable that requires grad" in str(error):
                 refuse_written(_CALL)
             raise
-        return (y, tuple(extra)), piece
+        self._calls.append(_Call(t0, t1, state, versions, self._noise.asked()))
+        if not (self._waits or self._adaptive):
+            self._accept()
+        return end
 
     def finish(self) -> None:
         """After the solve: its last try was accepted."""
-        if self._try:
+        if self._adaptive and self._calls:
             self._decide(accepted=True)
+        self._accept()
+        if self._in_graph and self._end is not None:
+            y, extra = self._end
+            self.states.append((y, *extra))
         # The solver holds this object, which must not hold the solver: the states would wait for the garbage collector.
-        del self._step
-        if self._graphs is not None:
-            self._graphs.finish()
+        del self._step, self._end
 
     def _decide(self, accepted: bool) -> None:
         """A try is one whole step, for the error estimate, and two halves; the host goes on from these."""
-        if len(self._try) != 3:
+        if len(self._calls) != 3:
             raise _unknown_tries()
-        whole, *halves = self._try
-        self._try = []
+        whole, *halves = self._calls
         if halves[0].state[0] is not whole.state[0] or halves[1].t1 is not whole.t1:
             raise _unknown_tries()
+        queries = [query for call in self._calls for query in self._noted(call)]
+        self._calls = []
         if accepted:
-            self._accept(*halves)
+            self._keep(halves[0].state, (halves[0].t0, *(call.t1 for call in halves)), queries[len(whole.asked) :])
         else:
             self.rejected += 1
 
-    def _accept(self, *calls: _Call) -> None:
-        self.kept.offer(len(self.steps), calls[0].state)
-        pieces = [call.piece for call in calls]
-        if self._graphs is not None and None not in pieces:
-            self._graphs.keep(len(self.steps), pieces)
-        times = (calls[0].t0, *(call.t1 for call in calls))
+    def _accept(self) -> None:
+        """All steps that have been taken, of a solver that takes no others."""
+        for call in self._calls:
+            self._keep(call.state, (call.t0, call.t1), self._noted(call))
+        self._calls = []
+
+    def _noted(self, call: _Call) -> list[Query]:
+        if [x._version for x in call.state] != call.versions:
+            refuse_written(_CALL)
+        return self._noise.noted(call.asked)
+
+    def _keep(self, state: State, times: tuple[Tensor, ...], queries: list[Query]) -> None:
+        if self._in_graph:
+            self.states.append(state)
+            state = tuple([x.detach() for x in state])
+        self.kept.offer(len(self.steps), state)
         self.steps.append(SdeStep(times, len(self.queries)))
-        queries = [query for call in calls for query in call.queries]
-        self.queries += [query._replace(answer=moved(query.answer, self._answers_to)) for query in queries]
+        if self._answers_to is not None:
+            queries = [query._replace(answer=moved(query.answer, self._answers_to)) for query in queries]
+        self.queries += queries
+
+
+def _numbers(times: Sequence[Tensor]) -> Tensor:
+    """Times, of which those of adaptive steps may be on several devices."""
+    if len({x.device for x in times}) == 1:
+        return torch.stack([*times]).double().cpu()
+    return torch.tensor([float(x) for x in times], dtype=torch.float64)
 
 
 def _unknown_tries() -> Exception:
@@ -179,7 +203,7 @@ class SdeSolve(Solve):
         y0, *extra = given
         if self.extras is None:
             extra = solver.init_extra_solver_state(self.ts[0], y0)
-        solution, after = solver.integrate(y0, self.ts, tuple(extra))
+        solution, after = integrated(solver, y0, self.ts, tuple(extra))
         return (solution, *after)
 
     def record(
@@ -187,14 +211,19 @@ class SdeSolve(Solve):
     ) -> tuple[tuple[Tensor, ...], SdeTape]:
         side = surroundings.side
         note, writes = side.note(), side.writes
-        noise = NotingBrownian(self.bm, side, self.taped)
+        noise = NotingBrownian(self.bm, side, self.taped, math.inf if graphs is None else _LOOKS)
         solver = self.solver(self.sde, noise)
         recorder = SdeRecorder(solver, noise, self.keep, graphs)
         solver.step = recorder.step
-        solution, *after = self._integrated(solver, given)
+
+        def integrate(*given: Tensor) -> tuple[Tensor, ...]:
+            return self._integrated(solver, given)
+
+        results = integrate(*given) if graphs is None else graphs.keep_whole(integrate, given, recorder.states)
+        solution, *after = results
         recorder.finish()
         changed = not side.is_untouched_since(note, writes)
-        ends = torch.tensor([float(step.times[-1]) for step in recorder.steps], dtype=torch.float64)
+        ends = _numbers([step.times[-1] for step in recorder.steps])
         outputs = self.ts[1:].detach().double().cpu().contiguous()
         tape = SdeTape(
             length=len(recorder.steps),
@@ -208,6 +237,7 @@ class SdeSolve(Solve):
             steps=recorder.steps,
             answers=[query.answer for query in recorder.queries],
             note=note if changed else None,
+            unnoted=changed and not noise.looks,
         )
         # Without steps, what comes out is what went in.
         return (solution, *(after if len(ends) else map(torch.clone, after))), tape
@@ -263,6 +293,12 @@ class _SdeSteps(HostSteps):
         return []
 
     def take(self, n: int, state: Sequence[Tensor], times: Sequence[Tensor], outputs: slice) -> tuple[State, State]:
+        if self._tape.unnoted:
+            raise GradientError(
+                "sdeint_adjoint(sde, ..., adjoint_method='aca', adjoint_options={'memory': 'graphs'}): sde drew random "
+                "numbers or wrote to a buffer, but not in its first steps, so that was not noted and its steps cannot "
+                "be taken again, for a second derivative or a second pass. Use 'memory': 'states'."
+            )
         step = self._tape.steps[n]
         self._noise.rewind(step.query)
         y, *extra = state

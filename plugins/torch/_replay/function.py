@@ -29,6 +29,7 @@ from steptape.torch._replay.transforms import solve_in_transforms
 from steptape.torch._replay.unrolled import unrolled
 from steptape.torch._tape.graphs import Graphs
 from steptape.torch._tape.tape import OdeTape, Tape
+from steptape.torch._tape.transfer import settle
 
 
 def run(solve: Any, *inputs: Tensor) -> tuple[Tensor, ...]:
@@ -55,6 +56,8 @@ class Replay(torch.autograd.Function):
         ctx.surroundings, held, _, kept, _ = solve.before
         ctx.graphs = graphs_of(solve, inputs, ctx.needs_input_grad[1:], ctx.surroundings)
         results, tape = solve.record(given, ctx.surroundings, ctx.graphs)
+        if solve.keep.device is not None:
+            settle(given[0].device)
         if solve.keep.compile is not None:
             check_compilable(solve.call, tape, ctx.surroundings)
         ctx.surroundings.compare(held)
@@ -155,6 +158,9 @@ class ReplayBack:
         parameters = self._parameters
         if not self.graphs.are_of(self._tape.length):
             self._first.check()
+        if self.graphs.whole is not None:
+            sweep = self._host_sweep(Timeline.empty(self._given[0]))
+            return [*sweep.pull_whole(self.graphs.whole, cotangents, self._needed), *parameters.found]
         solution, *at_end = cotangents
         solution = solution.movedim(len(parameters.batch), 0)
         with torch.enable_grad(), parameters.in_place():
@@ -205,8 +211,7 @@ class ReplayBack:
     def _sweep(self, timeline: Timeline) -> Sweep:
         solve, tape, y0 = self._solve, self._tape, self._given[0]
         if solve.tableau is None or not isinstance(tape, OdeTape):
-            steps = solve.host_steps(tape, timeline, self._given, self._parameters, self._surroundings)
-            return HostStepSweep(steps, tape, timeline, self._parameters, y0.device, self._graphs_for(timeline))
+            return self._host_sweep(timeline)
         around, moves = self._surroundings, timeline.moves
         field = Field(solve.vector_field, around, tape.notes, y0.shape, self._parameters, in_time=moves)
         if solve.keep.compile is not None and y0.numel() and not (moves or self._parameters.batch):
@@ -216,6 +221,10 @@ class ReplayBack:
             return CompiledSweep(solve.tableau, tape, timeline, field, y0, how)
         whole_steps, graphs = solve.keep.graph == "step", self._graphs_for(timeline)
         return RungeKuttaSweep(solve.tableau, tape, timeline, field, y0, whole_steps, graphs)
+
+    def _host_sweep(self, timeline: Timeline) -> HostStepSweep:
+        steps = self._solve.host_steps(self._tape, timeline, self._given, self._parameters, self._surroundings)
+        return HostStepSweep(steps, self._tape, timeline, self._parameters, self._given[0].device)
 
     def _graphs_for(self, timeline: Timeline) -> Graphs:
         return self.graphs if self.graphs.in_time or not timeline.moves else Graphs()

@@ -17,6 +17,7 @@ from steptape._plan import Keeper, reversal
 from steptape.torch._tape.graphs import Graphs
 from steptape.torch._tape.ledger import Token
 from steptape.torch._tape.tape import State, Tape, sample
+from steptape.torch._tape.transfer import fetched, moved
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,11 +108,6 @@ class KeptStates:
             )
 
 
-def moved(state: State, device: torch.device | None) -> State:
-    """A state on a device, itself if it is there."""
-    return state if device is None else tuple(x.to(device) for x in state)
-
-
 def states_backward(
     tape: Tape, device: torch.device, advance: Callable[[int, State], State]
 ) -> Iterator[tuple[int, State]]:
@@ -120,7 +116,7 @@ def states_backward(
     ``advance(n, state)``: the state at the end of step n, for those that are not kept.
     """
     if len(tape.states) == tape.length:
-        yield from ((n, moved(tape.states[n], device)) for n in reversed(range(tape.length)))
+        yield from fetched(tape.states, reversed(range(tape.length)), device)
         return
     states = dict(tape.states)
     for move, n in reversal(list(states), tape.length, tape.slots):

@@ -7,7 +7,6 @@ states are on the tape all the same, for what comes after the graphs are gone.
 from __future__ import annotations
 
 import copy
-from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
@@ -31,37 +30,20 @@ class Evaluation(NamedTuple):
     tokens: tuple[Token, ...] = ()
 
 
-class Piece(NamedTuple):
-    """A step of the host's, or a half of one: from its start to its end.
+class Whole(NamedTuple):
+    """A solve of the host's as one graph: from what it was given to what it returns.
 
-    ``chained``: whether it starts from the end of the one before, and not from leaves.
+    ``states``: those that its steps start from, as they are in the graph, and the last one.
     """
 
-    start: tuple[Tensor, ...]
-    end: tuple[Tensor, ...]
-    chained: bool
+    given: tuple[Tensor, ...]
+    results: tuple[Tensor, ...]
+    states: list[tuple[Tensor, ...]]
     tokens: tuple[Token, ...] = ()
 
 
-# Of how many steps of a host a graph is: each run of autograd takes as long as a small step, and frees its graph.
-_CHAIN = 16
-# The last tries: a whole step and its two halves.
-_TRIES = 3
-
-
-class _Recent(NamedTuple):
-    """The state ``after`` a piece, its ``end`` with the graph, and its place in the chain."""
-
-    after: tuple[Tensor, ...]
-    end: tuple[Tensor, ...]
-    place: int
-
-    def leads_to(self, state: tuple[Tensor, ...]) -> bool:
-        return len(state) == len(self.after) and all(x is y for x, y in zip(state, self.after, strict=True))
-
-
 class Graphs:
-    """What keeps graphs in a solve, and after it those of the ``steps`` that it kept, each a tuple of its pieces.
+    """What keeps graphs in a solve, and after it those of the ``steps`` that it kept, or that of the ``whole`` solve.
 
     ``in_time``: whether evaluations are functions of their time, too. ``ledger``: counts what is held; where it has a
     limit, graphs are built as long as there is room for them. ``solve``: what their leaves are known by.
@@ -70,7 +52,7 @@ class Graphs:
     def __init__(self, in_time: bool = False, ledger: Ledger | None = None):
         self.in_time, self.ledger = in_time, ledger
         self.steps: dict[int, Sequence[Any]] = {}
-        self._recent: deque[_Recent] = deque(maxlen=_TRIES)
+        self.whole: Whole | None = None
         self.solve = object()
         self._most = 0
         self._full = False
@@ -94,24 +76,15 @@ class Graphs:
         # Where times move, what they gain is asked of the slopes.
         return slope, Stage(t, leaf, end if self.in_time else end_of(end))
 
-    def take(
-        self, step: Callable[..., tuple[Tensor, Iterable[Tensor]]], state: tuple[Tensor, ...]
-    ) -> tuple[tuple[Tensor, ...], Piece | None]:
-        """The state after a step from ``state``, and the step with its graph if there is room for it."""
-        before = next((one for one in self._recent if one.leads_to(state)), None)
-        chained = before is not None and before.place + 1 < _CHAIN
-
-        def run() -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-            start = before.end if before and chained else tuple(leaf_of(self.solve, x) for x in state)
-            y, extra = step(start[0], start[1:])
-            return start, (y, *extra)
-
-        made, tokens = self._built(run, lambda made: (*made[0], *made[1]))
-        after = tuple(x.detach() for x in made[1])
-        if tokens is None:
-            return after, None
-        self._recent.append(_Recent(after, made[1], before.place + 1 if before and chained else 0))
-        return after, Piece(*made, chained, tokens)
+    def keep_whole(
+        self, solve: Callable[..., Sequence[Tensor]], given: Sequence[Tensor], states: list[tuple[Tensor, ...]]
+    ) -> tuple[Tensor, ...]:
+        """What ``solve(*given)`` returns, its graph kept; ``states``: filled with those that its steps start from."""
+        leaves = tuple(leaf_of(self.solve, x) for x in given)
+        results, tokens = self._built(lambda: tuple(solve(*leaves)), lambda made: made)
+        if tokens is not None:
+            self.whole = Whole(leaves, results, states, tokens)
+        return tuple(x.detach() for x in results)
 
     def take_out(self, step: int, retain: bool) -> Sequence[Any] | None:
         """Those of a step, if they are kept; ``retain``: and go on keeping them."""
@@ -119,15 +92,11 @@ class Graphs:
 
     def are_of(self, steps: int) -> bool:
         """Whether they are those of so many steps."""
-        return len(self.steps) == steps
+        return self.whole is not None or len(self.steps) == steps
 
     def keep(self, step: int, pieces: Sequence[Any]) -> None:
         """Keep those of a step."""
         self.steps[step] = pieces
-
-    def finish(self) -> None:
-        """Let go, after the solve, of what another step would go on from."""
-        self._recent.clear()
 
     def let_go(self) -> bool:
         """Let go of those of a step to make room for others, and build no more; False if there are none."""
@@ -140,7 +109,7 @@ class Graphs:
     def handed_over(self) -> Graphs:
         """The same graphs, which are no longer here: each is pulled once."""
         others = copy.copy(self)
-        self.steps = {}
+        self.steps, self.whole = {}, None
         return others
 
     def _built(self, run: Callable[[], T], held: Callable[[T], Iterable[Tensor]]) -> tuple[T, tuple[Token, ...] | None]:

@@ -104,7 +104,7 @@ class SdeTape(Tape):
 
     ``ts``: the times of the outputs, of which the steps' may be views. ``answers``: of each query the increment and the
     Lévy areas, or a few entries of each. ``note``: what evaluations change besides, as the solve began, None if they
-    did not.
+    did not. ``unnoted``: whether they changed something of which there are no notes.
     """
 
     WATCHED = (*Tape.WATCHED, "ts", "answers")
@@ -113,6 +113,7 @@ class SdeTape(Tape):
     steps: Sequence[SdeStep]
     answers: Sequence[tuple[Tensor, ...]]
     note: Note | None
+    unnoted: bool
 
 
 def _mapped(kind: type, change: Callable[[Any], Any], tree: Any) -> Any:
@@ -121,7 +122,7 @@ def _mapped(kind: type, change: Callable[[Any], Any], tree: Any) -> Any:
         return change(tree)
     if isinstance(tree, dict):
         return {key: _mapped(kind, change, part) for key, part in tree.items()}
-    return tuple(_mapped(kind, change, part) for part in tree)
+    return tuple([change(part) if isinstance(part, kind) else _mapped(kind, change, part) for part in tree])
 
 
 _ENTRIES = 64

@@ -7,6 +7,7 @@ torchsde = pytest.importorskip("torchsde")
 
 from steptape.shared_tests.oracles.distance import distance  # noqa: E402
 from steptape.torch import sdeint_adjoint  # noqa: E402
+from steptape.torch._hosts.grid import _is_as_host  # noqa: E402
 from steptape_helpers.sde_problems import (  # noqa: E402
     BATCH,
     CHANNELS,
@@ -292,3 +293,22 @@ def test_every_other_adjoint_is_the_host_s(method):
         return torch.autograd.grad(ys.sum(), y0)[0]
 
     assert torch.equal(gradient(sdeint_adjoint), gradient(torchsde.sdeint_adjoint))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("ts", [(0.0, 1.0), (0.1, 0.3, 0.31, 0.312, 1.0)], ids=str)
+@pytest.mark.parametrize("dt", [0.07, 0.1, 0.4, 3.0])
+def test_the_times_of_fixed_steps_are_the_hosts_to_the_bit(dt, ts, dtype):
+    assert _is_as_host(dtype, torch.device("cpu"))
+    found = []
+    for sdeint, ours in ((torchsde.sdeint, {}), (sdeint_adjoint, {"adjoint_method": "aca"})):
+        sde, taken = Sde("ito", "diagonal", dtype=dtype), []
+        drift = sde.f
+        sde.f = lambda t, y, drift=drift, taken=taken: (taken.append(float(t)), drift(t, y))[1]
+        y0 = initial(dtype).detach()
+        times = torch.tensor(ts, dtype=dtype)
+        ys = sdeint(sde, y0, times, bm=interval("diagonal", dtype=dtype), dt=dt, method="euler", **ours)
+        found.append((ys, taken))
+    (expected, host_times), (ys, times) = found
+    assert torch.equal(ys, expected)
+    assert times == host_times

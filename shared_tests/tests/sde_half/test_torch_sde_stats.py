@@ -78,10 +78,10 @@ def test_memory_is_exact(method, state, answer):
     with record_solves() as solves:
         solve(method)
     (stats,) = solves
-    # Of each step its end, its start and its answer, and two samples; not y0, which is two of the four of
-    # reversible_heun.
+    # The times between steps; of each step its start and its answer, and two samples; not y0, which is two of the four
+    # of reversible_heun.
     starts = state * STEPS - max(1, state // 2)
-    assert stats.bytes_held == NUMBER * STEPS + Y * (starts + answer * STEPS + 2)
+    assert stats.bytes_held == NUMBER * (STEPS + 1) + Y * (starts + answer * STEPS + 2)
 
 
 @pytest.mark.parametrize("grad_enabled", [False, True])

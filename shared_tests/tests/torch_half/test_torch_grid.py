@@ -258,7 +258,7 @@ def test_the_grid_holds_every_option_of_the_host(method):
     assert given == option_names(SOLVERS[method]) - {"implicit"}
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.cuda
 @pytest.mark.filterwarnings("ignore:t is not on the same device as y0")
 @pytest.mark.parametrize("method", SUPPORTED)
 def test_a_state_on_the_gpu_between_times_on_the_cpu(method):
@@ -273,3 +273,18 @@ def test_a_state_on_the_gpu_between_times_on_the_cpu(method):
     found, expected = gradients(odeint_adjoint, adjoint_method="aca"), gradients(torchdiffeq.odeint)
     assert [x.device for x in found] == [x.device for x in expected]
     assert distance(found, expected) <= 1e-12
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("method", ["dopri5", "rk4", "implicit_adams"])
+def test_states_off_the_gpu_come_back_as_they_were(method):
+    def gradients(**options):
+        func = Field(torch.float64).cuda()
+        y0 = initial((2, 3), torch.float64).cuda().requires_grad_()
+        t = torch.linspace(0, 1, 4, dtype=torch.float64, device="cuda")
+        settings = {"first_step": 0.1} if method in ADAPTIVE else {"step_size": 0.01}
+        call = {"rtol": 1e-6, "atol": 1e-6, "method": method, "options": settings, "adjoint_method": "aca"}
+        ys = odeint_adjoint(func, y0, t, **call, adjoint_options=options)
+        return torch.autograd.grad(ys.square().sum(), (y0, *func.parameters()))
+
+    assert all(map(torch.equal, gradients(checkpoint_device="cpu"), gradients()))

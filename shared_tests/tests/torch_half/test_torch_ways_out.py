@@ -900,6 +900,23 @@ refusal(
 refusal(UnsupportedError, WHOLE, sde_right)(lambda: sde_solved(adjoint_options={"graph": "stage"}))
 
 
+class NoisyLater(Sde):
+    def f(self, t, y):
+        return super().f(t, y) * (torch.rand_like(y) if t > 0.9 else 1.0)
+
+
+def twice_noisy(memory):
+    y0 = torch.ones(3, 2, dtype=torch.float64, requires_grad=True)
+    call = {"bm": path(), "dt": 0.1, "method": "euler", "adjoint_method": "aca", "adjoint_options": {"memory": memory}}
+    ys = sdeint_adjoint(NoisyLater(), y0, [0.0, 1.2], **call)
+    (first,) = torch.autograd.grad(ys[-1].square().sum(), y0, retain_graph=True)
+    (again,) = torch.autograd.grad(ys[-1].square().sum(), y0, create_graph=True)
+    torch.testing.assert_close(again, first, rtol=1e-9, atol=0)
+
+
+refusal(GradientError, "but not in its first steps", lambda: twice_noisy("states"))(lambda: twice_noisy("graphs"))
+
+
 def sde_transformed():
     y0 = torch.ones(3, 2, dtype=torch.float64)
     loss = lambda y0: sdeint_adjoint(Sde(), y0, [0.0, 1.0], bm=path(), dt=0.1, adjoint_method="aca").sum()  # noqa: E731
