@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from steptape.compat._torch import place_in_order
 from steptape.torch._autograd.graph import Parameters, check_hooks
 from steptape.torch._autograd.leaves import LeafCheck
 from steptape.torch._autograd.surroundings import Note, Restored, Surroundings
 
 
 class Stage(NamedTuple):
-    """One evaluation slope = f(t, y) and the graph that leads to it; ``slope``: or that graph's end alone."""
+    """One evaluation slope = f(t, y) and the graph that leads to it; ``slope``: or that graph's end alone.
+
+    ``nodes``: how many were made for it.
+    """
 
     t: Tensor
     y: Tensor
     slope: Any
+    nodes: int = 0
 
 
 class Field:
@@ -46,6 +51,8 @@ class Field:
         self._in_time = in_time
         self._check_leaves = LeafCheck(parameters) if checks else None
         self._looks, self._glances = checks, False
+        # One of another size is likely to depend on something else.
+        self._sizes: set[int] = set()
 
     def value(self, t: Tensor, y: Tensor) -> Tensor:
         """The slope at a scalar ``t`` and a flat ``y``, without a graph."""
@@ -56,7 +63,9 @@ class Field:
         with torch.enable_grad():
             t = t.detach().requires_grad_() if self._in_time else t
             y = y.detach().view(self._shape).requires_grad_()
-            stage = Stage(t, y, self.slope(t, y))
+            before = place_in_order()
+            stage = Stage(t, y, self.slope(t, y), place_in_order() - before)
+            self._note_size(stage)
             self.check(stage.slope, t, y, first)
         check_hooks((y,), self.parameters.call)
         return stage
@@ -80,11 +89,20 @@ class Field:
         in_y, in_t = self.parameters.pull_one(stage.slope, cotangent, (stage.y, stage.t))
         return in_y, in_t
 
-    def check_kept(self, stage: Stage) -> None:
-        """The same as of a stage that is evaluated, of one whose graph was kept."""
-        if self._looks or self._glances:
-            with torch.enable_grad():
-                self.check(stage.slope, stage.t, stage.y)
+    def check_kept(self, stages: Iterable[Stage | None]) -> None:
+        """The same as of a stage that is evaluated, of those whose graphs were kept."""
+        for stage in stages:
+            if stage is None:
+                continue
+            self._note_size(stage)
+            if self._looks or self._glances:
+                with torch.enable_grad():
+                    self.check(stage.slope, stage.t, stage.y)
+
+    def _note_size(self, stage: Stage) -> None:
+        if stage.nodes not in self._sizes:
+            self._sizes.add(stage.nodes)
+            self._glances = True
 
     def glance(self) -> None:
         """Look whether the next evaluation depends on what others do not."""

@@ -115,7 +115,7 @@ class RungeKuttaSweep(Sweep):
         else:
             stages = [evaluation.stage for evaluation in kept]
             check_hooks((stage.y for stage in stages if stage), self.field.parameters.call)
-            self.field.check_kept(kept[0].stage)
+            self.field.check_kept(stages)
         if kept is None and link and own == self.last:
             stages[own] = link.stage
         handed_on = not self.tape.evaluates_first_stage[n]

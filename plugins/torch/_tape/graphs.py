@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
+from steptape.compat._torch import place_in_order
 from steptape.compat._torch_graphs import end_of
 from steptape.torch._autograd.field import Stage
 from steptape.torch._autograd.graph import tensors_of
@@ -68,13 +69,15 @@ class Graphs:
 
     def _evaluated(self, func: Callable[[Tensor, Tensor], Tensor], t: Tensor, y: Tensor) -> tuple[Tensor, Stage | None]:
         t, leaf = leaf_of(self.solve, t) if self.in_time else t, leaf_of(self.solve, y)
+        before = place_in_order()
         slope = func(t, leaf)
+        nodes = place_in_order() - before
         # Of another shape, the replay sees to it; without a graph, it may be one taken over from elsewhere.
         if not slope.requires_grad or slope.shape != y.shape:
             return slope, None
         end = slope if slope.dtype == y.dtype else slope.to(y.dtype)
         # Where times move, what they gain is asked of the slopes.
-        return slope, Stage(t, leaf, end if self.in_time else end_of(end))
+        return slope, Stage(t, leaf, end if self.in_time else end_of(end), nodes)
 
     def keep_whole(
         self, solve: Callable[..., Sequence[Tensor]], given: Sequence[Tensor], states: list[tuple[Tensor, ...]]
