@@ -125,7 +125,7 @@ class Held:
         attributes = vars(module)
         self._snapshots.append(Snapshot.of(attributes))
         for name in _CHANGING:
-            one = attributes.get(name)
+            one: Any = attributes.get(name)
             if type(one) in DICTIONARIES:
                 self._snapshots.append(Snapshot.of(one)) if one else self._empty.append(one)
         self._note_class(type(module))

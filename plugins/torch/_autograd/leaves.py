@@ -69,13 +69,13 @@ class LeafCheck:
 
     def glance(self, output: Tensor, known: Sequence[Tensor]) -> bool:
         """Whether a graph leads to nothing but parameters and ``known`` leaves, where that is soon said; else True."""
-        if self._ends is None:
-            params = self._parameters
-            few = not (params.call.named or params.replaced)
-            self._ends = {get_gradient_edge(x).node for x in params.params if x.requires_grad} if few else set()
-        if not self._ends or self._passing:
+        params = self._parameters
+        if params.call.named or params.replaced or self._passing:
             return True
-        waiting, seen = [output.grad_fn], self._ends | {x.grad_fn for x in known}
+        if self._ends is None:
+            self._ends = {get_gradient_edge(x).node for x in params.params if x.requires_grad}
+        seen = self._ends | {x.grad_fn for x in known}
+        waiting: list[Any] = [output.grad_fn]
         while waiting:
             for node, _ in waiting.pop().next_functions:
                 if node is None or node in seen:

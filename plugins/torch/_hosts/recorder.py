@@ -213,6 +213,6 @@ class HostStepRecorder(Recorder):
         slopes = [x if x.shape == y.shape else x.expand(y.shape) for x in host.history(self._solver)]
         if self._device is not None:
             # Successive histories share their slopes; so do their copies.
-            self._moved = {id(x): self._moved.get(id(x)) or (x, *moved((x,), self._device)) for x in slopes}
+            self._moved = {id(x): self._moved.get(id(x)) or (x, moved((x,), self._device)[0]) for x in slopes}
             slopes = [self._moved[id(x)][1] for x in slopes]
         self._take(t, (y, *slopes), h, self.clock.restarted([]), (self._side.note(),))

@@ -159,8 +159,8 @@ class ReplayBack:
         if not self.graphs.are_of(self._tape.length):
             self._first.check()
         if self.graphs.whole is not None:
-            sweep = self._host_sweep(Timeline.empty(self._given[0]))
-            return [*sweep.pull_whole(self.graphs.whole, cotangents, self._needed), *parameters.found]
+            whole = self._host_sweep(Timeline.empty(self._given[0]))
+            return [*whole.pull_whole(self.graphs.whole, cotangents, self._needed), *parameters.found]
         solution, *at_end = cotangents
         solution = solution.movedim(len(parameters.batch), 0)
         with torch.enable_grad(), parameters.in_place():

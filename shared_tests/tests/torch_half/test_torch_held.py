@@ -7,6 +7,7 @@ import pytest
 import torch
 import torchdiffeq
 
+from steptape import GradientError
 from steptape.shared_tests.oracles.distance import distance
 from steptape.torch import odeint_adjoint
 from steptape.torch._autograd.graph import tensors_of
@@ -168,7 +169,63 @@ def layers_chosen_by_time(solve):
     return solve(lambda t, y: layers[min(int(t * 11), 11)](y).tanh(), Y0, T)[-1], [*layers.parameters()]
 
 
+class Reversed(torch.autograd.Function):
+    """Passes a cotangent on as -λ of it; no value tells λ."""
+
+    @staticmethod
+    def forward(ctx, x, factor):
+        ctx.factor = factor
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, g):
+        return -ctx.factor * g, None
+
+
+def gradients_reversed_by_a_number_in_a_list(solve):
+    model, factors, x = net(), [0.5], Y0
+    for i in range(3):
+        factors[0] = 0.5 + i
+        x = solve(lambda t, y: model(Reversed.apply(y, factors[0])).tanh(), x, T)[-1]
+    return x, [*model.parameters()]
+
+
+def gradients_reversed_by_a_buffer(solve):
+    class Scheduled(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = net()
+            self.register_buffer("factor", torch.zeros(()))
+
+        def forward(self, t, y):
+            return self.net(Reversed.apply(y, self.factor.item())).tanh()
+
+    func, x = Scheduled(), Y0
+    for i in range(3):
+        func.factor.fill_(0.5 + i)
+        x = solve(func, x, T)[-1]
+    return x, [*func.parameters()]
+
+
+def list_that_is_cleared(solve):
+    model, numbers = net(), [0.7, 0.2]
+    x = solve(lambda t, y: numbers[0] * model(y).tanh() + numbers[1] * y, Y0, T)[-1]
+    numbers.clear()
+    return x, [*model.parameters()]
+
+
+def frozen_in_the_solve(solve):
+    model, critic = net(), net(1).requires_grad_(False)
+    x = solve(lambda t, y: critic(model(y).tanh()), Y0, T)[-1]
+    critic.requires_grad_(True)
+    return x, [*model.parameters()]
+
+
 CASES = (
+    gradients_reversed_by_a_number_in_a_list,
+    gradients_reversed_by_a_buffer,
+    list_that_is_cleared,
+    frozen_in_the_solve,
     loop_variable,
     closed_loop_of_a_late_name,
     attribute_of_each_solve,
@@ -355,3 +412,24 @@ def test_an_earlier_solve_that_func_s_object_keeps_is_none_of_the_next_one(store
         earlier = model.kept
         model.step(backward=True)
         (earlier if isinstance(earlier, torch.Tensor) else next(iter(tensors_of(earlier)))).backward()
+
+
+@pytest.mark.parametrize("adjoint_options", [*OPTIONS, {"memory": "graphs"}], ids=str)
+def test_parameters_that_are_given_other_data(adjoint_options):
+    """As averages of weights are, to be tried: what evaluates func again refuses, and kept graphs do not."""
+
+    def gradient(odeint, **adjoint):
+        model = net()
+        torch.nn.init.zeros_(model.weight)
+        ys = odeint(lambda t, y: model(y).tanh(), Y0, T, **CALL, **adjoint)
+        for p in model.parameters():
+            p.data = 2 * p.data
+        return torch.autograd.grad(ys.square().sum(), (*model.parameters(),))
+
+    host = gradient(torchdiffeq.odeint)
+    if "memory" in adjoint_options:
+        found = gradient(odeint_adjoint, adjoint_method="aca", adjoint_options=adjoint_options)
+        assert distance(found, host) <= 1e-12
+        return
+    with pytest.raises(GradientError, match=r"given other values by \.data"):
+        gradient(odeint_adjoint, adjoint_method="aca", adjoint_options=adjoint_options)

@@ -129,3 +129,46 @@ def test_values_that_go_by_a_count_of_evaluations(where, dtype, create_graph):
         gradient(torch.finfo(dtype).eps, **aca)
     host, ours = gradient(0.0, torchdiffeq.odeint), gradient(0.0, **aca)
     assert distance([x.detach().double() for x in ours], [x.double() for x in host]) <= 4 * torch.finfo(dtype).eps
+
+
+class BehindZeros(torch.nn.Module):
+    """A last layer of zeros, from which flows start, so that no value tells of what evaluations change before it."""
+
+    def __init__(self, which):
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b = (torch.nn.Linear(3, 3, dtype=torch.float64) for _ in range(2))
+        torch.nn.init.zeros_(self.b.weight)
+        self.which, self.seen, self.state, self.times = which, 0, {"scale": 1.0}, [0.0]
+        self.register_buffer("mean", torch.zeros(3, dtype=torch.float64))
+
+    def forward(self, t, y):
+        return self.b(torch.tanh(self.a(y * self._scale(float(t)) - self.mean)))
+
+    def _scale(self, t):
+        if self.which == "number":
+            self.seen += 1
+        elif self.which == "dictionary" and t > 0.5:
+            self.state["scale"] = 2.0
+        elif self.which == "list":
+            self.times.append(t)
+        elif self.which == "another buffer":
+            self.mean = 0.9 * self.mean + 0.1
+        return self.state["scale"] * (1 + 0.01 * self.seen + sum(self.times))
+
+
+@pytest.mark.parametrize("which", ["number", "dictionary", "list", "another buffer"])
+@pytest.mark.parametrize("create_graph", [False, True])
+@pytest.mark.parametrize("keep", [{}, {"checkpoints": 2}, {"memory": "graphs"}], ids=str)
+def test_what_evaluations_change_behind_a_layer_of_zeros(which, create_graph, keep):
+    def gradient(odeint, **kwargs):
+        func, y0 = BehindZeros(which), torch.linspace(-1, 1, 6, dtype=torch.float64).view(2, 3)
+        ys = odeint(func, y0, T, method="rk4", options={"step_size": 0.1}, **kwargs)
+        return torch.autograd.grad(ys.square().sum(), func.b.weight, create_graph=create_graph)
+
+    aca = {"adjoint_method": "aca", "adjoint_options": keep}
+    if "memory" in keep and not create_graph:
+        assert distance(gradient(odeint_adjoint, **aca), gradient(torchdiffeq.odeint)) <= 1e-12
+        return
+    with pytest.raises(GradientError, match="other values"):
+        gradient(odeint_adjoint, **aca)

@@ -10,6 +10,7 @@ import torch
 import torch.nn.utils.parametrize as parametrize
 import torchdiffeq
 
+from steptape import GradientError
 from steptape.torch import install, odeint_adjoint
 from steptape_helpers.torch_solves import assert_same, gradients_of
 
@@ -387,3 +388,97 @@ def test_a_slope_that_is_a_parameter_itself(memory):
     keep = {"adjoint_method": "aca", "adjoint_options": {"memory": memory}}
     ys = odeint_adjoint(lambda t, y: slope, y0, t, method="rk4", **keep)
     torch.testing.assert_close(torch.autograd.grad(ys[-1].sum(), slope)[0], torch.full_like(slope, 2.0))
+
+
+class Dose:
+    """Out of sight: held by an object in a list of an object."""
+
+    def __init__(self, at, amount):
+        self.at, self.amount = at, amount
+
+
+class Schedule:
+    def __init__(self, doses):
+        self.doses = doses
+
+    def __call__(self, t):
+        return sum(dose.amount for dose in self.doses if dose.at <= float(t) < dose.at + 0.03)
+
+
+@pytest.mark.parametrize("method", ["euler", "midpoint", "rk4"])
+@pytest.mark.parametrize("keep", [{}, {"graph": "stage"}, {"checkpoints": 3}, {"memory": "graphs"}], ids=str)
+@pytest.mark.parametrize("create_graph", [False, True])
+def test_what_is_used_for_a_few_steps_out_of_sight_is_not_lost(method, keep, create_graph):
+    rate, amount = (torch.tensor(x, dtype=torch.float64, requires_grad=True) for x in (0.5, 4.0))
+    doses = Schedule([Dose(0.37, amount)])
+    ys = odeint_adjoint(
+        functools.partial(lambda schedule, t, y: schedule(t) - rate * y, doses),
+        Y0,
+        T,
+        method=method,
+        options={"step_size": 0.01},
+        adjoint_method="aca",
+        adjoint_options=keep,
+    )
+    with pytest.raises(GradientError, match="its first evaluation did not use"):
+        torch.autograd.grad(ys.square().sum(), rate, create_graph=create_graph)
+
+
+@pytest.mark.parametrize("computed", [False, True])
+@pytest.mark.parametrize("is_used", [False, True])
+def test_a_size_of_steps(computed, is_used):
+    w, size = weights(3, 3).requires_grad_(), torch.tensor(0.1, dtype=torch.float64, requires_grad=True)
+    step_size = size * size * 10 if computed else size
+
+    def func(t, y):
+        return torch.tanh(y @ w) * (t + size if is_used else t)
+
+    def gradient(odeint, **kwargs):
+        ys = odeint(func, Y0, T, method="rk4", options={"step_size": step_size}, **kwargs)
+        return torch.autograd.grad(ys.square().sum(), (size, w), retain_graph=True)
+
+    assert_same(gradient(odeint_adjoint, adjoint_method="aca"), gradient(torchdiffeq.odeint), 1e-11)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("kind", ["attention", "recurrent"])
+def test_layers_that_compute_in_another_way_without_a_graph(kind, dtype):
+    torch.manual_seed(0)
+    if kind == "attention":
+        layer = torch.nn.TransformerEncoderLayer(4, 2, 8, batch_first=True, dtype=dtype).eval()
+    else:
+        layer = torch.nn.LSTM(4, 4, batch_first=True, dtype=dtype)
+    y0 = torch.linspace(-1, 1, 24, dtype=dtype).view(2, 3, 4)
+
+    def solved(odeint, **kwargs):
+        def func(t, y):
+            out = layer(y)
+            return (out[0] if isinstance(out, tuple) else out).tanh()
+
+        ys = odeint(func, y0, T.to(dtype), rtol=1e-3, atol=1e-3, options={"first_step": 0.1}, **kwargs)
+        return ys, torch.autograd.grad(ys.square().sum(), (*layer.parameters(),))
+
+    (expected, host), (ys, ours) = solved(torchdiffeq.odeint), solved(odeint_adjoint, adjoint_method="aca")
+    assert torch.equal(ys, expected)
+    assert_same(ours, host, 1e-12 if dtype == torch.float64 else 1e-5)
+
+
+def test_features_of_a_time_that_are_kept_out_of_sight_under_override():
+    """The host solves, before steptape's solve has kept features without a history."""
+
+    def solved():
+        torch.manual_seed(0)
+        features = torch.nn.Linear(1, 3, dtype=torch.float64)
+
+        @functools.lru_cache(None)
+        def at(t):
+            return features(torch.tensor([t], dtype=torch.float64))
+
+        ys = torchdiffeq.odeint(lambda t, y: at(float(t)) - y, Y0, T, method="rk4")
+        return ys, torch.autograd.grad(ys.square().sum(), (*features.parameters(),))
+
+    expected, host = solved()
+    with install(default="aca", override=True):
+        ys, ours = solved()
+    assert torch.equal(ys, expected)
+    assert_same(ours, host)
