@@ -165,7 +165,7 @@ def with_parameters(
     kept_ones, first = ([x for x in xs if id(x) in own_ids] for xs in (used.kept, used.first))
     before = Before(surroundings, held, first, kept_ones, used.traits)
     solve = dataclasses.replace(solve, before=before, call=solve.call._replace(named=named is not None))
-    surroundings.first = FirstValues(untouched.note, used.values)
+    surroundings.first = FirstValues(untouched.note, used.values, solve.around)
     if used.values and is_taken:
         solve = solve.beginning_with(First(given[0].detach().clone(), used.values[0], used.after))
     return solve, params

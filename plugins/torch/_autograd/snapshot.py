@@ -57,11 +57,17 @@ class Snapshot(NamedTuple):
             _put(self.holder, key, value)
 
     def count_on(self, changed: dict[Any, Any]) -> None:
-        """Undo that; whole numbers that were counted on in between are counted on from what they were."""
+        """Undo that; whole numbers that were counted on in between are counted on from what they were.
+
+        What a list has gained in between it keeps.
+        """
+        gained = self.holder[self.size :] if isinstance(self.holder, list) and _MISSING in changed.values() else ()
         for key, now in changed.items():
             then, after = self.values.get(key, _MISSING), held_by(self.holder, key)
             counted = all(type(x) is int for x in (now, then, after))
             _put(self.holder, key, now + (after - then) if counted else now)
+        if gained:
+            self.holder.extend(gained)
 
 
 @contextmanager

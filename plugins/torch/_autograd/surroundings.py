@@ -8,7 +8,7 @@ the rest. Rejected tries have changed it too, which is why each step has notes o
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
@@ -25,7 +25,6 @@ from steptape.torch._autograd.modules import all_of, modules_of
 from steptape.torch._autograd.snapshot import Snapshot, given_back, kept, restore
 
 Note = tuple[Tensor, ...]
-_PLAIN = (Tensor, torch.nn.Parameter)
 # So many numbers in buffers are kept between the passes.
 _SMALL = 2**16
 
@@ -33,13 +32,14 @@ _SMALL = 2**16
 class FirstValues(NamedTuple):
     """What func returned in the first evaluation, from a ``note`` of what evaluations change.
 
-    ``derivatives``: what they gain by it. ``left``: the tensors of modules after the last one, where evaluations put
-    others in their place.
+    ``around``: makes the solve it is of, with each evaluation of func enclosed. ``derivatives``: what is known of them.
+    ``left``: the tensors of modules after the last evaluation, where evaluations put others in their place.
     """
 
     note: Note
     values: Sequence[Tensor]
-    derivatives: Sequence[Tensor] = ()
+    around: Callable[[Callable[[Callable[[], Any]], Any]], Any]
+    derivatives: Sequence[Tensor] | None = None
     left: Sequence[Snapshot] = ()
 
 
@@ -57,8 +57,6 @@ class Surroundings:
         self.first: FirstValues | None = None
         own = [x for x in self.parameters if not is_lazy(x)]
         self._versions = [(x, x._version) for x in own if not x.is_inference()]
-        # Where the solve found the values of those that are differentiated in.
-        self._places: list[tuple[Tensor, int]] = []
         # The buffers as the solve left them, unless they are large.
         self._after: Note | None = None
         self._writes: list[int] = []
@@ -150,7 +148,6 @@ class Surroundings:
         known = set(map(id, before.tensors))
         self._written = [(x, x.detach().clone()) for x, version in self._versions if x._version != version]
         self._after, self._writes = self.side.small_note(), self.side.writes
-        self._places = [(x, x.data_ptr()) for x in params if type(x) in _PLAIN and x.layout is torch.strided]
         held = before if before.holds else Held(self._func)
         tensors = held.tensors
         held.let_go([x for x in tensors if x.grad_fn is not None and not is_one_of(x, params)], keep_values=named)
@@ -162,11 +159,6 @@ class Surroundings:
             for x in tensors
             if id(x) not in known and not x.requires_grad and (x.is_floating_point() or x.is_complex())
         ]
-
-    @property
-    def moved(self) -> list[Tensor]:
-        """Parameters that have been given other values since the solve, in a way that autograd does not see."""
-        return [x for x, place in self._places if x.data_ptr() != place]
 
     def let_go(self) -> None:
         """After the last backward pass, what func referred to is not held."""

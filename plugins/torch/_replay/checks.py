@@ -134,17 +134,6 @@ def refuse_clipping(call: Call) -> NoReturn:
     )
 
 
-def refuse_moved(moved: Sequence[Tensor], call: Call) -> None:
-    """Raise where parameters have other values than in the solve."""
-    if moved:
-        shapes = ", ".join(str(tuple(x.shape)) for x in moved)
-        raise GradientError(
-            f"{call}: parameters (shapes: {shapes}) were given other values by .data between the solve and its "
-            f"backward pass, which evaluates {call.func} again. Do so after the backward pass; or keep what it needs, "
-            "by adjoint_options={'memory': 'graphs'}."
-        )
-
-
 def refuse_forward_mode(function: str) -> NoReturn:
     """Raise where ``torch.autograd.forward_ad`` comes to a solve."""
     raise UnsupportedError(

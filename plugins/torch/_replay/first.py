@@ -8,7 +8,7 @@ differ where its values do not, as behind a last layer of zeros.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Any
 
 import torch
@@ -40,8 +40,10 @@ class FirstEvaluation:
         """After the solve: its derivatives where func is as it was ``before``, if that is not how it is now."""
         around = self._surroundings
         if around.first is not None:
-            found = self._derivatives(*self._taken(before.as_it_was(around.lent)))
-            around.first = around.first._replace(derivatives=found)
+            taken = self._taken(before.as_it_was(around.lent))
+            # What func's backward pass raises it is to raise in the backward pass.
+            with suppress(Exception):
+                around.first = around.first._replace(derivatives=self._derivatives(*taken))
 
     def check(self) -> None:
         """Raise if func returns other values than it did, or others by their derivatives."""
@@ -49,7 +51,8 @@ class FirstEvaluation:
         if first is not None:
             leaves, values = self._taken(given_back(first.left))
             check_values(values, first.values, self._parameters)
-            check_derivatives(self._derivatives(leaves, values), first.derivatives, self._parameters)
+            if first.derivatives is not None:
+                check_derivatives(self._derivatives(leaves, values), first.derivatives, self._parameters)
 
     def _taken(self, how: AbstractContextManager[Any]) -> tuple[list[Tensor], list[Tensor]]:
         """What it is given, as leaves, and what func returns in it, with its graph."""
@@ -65,7 +68,8 @@ class FirstEvaluation:
                 around.side.set(around.first.note)
             with torch.enable_grad():
                 leaves = [x.detach().requires_grad_() for x in self._given]
-                self._solve.around(enclose).evaluated(0, *leaves)
+                solve = self._solve.around(enclose) if around.first is None else around.first.around(enclose)
+                solve.evaluated(0, *leaves)
         return leaves, values
 
     def _derivatives(self, leaves: Sequence[Tensor], values: Sequence[Tensor]) -> list[Tensor]:

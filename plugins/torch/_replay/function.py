@@ -18,7 +18,7 @@ from steptape.torch._autograd.graph import Parameters
 from steptape.torch._autograd.surroundings import Surroundings
 from steptape.torch._autograd.used import check_kept
 from steptape.torch._hosts.base import Solve, Timeline
-from steptape.torch._replay.checks import check_end, refuse_clipping, refuse_forward_mode, refuse_moved
+from steptape.torch._replay.checks import check_end, refuse_clipping, refuse_forward_mode
 from steptape.torch._replay.compiled import CompiledSweep, How, check_compilable, refuse_parts
 from steptape.torch._replay.first import FirstEvaluation
 from steptape.torch._replay.host_step import HostStepSweep
@@ -62,7 +62,7 @@ class Replay(torch.autograd.Function):
             check_compilable(solve.call, tape, ctx.surroundings)
         ctx.surroundings.compare(held)
         whole = bool(ctx.graphs) and ctx.graphs.are_of(tape.length)
-        if ctx.surroundings.first is not None and not whole and solve.back is None:
+        if ctx.surroundings.first is not None and solve.back is None:
             parameters = Parameters(params, solve.call, ctx.surroundings.autocast)
             with ctx.surroundings.replayed(changed=False, params=params):
                 FirstEvaluation(solve, given, ctx.surroundings, parameters).note(held)
@@ -114,8 +114,6 @@ def _pulled(ctx: Any, cotangents: Sequence[Tensor], size: int | None = None) -> 
     parameters = Parameters(*about) if size is None else BatchParameters(size, *about)
     back = (solve.back or ReplayBack)(solve, ctx.surroundings, tape, saved[: solve.given], parameters, needed)
     pull = back.differentiable if torch.is_grad_enabled() else back.plain
-    if ctx.graphs is None or pull != back.plain or not ctx.graphs.are_of(tape.length):
-        refuse_moved(ctx.surroundings.moved, solve.call)
     if ctx.graphs is not None and pull == back.plain:
         parameters.retains, parameters.solve = graph_is_retained(), ctx.graphs.solve
         back.graphs = ctx.graphs if parameters.retains else ctx.graphs.handed_over()

@@ -7,7 +7,6 @@ import pytest
 import torch
 import torchdiffeq
 
-from steptape import GradientError
 from steptape.shared_tests.oracles.distance import distance
 from steptape.torch import odeint_adjoint
 from steptape.torch._autograd.graph import tensors_of
@@ -412,24 +411,3 @@ def test_an_earlier_solve_that_func_s_object_keeps_is_none_of_the_next_one(store
         earlier = model.kept
         model.step(backward=True)
         (earlier if isinstance(earlier, torch.Tensor) else next(iter(tensors_of(earlier)))).backward()
-
-
-@pytest.mark.parametrize("adjoint_options", [*OPTIONS, {"memory": "graphs"}], ids=str)
-def test_parameters_that_are_given_other_data(adjoint_options):
-    """As averages of weights are, to be tried: what evaluates func again refuses, and kept graphs do not."""
-
-    def gradient(odeint, **adjoint):
-        model = net()
-        torch.nn.init.zeros_(model.weight)
-        ys = odeint(lambda t, y: model(y).tanh(), Y0, T, **CALL, **adjoint)
-        for p in model.parameters():
-            p.data = 2 * p.data
-        return torch.autograd.grad(ys.square().sum(), (*model.parameters(),))
-
-    host = gradient(torchdiffeq.odeint)
-    if "memory" in adjoint_options:
-        found = gradient(odeint_adjoint, adjoint_method="aca", adjoint_options=adjoint_options)
-        assert distance(found, host) <= 1e-12
-        return
-    with pytest.raises(GradientError, match=r"given other values by \.data"):
-        gradient(odeint_adjoint, adjoint_method="aca", adjoint_options=adjoint_options)

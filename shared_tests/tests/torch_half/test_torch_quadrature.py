@@ -318,9 +318,9 @@ def test_random_numbers_in_func():
 
 
 def test_a_func_that_changes_its_mind():
-    sign = [1.0]
-    loss = solve(lambda y: sign[0] * y)
-    sign[0] = -1.0
+    sign = torch.ones((), dtype=torch.float64)
+    loss = solve(lambda y: sign * y)
+    sign.neg_()
     with pytest.raises(GradientError, match="another value in the backward pass"):
         loss.backward()
 
