@@ -550,6 +550,7 @@ def compared(y0, loss=None):
 refusal(OptionError, "neither y0 nor anything that is used", lambda: compared(y0_of()))(
     lambda: compared(y0_of().detach())
 )
+refusal(OptionError, "y0 must be a tensor or a tuple of them", lambda: compared(y0_of()))(lambda: compared([0.5, 1.0]))
 refusal(OptionError, "must map the solution to a scalar", lambda: compared(y0_of(), torch.sum))(
     lambda: compared(y0_of(), lambda ys: ys)
 )
