@@ -40,10 +40,10 @@ class FirstEvaluation:
         """After the solve: its derivatives where func is as it was ``before``, if that is not how it is now."""
         around = self._surroundings
         if around.first is not None:
-            taken = self._taken(before.as_it_was(around.lent))
-            # What func's backward pass raises it is to raise in the backward pass.
+            # What func raises here it is to raise in the backward pass.
             with suppress(Exception):
-                around.first = around.first._replace(derivatives=self._derivatives(*taken))
+                found = self._derivatives(*self._taken(before.as_it_was(around.lent)))
+                around.first = around.first._replace(derivatives=found)
 
     def check(self) -> None:
         """Raise if func returns other values than it did, or others by their derivatives."""
