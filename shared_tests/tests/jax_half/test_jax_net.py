@@ -5,8 +5,8 @@ host's gradient and ours in it, and run for many values: times far from zero, fi
 resolve, coefficients, states. ``STEPTAPE_NET_EXAMPLES=2000`` draws so many; the default is two dozen, a quarter of them
 outside of ``nox -s full``.
 
-The oracle is ``DirectAdjoint``, or ``RecursiveCheckpointAdjoint`` with as many checkpoints as steps. So many want XLA at
-level 1 or as it is: at level 0 the host's gradient rounds times far from zero otherwise than its solution.
+The oracle is ``DirectAdjoint``, or ``RecursiveCheckpointAdjoint`` with as many checkpoints as steps. So many want XLA
+at level 1 or as it is: at level 0 the host's gradient rounds times far from zero otherwise than its solution.
 """
 
 import os
