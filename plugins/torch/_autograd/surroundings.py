@@ -133,22 +133,24 @@ class Surroundings:
                 _require_gradients(frozen, False)
                 _require_gradients(thawed, True)
 
-    def compare(self, before: Held) -> None:
-        """After a solve, forget its first evaluation if func refers to the same as ``before``."""
+    def compare(self, before: Held) -> bool:
+        """After a solve, whether func refers to the same as ``before``; if all is the same, forget the first one."""
+        holds = before.holds
         left = self._tensors_now() if any(one.changes() for one in self.lent) else ()
-        self.first = self.first._replace(left=left) if self.first and (left or not before.holds) else None
+        self.first = self.first._replace(left=left) if self.first and (left or not holds) else None
+        return holds
 
-    def hold(self, before: Held, params: Sequence[Tensor], named: bool) -> list[Tensor]:
+    def hold(self, before: Held, holds: bool, params: Sequence[Tensor], named: bool) -> list[Tensor]:
         """Take what func refers to now for what the solve left; the tensors that are new, and have no history.
 
-        ``before``: what it referred to before the solve, of which nothing is held any more. Nor is what was computed
-        elsewhere than the ``params``: an earlier solve's solution would hold that solve, and so on. Of what has no
-        gradient, as others are ``named``, its values are.
+        ``before``: what it referred to before the solve, of which nothing is held any more, but for where it ``holds``
+        still. Nor is what was computed elsewhere than the ``params``: an earlier solve's solution would hold that
+        solve, and so on. Of what has no gradient, as others are ``named``, its values are.
         """
         known = set(map(id, before.tensors))
         self._written = [(x, x.detach().clone()) for x, version in self._versions if x._version != version]
         self._after, self._writes = self.side.small_note(), self.side.writes
-        held = before if before.holds else Held(self._func)
+        held = before if holds else Held(self._func)
         tensors = held.tensors
         held.let_go([x for x in tensors if x.grad_fn is not None and not is_one_of(x, params)], keep_values=named)
         if held is not before:

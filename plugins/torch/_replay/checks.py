@@ -34,11 +34,16 @@ def check_values(found: Sequence[Tensor], expected: Sequence[Tensor], parameters
         _refuse_other_values(parameters)
     for a, b in zip(found, expected, strict=True):
         # The same operations, which on some devices add in another order.
-        of_floats = torch.promote_types(b.dtype, torch.float16)
-        eps = max(torch.finfo(of_floats).eps, 2.0**-8 if parameters.rough else 0.0)
+        eps = eps_of(b, parameters.rough)
         size = float(b.abs().max()) if b.numel() else math.inf
         if math.isfinite(size) and not torch.allclose(a.to(b.dtype), b, rtol=0, atol=4 * eps * size):
             _refuse_other_values(parameters)
+
+
+def eps_of(x: Tensor, rough: bool) -> float:
+    """What x is rounded by, if its dtype, or under autocast a narrower one, is that of the operations."""
+    dtype = torch.promote_types(x.dtype, torch.float16)
+    return max(torch.finfo(dtype).eps, 2.0**-8 if rough else 0.0)
 
 
 def check_derivatives(found: Sequence[Tensor], expected: Sequence[Tensor], parameters: Parameters) -> None:

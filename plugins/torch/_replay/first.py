@@ -20,7 +20,7 @@ from steptape.torch._autograd.held import Held
 from steptape.torch._autograd.snapshot import given_back
 from steptape.torch._autograd.surroundings import Surroundings
 from steptape.torch._hosts.base import Solve
-from steptape.torch._replay.checks import check_derivatives, check_values, is_linear
+from steptape.torch._replay.checks import check_derivatives, check_values, eps_of, is_linear
 
 
 class FirstEvaluation:
@@ -39,11 +39,11 @@ class FirstEvaluation:
     def note(self, before: Held) -> None:
         """After the solve: its derivatives where func is as it was ``before``, if that is not how it is now."""
         around = self._surroundings
-        if around.first is not None:
-            # What func raises here it is to raise in the backward pass.
-            with suppress(Exception):
-                found = self._derivatives(*self._taken(before.as_it_was(around.lent)))
-                around.first = around.first._replace(derivatives=found)
+        assert around.first is not None
+        # What func raises here it is to raise in the backward pass.
+        with suppress(Exception):
+            found = self._derivatives(*self._taken(before.as_it_was(around.lent)))
+            around.first = around.first._replace(derivatives=found)
 
     def check(self) -> None:
         """Raise if func returns other values than it did, or others by their derivatives."""
@@ -85,7 +85,7 @@ class FirstEvaluation:
 
 
 def _sums_of(x: Tensor, rough: bool) -> Tensor:
-    eps = max(torch.finfo(x.dtype).eps, 2.0**-8 if rough else 0.0)
+    eps = eps_of(x, rough)
     x = x.to_dense().reshape(-1)
     x = (torch.view_as_real(x).reshape(-1) if x.is_complex() else x).double()
     weighted = x @ torch.linspace(1, 2, len(x), device=x.device, dtype=x.dtype)

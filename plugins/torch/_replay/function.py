@@ -60,14 +60,13 @@ class Replay(torch.autograd.Function):
             settle(given[0].device)
         if solve.keep.compile is not None:
             check_compilable(solve.call, tape, ctx.surroundings)
-        ctx.surroundings.compare(held)
-        whole = bool(ctx.graphs) and ctx.graphs.are_of(tape.length)
+        held_still = ctx.surroundings.compare(held)
         if ctx.surroundings.first is not None and solve.back is None:
             parameters = Parameters(params, solve.call, ctx.surroundings.autocast)
             with ctx.surroundings.replayed(changed=False, params=params):
                 FirstEvaluation(solve, given, ctx.surroundings, parameters).note(held)
-        new = ctx.surroundings.hold(held, params, solve.call.named)
-        if (kept or new) and not whole:
+        new = ctx.surroundings.hold(held, held_still, params, solve.call.named)
+        if (kept or new) and not (ctx.graphs and ctx.graphs.are_of(tape.length)):
             with ctx.surroundings.looked_at():
                 check_kept(kept, new, solve.evaluated, given, solve.call)
         # Saved parameters are watched for changes in place, but hooks such as save_on_cpu unpack other objects, and the
