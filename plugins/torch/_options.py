@@ -17,7 +17,6 @@ from steptape.torch._autograd.graph import Call, is_one_of, refuse_hooks, refuse
 from steptape.torch._autograd.held import Held
 from steptape.torch._autograd.looks import Inside, Traits
 from steptape.torch._autograd.modules import modules_of
-from steptape.torch._autograd.snapshot import kept
 from steptape.torch._autograd.stored import check_stored
 from steptape.torch._autograd.surroundings import FirstValues, Surroundings, Untouched, same
 from steptape.torch._autograd.used import (
@@ -145,19 +144,21 @@ def with_parameters(
     _check_sharding(solve.call, surroundings.modules)
     untouched = Untouched(surroundings, func)
     with surroundings.looked_at():
-        used = tensors_used(solve.around(inside).evaluated, given, since, inside, untouched)
+        enclosed = solve.around(inside)
+        used = tensors_used(enclosed.evaluated, given, since, inside, untouched, enclosed.grid)
     check_stored(func, used.stored)
+    used = used._replace(after=untouched.follow(used.after))
     _check_traits(solve.call, used.traits)
     if used.traits.needs_graph or any(isinstance(x, _BY_GRAPH) for x in surroundings.modules):
         solve = solve.around(with_graph)
+    held, is_taken = _after_look(surroundings, untouched, used, by_states=solve.keep.memory == "states")
     own = surroundings.parameters
-    held, is_taken = _after_look(func, untouched, used, by_states=solve.keep.memory == "states")
     near = [*held.tensors, *own]
     params = parameters_used(used, given, own if isinstance(func, torch.nn.Module) else (), near, named)
     if named is None:
         params += [x for x in solve.in_options if not is_one_of(x, params)]
     if named is None and (late := computed_before(near, params)):
-        with surroundings.looked_at(), kept(held.snapshots):
+        with surroundings.looked_at(), held.as_it_was():
             params += used_later(late, lambda: solve.integrate(*(x.detach() for x in given)))
     if named:
         _tell_missed(solve, [x for x in used.tensors if not is_one_of(x, params)], spelling)
@@ -171,18 +172,22 @@ def with_parameters(
     return solve, params
 
 
-def _after_look(func: Any, untouched: Untouched, used: Used, by_states: bool) -> tuple[Held, bool]:
+def _after_look(surroundings: Surroundings, untouched: Untouched, used: Used, by_states: bool) -> tuple[Held, bool]:
     """What func refers to where the solve begins, and whether that is after the evaluation that was looked at.
 
-    It is where that evaluation has drawn random numbers, or computed something that func keeps: with a graph, or
-    without one in a solve that is replayed ``by_states``. Else all is as if func had not been evaluated.
+    It is where that evaluation has drawn random numbers, has made parameters, or computed something that func keeps:
+    with a graph, or without one in a solve that is replayed ``by_states``. Else all is as if func had not been
+    evaluated.
     """
-    unchanged, is_taken = untouched.holds, not same(untouched.note, used.after)
-    held = untouched.held if unchanged else Held(func)
-    if is_taken or unchanged:
-        return held, is_taken
+    is_taken = not same(untouched.note, used.after)
+    if untouched.holds:
+        return untouched.held, is_taken
+    held = untouched.held_now
+    if untouched.made_one_of(used.tensors, held):
+        surroundings.note_modules()
+        return held, True
     gained = not set(map(id, held.tensors)) <= set(map(id, untouched.held.tensors))
-    if used.leaves or (gained and by_states):
+    if is_taken or used.leaves or (gained and by_states):
         return held, True
     untouched.restore()
     return untouched.held, False

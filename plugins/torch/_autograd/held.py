@@ -11,13 +11,15 @@ import functools
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
-from types import FunctionType
+from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from steptape.compat._torch import PARAMETRIZE
+from steptape.torch._autograd.constants import is_array
+from steptape.torch._autograd.draws import Draws, drawn_again, draws_of, draws_of_all, is_generator
 from steptape.torch._autograd.modules import DEPTH, LONG, all_of, parts_of, slots_of
 from steptape.torch._autograd.snapshot import DICTIONARIES, Snapshot, held_by, restore
 
@@ -29,27 +31,33 @@ _MANY = 2000
 
 
 class Held:
-    """All of it as it is now; ``tensors``: those among it that are no parameters."""
+    """All of it as it is now; ``tensors``: those among it that are no parameters; ``arrays``: of NumPy's.
 
-    def __init__(self, func: Any):
+    ``followed``: generators of random numbers that are none of its business.
+    """
+
+    def __init__(self, func: Any, followed: Sequence[Any] = ()):
         self._snapshots: list[Snapshot] = []
         # Of most layers all hooks.
         self._empty: list[dict[Any, Any]] = []
         self.values: list[Snapshot] = []
         self.tensors: list[Tensor] = []
-        self._generators: list[tuple[torch.Generator, Tensor]] = []
+        self.arrays: list[Any] = []
+        self._draws = draws_of_all()
         self._seen: set[int] = set()
+        self._objects: set[int] = set()
         self._left = _MANY
         self._walk(func, DEPTH)
         if PARAMETRIZE["_cache_enabled"]:
             self._note(PARAMETRIZE, ("_cache", "_cache_enabled"), 0)
+        self.leave(followed)
 
     def let_go(self, tensors: Sequence[Tensor], keep_values: bool) -> None:
         """Hold some tensors no longer, nor what has one of them; and note no tensors.
 
         ``keep_values``: go on holding what they were, without their history, in ``values``.
         """
-        self.tensors = []
+        self.tensors, self.arrays = [], []
         if not tensors:
             return
         those = set(map(id, tensors))
@@ -63,7 +71,7 @@ class Held:
 
     def clear(self) -> None:
         """Hold nothing."""
-        self.tensors, self.values, self._snapshots, self._empty, self._generators = [], [], [], [], []
+        self.tensors, self.arrays, self.values, self._snapshots, self._empty, self._draws = [], [], [], [], [], []
 
     @property
     def snapshots(self) -> list[Snapshot]:
@@ -73,8 +81,18 @@ class Held:
     @property
     def holds(self) -> bool:
         """Whether func still refers to all of it, and to nothing else."""
-        still = all(torch.equal(one.get_state(), state) for one, state in self._generators)
-        return still and not any(self._empty) and all(one.holds for one in self._snapshots)
+        return not any(self._empty) and all(one.holds for one in (*self._snapshots, *self._draws))
+
+    @property
+    def drawn(self) -> list[Draws]:
+        """The generators that have been drawn from since."""
+        return [one for one in self._draws if not one.holds]
+
+    def leave(self, generators: Sequence[Any]) -> None:
+        """Leave some generators to others."""
+        if generators:
+            those = set(map(id, generators))
+            self._draws = [one for one in self._draws if id(one.generator) not in those]
 
     def restore(self) -> None:
         """Have all be as it was."""
@@ -82,26 +100,24 @@ class Held:
         for snapshot in self._snapshots:
             if isinstance(snapshot.holder, list) and snapshot.size is not None:
                 del snapshot.holder[snapshot.size :]
-        for one, state in self._generators:
-            one.set_state(state)
+        for one in self._draws:
+            one.restore()
 
     @contextmanager
     def as_it_was(self, more: Sequence[Snapshot] = ()) -> Iterator[None]:
         """A block in which all of it, and ``more``, is as it was, and after which all is as before the block."""
         snapshots = [*self.snapshots, *more]
         now = [(one, one.changes(), _tail_of(one)) for one in snapshots]
-        states = [(one, one.get_state()) for one, _ in self._generators]
-        self.restore()
-        restore(more)
-        try:
-            yield
-        finally:
-            for one, values, tail in now:
-                one.put(values)
-                if tail is not None:
-                    one.holder[one.size :] = tail
-            for generator, state in states:
-                generator.set_state(state)
+        with drawn_again(self._draws):
+            self.restore()
+            restore(more)
+            try:
+                yield
+            finally:
+                for one, values, tail in now:
+                    one.put(values)
+                    if tail is not None:
+                        one.holder[one.size :] = tail
 
     def _walk(self, holder: Any, depth: int) -> None:
         self._left -= 1
@@ -109,8 +125,8 @@ class Held:
             return
         if isinstance(holder, Tensor):
             self.tensors.append(holder)
-        elif isinstance(holder, torch.Generator):
-            self._generators.append((holder, holder.get_state()))
+        elif is_generator(holder):
+            self._draws.append(draws_of(holder))
         elif isinstance(holder, torch.nn.Module):
             for module in all_of([holder])[: self._left]:
                 self._note_module(module, depth)
@@ -151,6 +167,14 @@ class Held:
                 for value in self._snapshots[-1].values.values():
                     self._look(value, depth)
 
+    def _note_object(self, value: Any) -> None:
+        """What an object holds itself, such as a schedule or a configuration, but not its objects in turn."""
+        others = (type, ModuleType, MethodType, torch.nn.Module)
+        seen = id(value) in self._seen or id(value) in self._objects
+        if hasattr(value, "__dict__") and not seen and not isinstance(value, others):
+            self._objects.add(id(value))
+            self._note_parts(value, 1)
+
     def _note_class(self, kind: type) -> None:
         """What a class of the user's holds for all its objects."""
         for one in kind.__mro__:
@@ -173,12 +197,15 @@ class Held:
             return
         if isinstance(value, Tensor):
             self.tensors.append(value)
-        elif isinstance(value, torch.Generator):
-            self._generators.append((value, value.get_state()))
+        elif is_generator(value):
+            self._draws.append(draws_of(value))
+        elif is_array(value):
+            self.arrays.append(value)
         elif isinstance(value, (FunctionType, functools.partial)):
             self._walk(value, depth - 1)
         elif type(value) not in (list, tuple, *DICTIONARIES):
-            return
+            if depth != 1:
+                self._note_object(value)
         elif depth > 1:
             self._walk(value, depth - 1)
         else:

@@ -19,14 +19,14 @@ from torch.nn.parameter import is_lazy
 from steptape.compat._torch import uncompiled
 from steptape.compat._torch_graphs import WritesAgain
 from steptape.compat._torch_hooks import hooks_passed_by
+from steptape.torch._autograd.constants import SMALL, Constants, is_plain, is_written_to
+from steptape.torch._autograd.draws import Coded, Draws, drawn_again, draws_of
 from steptape.torch._autograd.graph import is_one_of
 from steptape.torch._autograd.held import Held
 from steptape.torch._autograd.modules import all_of, modules_of
 from steptape.torch._autograd.snapshot import Snapshot, given_back, kept, restore
 
 Note = tuple[Tensor, ...]
-# So many numbers in buffers are kept between the passes.
-_SMALL = 2**16
 
 
 class FirstValues(NamedTuple):
@@ -48,12 +48,13 @@ class Surroundings:
 
     ``modules``: all of func's, and of those; ``lent``: their tensors. ``first``: the first evaluation, which others
     need not agree with where func has come to refer to something else in the solve; without meaning where it has not.
+    ``draws_anew``: whether a replay drew random numbers that are no longer those of the solve.
     """
 
     def __init__(self, device: torch.device, func: Any = None):
-        self.modules = all_of(modules_of(func))
+        self._func = func
+        self.note_modules()
         self.side = SideState(device, [x for module in self.modules for x in module._buffers.values() if x is not None])
-        self.lent = self._tensors_now()
         self.first: FirstValues | None = None
         own = [x for x in self.parameters if not is_lazy(x)]
         self._versions = [(x, x._version) for x in own if not x.is_inference()]
@@ -63,12 +64,20 @@ class Surroundings:
         self._frozen = [x for x in own if not x.requires_grad and x.is_leaf]
         # The weights that the solve wrote to, and what it left there.
         self._written: list[tuple[Tensor, Tensor]] = []
-        self._func = func
         self._held: Held | None = None
+        self._constants = Constants((), ())
+        # Generators that were drawn from while it was solved, other than those of the side state.
+        self._drawn: list[Draws] = []
+        self.draws_anew = False
         self._device = device
         self.autocast = torch.is_autocast_enabled(device.type)
         self._dtype = torch.get_autocast_dtype(device.type)
         self._cached = torch.is_autocast_cache_enabled()
+
+    def note_modules(self) -> None:
+        """Take note of func's modules and of their tensors as they are now."""
+        self.modules = all_of(modules_of(self._func))
+        self.lent = self._tensors_now()
 
     def _tensors_now(self) -> list[Snapshot]:
         """What holds the parameters and buffers of the modules."""
@@ -104,7 +113,8 @@ class Surroundings:
 
         Autocast keeps no copies of weights in it, which the solve would use again.
         """
-        with self.side.kept(), kept([*self._held.snapshots, *self._tensors_now()] if self._held else ()):
+        referred = [*self._held.snapshots, *self._tensors_now()] if self._held else ()
+        with self.side.kept(), drawn_again(self._drawn), kept(referred):
             if not self.autocast:
                 yield
                 return
@@ -120,8 +130,9 @@ class Surroundings:
         """
         without_autocast = torch.autocast(self._device.type, enabled=False)
         frozen, thawed = [p for p in params if not p.requires_grad], [p for p in self._frozen if p.requires_grad]
-        written = self._after is not None and self.side.writes != self._writes
-        with without_autocast, self.side.kept() if changed or written else nullcontext(), hooks_passed_by(params):
+        written = self._after is not None and self.side.is_written_to(self._after, self._writes)
+        keep = self.side.kept() if changed or written else nullcontext()
+        with without_autocast, keep, drawn_again(self._drawn) as draws, hooks_passed_by(params):
             if written and self._after is not None:
                 self.side.set(self._after)
             # Whether they required one in the solve is what its graph goes by.
@@ -129,6 +140,7 @@ class Surroundings:
             _require_gradients(thawed, False)
             try:
                 yield
+                self.draws_anew = not all(one.holds for one in draws)
             finally:
                 _require_gradients(frozen, False)
                 _require_gradients(thawed, True)
@@ -136,6 +148,7 @@ class Surroundings:
     def compare(self, before: Held) -> bool:
         """After a solve, whether func refers to the same as ``before``; if all is the same, forget the first one."""
         holds = before.holds
+        self._drawn = [] if holds else before.drawn
         left = self._tensors_now() if any(one.changes() for one in self.lent) else ()
         self.first = self.first._replace(left=left) if self.first and (left or not holds) else None
         return holds
@@ -152,6 +165,7 @@ class Surroundings:
         self._after, self._writes = self.side.small_note(), self.side.writes
         held = before if holds else Held(self._func)
         tensors = held.tensors
+        self._constants = Constants(filter(is_plain, (*tensors, *self._frozen)), held.arrays)
         held.let_go([x for x in tensors if x.grad_fn is not None and not is_one_of(x, params)], keep_values=named)
         if held is not before:
             before.clear()
@@ -166,24 +180,53 @@ class Surroundings:
         """After the last backward pass, what func referred to is not held."""
         if self._held is not None:
             self._held.clear()
-        self._held, self._written, self.first, self._after = None, [], None, None
+        self._held, self._written, self._drawn, self.first, self._after = None, [], [], None, None
+        self._constants = Constants((), ())
 
-    def as_solved(self) -> AbstractContextManager[None]:
+    @contextmanager
+    def as_solved(self) -> Iterator[None]:
         """A block in which func has the tensors that it had in the solve, and what else it referred to after it."""
-        return given_back([*self.lent, *((*self._held.snapshots, *self._held.values) if self._held else ())])
+        held = (*self._held.snapshots, *self._held.values) if self._held else ()
+        with given_back([*self.lent, *held]), self._constants.given_back():
+            yield
 
 
 class Untouched:
     """func before it is evaluated: what it ``held``, the tensors of its modules, and a ``note`` of what it changes."""
 
     def __init__(self, surroundings: Surroundings, func: Any):
-        self.held, self.note = Held(func), surroundings.side.note()
+        self._func, self.held, self.note = func, Held(func), surroundings.side.note()
         self.side, self._lent = surroundings.side, surroundings.lent
 
     @property
     def holds(self) -> bool:
         """Whether func refers to the same, and its modules have the same tensors."""
         return self.held.holds and all(one.holds for one in self._lent)
+
+    def follow(self, after: Note) -> Note:
+        """Have the side state follow generators that an evaluation drew from; its state ``after`` that, with theirs."""
+        drawn = self.held.drawn
+        if not drawn:
+            return after
+        self.side.followed = [one.generator for one in drawn]
+        self.held.leave(self.side.followed)
+        count, now = len(self.side.own), [draws_of(one.generator) for one in drawn]
+        self.note = (*self.note[:count], *(one.coded for one in drawn), *self.note[count:])
+        for one in drawn:
+            one.restore()
+        return (*after[:count], *(one.coded for one in now), *after[count:])
+
+    @property
+    def held_now(self) -> Held:
+        """What func refers to now."""
+        return Held(self._func, self.side.followed)
+
+    def made_one_of(self, tensors: Iterable[Tensor], held: Held) -> bool:
+        """Whether func, which refers to what is ``held`` now, has made one of these leaves."""
+        before = {id(x) for x in (*self.held.tensors, *(x for one in self._lent for x in one.values.values()))}
+        own = (x for module in modules_of(self._func) for x in module.parameters())
+        now = {id(x) for x in (*held.tensors, *own)}
+        return any(x.is_leaf and id(x) in now - before for x in tensors)
 
     def restore(self) -> None:
         """Have all be as it was."""
@@ -198,12 +241,16 @@ def _require_gradients(params: Sequence[Tensor], required: bool) -> None:
 
 
 class SideState:
-    """The default generators of the CPU and of the state's ``device``, and the ``buffers`` of modules."""
+    """The default generators of the CPU and of the state's ``device``, and the ``buffers`` of modules.
+
+    ``own``: those generators; ``followed``: more, of others, that func draws from.
+    """
 
     def __init__(self, device: torch.device, buffers: Iterable[Tensor]):
-        self._generators = [torch.default_generator]
+        self.own = [torch.default_generator]
         if device.type == "cuda":
-            self._generators.append(torch.cuda.default_generators[device.index or 0])
+            self.own.append(torch.cuda.default_generators[device.index or 0])
+        self.followed: list[Any] = []
         self.buffers = list({id(x): x for x in buffers}.values())
         self._versions: list[int] = []
         self._values: list[Tensor] = []
@@ -216,12 +263,20 @@ class SideState:
 
     def small_note(self) -> Note | None:
         """The state now, if it takes little memory to keep."""
-        return self.note() if 0 < sum(x.numel() for x in self.buffers) <= _SMALL else None
+        return self.note() if 0 < sum(x.numel() for x in self.buffers) <= SMALL else None
+
+    def is_written_to(self, note: Note, writes: list[int]) -> bool:
+        """Whether any buffer has been since a ``note`` when there were so many ``writes``."""
+        return any(map(is_written_to, self.buffers, writes, note[len(self._generators) :]))
 
     def note_after(self, earlier: Note) -> Note:
         """The state now: an earlier note itself if nothing has changed since, else one that shares the rest with it."""
         note = self.note()
         return earlier if same(earlier, note) else shared(note, earlier)
+
+    @property
+    def _generators(self) -> list[Any]:
+        return [*self.own, *map(Coded, self.followed)] if self.followed else self.own
 
     @property
     def writes(self) -> list[int]:
@@ -234,8 +289,9 @@ class SideState:
 
     def set(self, note: Note) -> None:
         """Make it the state that was noted."""
-        count = len(self._generators)
-        for generator, state in zip(self._generators, note[:count], strict=True):
+        generators = self._generators
+        count = len(generators)
+        for generator, state in zip(generators, note[:count], strict=True):
             generator.set_state(state)
         for buffer, value in zip(self.buffers, note[count:], strict=True):
             # Not a change that autograd is to see: the graphs of earlier evaluations do not read what follows.

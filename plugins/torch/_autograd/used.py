@@ -50,18 +50,20 @@ def tensors_used(
     since: int | None,
     inside: Inside,
     untouched: Untouched,
+    grid: Evaluate | None = None,
 ) -> Used:
     """The leaves, and the tensors computed before, that ``evaluate(0, *given)`` depends on other than by ``given``.
 
     ``evaluate(1, *given)``: another one, that uses what the first one may have kept; ``since``: the place in the order
     of nodes after which the host has evaluated for itself, if so; ``inside``: what encloses func in the evaluations;
-    ``untouched``: func before them.
+    ``untouched``: func before them; ``grid``: what also uses some, and is no evaluation.
     """
     looks, side = [look(evaluate, 0, given, inside, untouched.restore)], untouched.side
     after = side.note()
     if looks[0].left:
         looks += [look(evaluate, n, given, inside, functools.partial(side.set, side.note())) for n in (0, 1)]
-    used = list({id(x): x for look in looks for x in look.used}.values())
+    laid = [] if grid is None else look(grid, 0, given, inside, functools.partial(side.set, side.note())).used
+    used = list({id(x): x for xs in (*(look.used for look in looks), laid) for x in xs}.values())
     since = looks[0].began if since is None else since
     kept = [x for x in used if x.grad_fn is not None and sequence_number(x.grad_fn) >= since]
     first = looks[min(1, len(looks) - 1)].used

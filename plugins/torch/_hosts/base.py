@@ -114,6 +114,11 @@ class Solve(abc.ABC):
         As part of the caller's graph.
         """
 
+    @property
+    def grid(self) -> Callable[..., Any] | None:
+        """What lays the grid of a solve, where the caller says so: a function of 0 and what it is given."""
+        return None
+
     def beginning_with(self, first: Callable[..., Tensor]) -> Solve:
         """The same solve, whose first evaluation is ``first(side, evaluate, y)``, if it is one of func alone."""
         return self

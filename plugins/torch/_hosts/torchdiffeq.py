@@ -121,8 +121,10 @@ class OdeSolve(Solve):
         return [x for x in self.options.values() if isinstance(x, Tensor) and x.requires_grad]
 
     @property
-    def _has_grid(self) -> bool:
-        return self.options.get("grid_constructor") is not None
+    def grid(self) -> Callable[..., Any] | None:
+        if self.options.get("grid_constructor") is None:
+            return None
+        return lambda n, y0, t, *_: self.solver(y0).grid_constructor(self.func, y0, t)
 
     def beginning_with(self, first: Callable[..., Tensor]) -> OdeSolve:
         return dataclasses.replace(self, first=first)
@@ -148,8 +150,7 @@ class OdeSolve(Solve):
         side = {"perturb": host.BEFORE if n < 0 else host.AFTER} if self.options.get("perturb") else {}
         # The second one at a time of its own, for what func keeps of a time.
         at = t[0] + (t[-1] - t[0]) / 8 if n == 1 else t[n]
-        slope = self.func(at, y0, **side)
-        return (slope, self.solver(y0).grid_constructor(self.func, y0, t)) if self._has_grid else slope
+        return self.func(at, y0, **side)
 
     def integrate(self, *given: Tensor) -> tuple[Tensor, Tensor]:
         if self.first is not None:

@@ -25,19 +25,19 @@ def check_end(end: Tensor, fingerprint: Tensor, start: Tensor, parameters: Param
         close = not end.isfinite().all() or (found - fingerprint).abs().max() <= allowed
         if close and torch.equal(found.isfinite(), fingerprint.isfinite()):
             return
-    _refuse_other_values(parameters)
+    refuse_other_values(parameters)
 
 
 def check_values(found: Sequence[Tensor], expected: Sequence[Tensor], parameters: Parameters) -> None:
     """Raise if an evaluation returned other values than the same one did before, by more than rounding."""
     if len(found) != len(expected):
-        _refuse_other_values(parameters)
+        refuse_other_values(parameters)
     for a, b in zip(found, expected, strict=True):
         # The same operations, which on some devices add in another order.
         eps = eps_of(b, parameters.rough)
         size = float(b.abs().max()) if b.numel() else math.inf
         if math.isfinite(size) and not torch.allclose(a.to(b.dtype), b, rtol=0, atol=4 * eps * size):
-            _refuse_other_values(parameters)
+            refuse_other_values(parameters)
 
 
 def eps_of(x: Tensor, rough: bool) -> float:
@@ -53,7 +53,7 @@ def check_derivatives(found: Sequence[Tensor], expected: Sequence[Tensor], param
         for a, b in zip(found, expected, strict=True)
         if b.isfinite().all()
     ):
-        _refuse_other_values(parameters)
+        refuse_other_values(parameters)
 
 
 class Ends:
@@ -81,7 +81,7 @@ class Ends:
         gap, moved, size = torch.stack(self._noted).unbind(1)
         close = ~size.isfinite() | (gap <= _allowed(moved, size, parameters))
         if not close.all():
-            _refuse_other_values(parameters)
+            refuse_other_values(parameters)
 
 
 def _allowed(moved: Tensor, size: Tensor, parameters: Parameters) -> Tensor:
@@ -90,12 +90,14 @@ def _allowed(moved: Tensor, size: Tensor, parameters: Parameters) -> Tensor:
     return (0.01 if parameters.rough else min(0.01, 10 * eps**0.5)) * moved + 1e3 * eps * size
 
 
-def _refuse_other_values(parameters: Parameters) -> NoReturn:
+def refuse_other_values(parameters: Parameters) -> NoReturn:
+    """Raise where func is no function of what a replay can give it again."""
     call = parameters.call
     raise GradientError(
         f"{call}: {call.func} returned other values in the backward pass than in the forward pass, so the replay would "
         f"give the gradient of another solution. Make {call.func} a function of its arguments and parameters alone: no "
-        "state that evaluations change, and no random numbers but those of torch's default generators."
+        "state that evaluations change, and no random numbers but those of torch's default generators or of generators "
+        "that its first evaluation draws from."
     )
 
 

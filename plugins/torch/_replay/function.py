@@ -18,7 +18,7 @@ from steptape.torch._autograd.graph import Parameters
 from steptape.torch._autograd.surroundings import Surroundings
 from steptape.torch._autograd.used import check_kept
 from steptape.torch._hosts.base import Solve, Timeline
-from steptape.torch._replay.checks import check_end, refuse_clipping, refuse_forward_mode
+from steptape.torch._replay.checks import check_end, refuse_clipping, refuse_forward_mode, refuse_other_values
 from steptape.torch._replay.compiled import CompiledSweep, How, check_compilable, refuse_parts
 from steptape.torch._replay.first import FirstEvaluation
 from steptape.torch._replay.host_step import HostStepSweep
@@ -118,6 +118,8 @@ def _pulled(ctx: Any, cotangents: Sequence[Tensor], size: int | None = None) -> 
         back.graphs = ctx.graphs if parameters.retains else ctx.graphs.handed_over()
     with ctx.surroundings.replayed(changed=bool(tape.notes), params=params), ctx.surroundings.as_solved():
         grads = pull(cotangents)
+    if ctx.surroundings.draws_anew:
+        refuse_other_values(parameters)
     return [grad if need else None for grad, need in zip(grads, needed, strict=True)]
 
 

@@ -67,6 +67,17 @@ class OfState(Field):
         return super().forward(t, y)
 
 
+class MadeWhenFirstCalled(Field):
+    """Whose parameter is made by its first evaluation; of a layer, or its own."""
+
+    def cache(self):
+        if not hasattr(self, "made"):
+            self.made = torch.nn.Parameter(torch.full((3, 3), 0.3, dtype=torch.float64))
+            self.layer = torch.nn.Linear(3, 3, dtype=torch.float64)
+            torch.nn.init.constant_(self.layer.weight, 0.2)
+        return self.made * self.W + self.layer.weight
+
+
 class Skew(torch.nn.Module):
     def forward(self, x):
         return x.triu(1) - x.triu(1).T
@@ -89,7 +100,7 @@ class ReadFirst(Parametrized):
         return self.net(y.to(self.net.weight.dtype)).tanh()
 
 
-CACHES = (Attribute, Dictionary, Property, OfState, Parametrized, ReadFirst)
+CACHES = (Attribute, Dictionary, Property, OfState, MadeWhenFirstCalled, Parametrized, ReadFirst)
 SOLVES = {
     "dopri5": {"method": "dopri5"},
     "rk4": {"method": "rk4"},

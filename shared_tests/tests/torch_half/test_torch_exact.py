@@ -127,6 +127,27 @@ def test_a_grid_constructor_that_reads_the_state():
     assert_exact(problem, method="rk4", options={"grid_constructor": grid})
 
 
+@pytest.mark.parametrize("method", ["rk4", "implicit_adams"])
+@pytest.mark.parametrize("computed", [False, True], ids=["leaf", "computed before"])
+@pytest.mark.parametrize("keep", [{}, {"memory": "graphs"}, {"checkpoints": 1}], ids=str)
+@pytest.mark.filterwarnings("ignore:Functional iteration did not converge")
+def test_a_grid_that_is_learned(method, computed, keep):
+    if method == "implicit_adams" and "memory" in keep:
+        pytest.skip("refused in words")
+
+    def gradients(odeint, **aca):
+        y0, w, at = (torch.tensor(x, dtype=torch.float64, requires_grad=True) for x in ([1.0, 0.5], 0.7, [0.3, 0.6]))
+        inside = at * 1.1 if computed else at
+        grid = {"grid_constructor": lambda func, y, t: torch.cat([t[:1], inside * w * t[-1], t[-1:]])}
+        t = torch.tensor([0.0, 0.5, 1.0], dtype=torch.float64)
+        ys = odeint(lambda t, y: -w * y * torch.cos(3 * t), y0, t, method=method, options=grid, **aca)
+        first = torch.autograd.grad(ys.square().sum(), (y0, w, at), create_graph=True)
+        return *first, *torch.autograd.grad(sum(x.square().sum() for x in first), (y0, w, at))
+
+    found = gradients(odeint_adjoint, adjoint_method="aca", adjoint_options=keep)
+    assert distance(found, gradients(torchdiffeq.odeint)) <= 1e-12
+
+
 def test_closed_form_gradients_at_a_tight_tolerance():
     """dz/dt = αz, L = z(T)²: the gradients in z0, α and T of the ACA paper, and in t0."""
     z0, alpha, span = (torch.tensor(x, dtype=torch.float64, requires_grad=True) for x in ([1.3], 0.8, 2.0))

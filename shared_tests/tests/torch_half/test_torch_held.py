@@ -2,7 +2,9 @@
 
 import dataclasses
 import gc
+import types
 
+import numpy as np
 import pytest
 import torch
 import torchdiffeq
@@ -189,6 +191,22 @@ def gradients_reversed_by_a_number_in_a_list(solve):
     return x, [*model.parameters()]
 
 
+def gradients_reversed_by_a_schedule(solve):
+    class Scheduled(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net, self.schedule = net(), types.SimpleNamespace(factor=0.0)
+
+        def forward(self, t, y):
+            return self.net(Reversed.apply(y, self.schedule.factor)).tanh()
+
+    func, x = Scheduled(), Y0
+    for i in range(3):
+        func.schedule.factor = 0.5 + i
+        x = solve(func, x, T)[-1]
+    return x, [*func.parameters()]
+
+
 def gradients_reversed_by_a_buffer(solve):
     class Scheduled(torch.nn.Module):
         def __init__(self):
@@ -206,6 +224,33 @@ def gradients_reversed_by_a_buffer(solve):
     return x, [*func.parameters()]
 
 
+def gradients_reversed_by_what_is_written_to(factor):
+    def case(solve):
+        model, x = net(), Y0
+        for i in range(3):
+            factor[...] = 0.5 + i
+            x = solve(lambda t, y: model(Reversed.apply(y, float(factor))).tanh(), x, T)[-1]
+        return x, [*model.parameters()]
+
+    case.__name__ = f"gradients reversed by a {type(factor).__name__} that is written to"
+    return case
+
+
+def shift_that_a_view_writes_to(solve):
+    model, shift = net(), np.ones(3)
+    shared = torch.from_numpy(shift)
+    x = solve(lambda t, y: (model(y) + shared).tanh(), Y0, T)[-1]
+    shift[:] = 0
+    return x, [*model.parameters()]
+
+
+def weights_of_a_frozen_layer(solve):
+    model, target = net(), net(1).requires_grad_(False)
+    x = solve(lambda t, y: target(model(y)).tanh() + target.bias, Y0, T)[-1]
+    target.bias.mul_(2)
+    return x, [*model.parameters()]
+
+
 def list_that_is_cleared(solve):
     model, numbers = net(), [0.7, 0.2]
     x = solve(lambda t, y: numbers[0] * model(y).tanh() + numbers[1] * y, Y0, T)[-1]
@@ -221,7 +266,12 @@ def frozen_in_the_solve(solve):
 
 
 CASES = (
+    gradients_reversed_by_what_is_written_to(torch.zeros(())),
+    gradients_reversed_by_what_is_written_to(np.zeros(())),
+    shift_that_a_view_writes_to,
+    weights_of_a_frozen_layer,
     gradients_reversed_by_a_number_in_a_list,
+    gradients_reversed_by_a_schedule,
     gradients_reversed_by_a_buffer,
     list_that_is_cleared,
     frozen_in_the_solve,
