@@ -81,7 +81,7 @@ class Held:
     @property
     def holds(self) -> bool:
         """Whether func still refers to all of it, and to nothing else."""
-        return not any(self._empty) and all(one.holds for one in (*self._snapshots, *self._draws))
+        return not (any(self._empty) or self.drawn) and all(one.holds for one in self._snapshots)
 
     @property
     def drawn(self) -> list[Draws]:
