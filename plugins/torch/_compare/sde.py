@@ -13,6 +13,7 @@ from steptape._compare.advice import size_of
 from steptape._compare.clock import Clock
 from steptape._compare.comparison import Comparison
 from steptape._compare.race import REFERENCE, Oracle, Way, compared
+from steptape._errors import OptionError
 from steptape.compat import _torchsde as host
 from steptape.torch._compare.problem import Problem, distance, last_square, params_of, unchanged
 from steptape.torch._compare.ways import HostWay, OurWay, recorded, skip_if_too_large, spelled
@@ -91,6 +92,11 @@ def compare_sde(
         [('back-propagation', True), ('aca', True)]
     """
     clock, there_is = Clock(time_limit, progress), size_of(memory)
+    if not isinstance(y0, Tensor) or y0.dim() != 2 or not isinstance(ts, (Tensor, Sequence)):
+        raise OptionError(
+            f"compare_sde(sde, y0={y0!r}, ts={ts!r}): y0 must be a tensor of shape (batch, channels), and ts a tensor "
+            "or a sequence of numbers."
+        )
     loss = last_square if loss is None else loss
     own = {"adaptive": adaptive, "options": options, "names": names}
     with unchanged(y0.device, sde, loss):
