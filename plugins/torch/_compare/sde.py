@@ -110,7 +110,9 @@ def compare_sde(
         Oracle(solve.reference, lambda: f"the same path at dt / {_FINER}", REFERENCE),
         Oracle(solve.discrete, lambda: "back-propagation through torchsde.sdeint"),
     )
-    return compared(title, solve.ways(), oracles, distance, clock, problem.eps**0.5, there_is, ways)
+    found = compared(title, solve.ways(), oracles, distance, clock, problem.eps**0.5, there_is, ways)
+    found.note = problem.waiting(clock)
+    return found
 
 
 def _params(sde: Any, forward: Any, ts: Any, y0: Tensor) -> list[Tensor]:
@@ -130,8 +132,9 @@ class _Sde:
         """The solve as it is, in words."""
         settings = self._settings
         self._clock.say("the solve")
-        with self._problem.unchanged(), torch.no_grad():
-            self._problem.loss_of(host.sdeint(self._problem.func, self._problem.state(), self._ts, **settings))
+        watched = WatchedSde(self._problem.func, self._clock.check)
+        with self._problem.in_time(self._clock), self._problem.unchanged(), torch.no_grad():
+            self._problem.loss_of(host.sdeint(watched, self._problem.state(), self._ts, **settings))
         steps = f"dt {settings['dt']:.3g}"
         if settings["adaptive"]:
             steps = f"rtol {settings['rtol']:.3g}, atol {settings['atol']:.3g}"

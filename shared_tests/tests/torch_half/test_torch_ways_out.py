@@ -543,8 +543,8 @@ def hooked(z_of, **call):
     return solved(field, method="euler", **call)
 
 
-def compared(y0, loss=None):
-    (row,) = compare(lambda t, y: -y, y0, T, loss=loss, method="euler", ways=["aca"]).rows
+def compared(y0, loss=None, **call):
+    (row,) = compare(lambda t, y: -y, y0, T, loss=loss, method="euler", ways=["aca"], **call).rows
     assert row.why_not is None
 
 
@@ -552,6 +552,9 @@ refusal(OptionError, "neither y0 nor anything that is used", lambda: compared(y0
     lambda: compared(y0_of().detach())
 )
 refusal(OptionError, "y0 must be a tensor or a tuple of them", lambda: compared(y0_of()))(lambda: compared([0.5, 1.0]))
+refusal(OptionError, "the solve alone, without a gradient, takes longer", lambda: compared(y0_of()))(
+    lambda: compared(y0_of(), time_limit=1e-9)
+)
 refusal(OptionError, "must map the solution to a scalar", lambda: compared(y0_of(), torch.sum))(
     lambda: compared(y0_of(), lambda ys: ys)
 )
