@@ -1,5 +1,6 @@
 """``compare`` and ``compare_sde``: counts and gradients of each way, failures in words, a model left as it was."""
 
+import itertools
 import math
 import random
 import subprocess
@@ -171,19 +172,15 @@ def test_a_slow_backward_pass_ends_with_its_time(now):
 
 
 @pytest.mark.parametrize(("threads", "said"), [(2, True), (1, False)])
-def test_threads_that_wait_for_each_other_are_told_of(monkeypatch, now, threads, said):
+def test_threads_that_wait_for_each_other_are_told_of(monkeypatch, threads, said):
+    looks = itertools.count()
+    clock = SimpleNamespace(monotonic=lambda: 0.01 * next(looks), process_time=lambda: 0.0)
+    monkeypatch.setattr("steptape._compare.clock.time", clock)
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
-
-    def func(t, y):
-        now[0] += 0.01
-        return -y
-
-    y0 = start().requires_grad_()
-    found = compare(func, y0, T, **{**RK4, "time_limit": 4.0})
-    assert ("this program had a processor 10% of the time" in found.note) == said
-    assert ("torch's 2 threads" in str(found)) == said
+    call = {"func": lambda t, y: -y, "y0": start().requires_grad_(), "t": T, **RK4}
+    assert ("had a processor 0% of the time" in compare(**call, ways=["aca"]).note) == said
     with pytest.raises(OptionError, match="the solve alone, without a gradient, takes longer") as refused:
-        compare(func, y0, T, **{**RK4, "time_limit": 0.2})
+        compare(**{**call, "time_limit": 0.2})
     assert ("torch.set_num_threads(1)" in str(refused.value)) == said
 
 
