@@ -8,7 +8,7 @@ from benchmarks.ways import DEFAULT, REPLAY
 
 
 def table(results: Results) -> Rows:
-    """Milliseconds by each, and the furthest that a result is from the replay's."""
+    """Milliseconds by each, over the replay's in brackets, and the furthest that a result is from the replay's."""
     found = by_way(results.rows("jax_libraries", "jax"), "{algorithm}")
     return [
         {
@@ -24,5 +24,5 @@ def table(results: Results) -> Rows:
 def _time(row: Row) -> str:
     if "seconds" not in row:
         return "refused"
-    over = "" if row["way"] == REPLAY else f" ({row['over_replay']:.2f} of the replay's)"
+    over = "" if row["way"] == REPLAY else f" ({row['over_replay']:.2f} times)"
     return f"{text.figure(row['seconds'] * 1e3)}{over}"
