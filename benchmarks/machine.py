@@ -16,7 +16,7 @@ ONE_THREAD = {
 }
 _PACKAGES = {
     "torch": ("torch", "torchdiffeq", "torchsde", "steptape", "zuko", "torchode", "torchdyn", "torchcde"),
-    "jax": ("jax", "equinox", "diffrax", "steptape"),
+    "jax": ("jax", "equinox", "diffrax", "steptape", "optimistix", "blackjax", "numpyro"),
 }
 
 

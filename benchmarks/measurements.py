@@ -83,6 +83,11 @@ MEASUREMENTS = {
     "jax_max_steps": Measurement(
         "what steps cost that are not taken, in diffrax", "benchmarks/jax_max_steps.py", {"jax": "jax_max_steps"}
     ),
+    "jax_libraries": Measurement(
+        "fits and posteriors by optimistix, blackjax and numpyro, by each adjoint",
+        "benchmarks/jax_libraries.py",
+        {"jax": "jax_libraries"},
+    ),
     "curves": Measurement(
         "work-precision and scaling in both frameworks",
         "benchmarks/curves",

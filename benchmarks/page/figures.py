@@ -10,7 +10,7 @@ from typing import Any
 
 from benchmarks import envelope
 from benchmarks.envelope import Entry, Results, Rows
-from benchmarks.page import claims, curves, faults, papers, ratios, readme, speed, tasks, tradeoff, training
+from benchmarks.page import claims, curves, faults, libraries, papers, ratios, readme, speed, tasks, tradeoff, training
 from benchmarks.ways import BASE
 
 Reduce = Callable[[Results], Rows]
@@ -50,6 +50,7 @@ FIGURES: dict[str, dict[str, Reduce]] = {
     },
     "jax_scaling": {"batch": speed.jax_scaling, "growth": speed.growth, "readme": readme.jax_scaling},
     "jax_max_steps": {"limits": speed.jax_max_steps},
+    "jax_libraries": {"times": libraries.table},
     "curves": {**_each(curves.precision, "precision"), **_each(curves.scaling, "scaling")},
     "papers": {
         "papers": claims.of_papers,

@@ -136,6 +136,7 @@ _READERS: tuple[Callable[[Results], Iterator[Ratio]], ...] = (
     _jax_speed,
     _jax_memory,
     _Reader("jax_max_steps", "jax", _LIMITS, "{batch}, {max_steps}", DEFAULT, REPLAY),
+    _Reader("jax_libraries", "jax", {"time": "seconds"}, "{algorithm}", REPLAY, REPLAY),
     _Reader("jax_scaling", "jax", {"time": "seconds"}, "{longest} steps", DEFAULT, REPLAY),
     *(_Reader("curves", f, _CURVES, f"{f}, {{name}} {{size:g}}", base, "steptape ACA") for f, base in BASE.items()),
     _of_paper("toy, solver {solver}, α {α}, T {T}", "error", "relative, α"),

@@ -12,6 +12,7 @@ _SHORT = (
     "Its own solver's loop is shorter than torchdiffeq's: not ours while the solution is torchdiffeq's, bit for bit."
 )
 _SMALL = "Where a step on a few numbers costs next to nothing, what a replay keeps of it shows: could be ours."
+_FORWARD = "It knows no reverse mode, so that nothing is kept for one: not ours, which must know each when asked."
 _STAGE = 'It keeps fewer states and one evaluation\'s graph at a time: ours with `checkpoints=k` and `graph="stage"`.'
 _BACK = (
     "It keeps no step and solves the state backward again, which is not exact and can diverge: an exact way holds "
@@ -24,6 +25,7 @@ _OTHER = (
 # The first that fits a kind and a peer's name.
 _RULES = (
     ("time", "back-propagation|odeint$|sdeint$|Direct", _GRAPHS),
+    ("time", "ForwardMode", _FORWARD),
     ("time", "torchdyn|torchode|through the search", _SHORT),
     ("time", "Recursive", _SMALL),
     ("time", "zuko|djoint|Backsolve", _CHEAP),

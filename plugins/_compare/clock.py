@@ -21,7 +21,8 @@ class Clock:
         if not limit > 0:
             raise OptionError(f"compare(..., time_limit={limit!r}): must be a positive number of seconds.")
         self.limit = limit
-        self._end = time.monotonic() + limit
+        self._start = time.monotonic(), time.process_time()
+        self._end = self._start[0] + limit
         self._speaks = sys.stderr.isatty() if progress is None else progress
         self._width = 0
 
@@ -29,6 +30,12 @@ class Clock:
     def left(self) -> float:
         """The seconds left."""
         return self._end - time.monotonic()
+
+    @property
+    def busy(self) -> float:
+        """The processor seconds of this program over those that have passed: above 1 with several threads."""
+        wall, processor = self._start
+        return (time.process_time() - processor) / max(time.monotonic() - wall, 1e-9)
 
     def check(self) -> None:
         """Raise where none are left."""

@@ -15,7 +15,7 @@ class Comparison:
 
     ``title``: the problem. ``rows``: a row a way. ``reference``, ``discrete``: what the errors and the differences are
     of, or why they are not known. ``limit``: the difference up to which a gradient counts as the discrete solution's
-    own, half of its dtype's digits. ``memory``: that there is, in bytes, or None for any.
+    own, half of its dtype's digits. ``memory``: that there is, in bytes, or None for any. ``note``: on the machine.
     """
 
     title: str
@@ -24,6 +24,7 @@ class Comparison:
     discrete: str
     limit: float
     memory: int | None = None
+    note: str = ""
 
     def best(self, memory: int | str | None = None) -> Row | None:
         """The fastest way that is exact and fits; where none fits, the one that takes least memory.
@@ -49,6 +50,7 @@ class Comparison:
             f"error: of the gradient, against {self.reference}",
             f"to discrete: against {self.discrete}",
             "forward, backward: evaluations; time: of both passes; held: between them, besides inputs and solution",
+            *filter(None, [self.note]),
             self.advice(),
         ]
 

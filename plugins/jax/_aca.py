@@ -60,8 +60,8 @@ class AdaptiveCheckpointAdjoint(diffrax.AbstractAdjoint):
     Raises:
         steptape.OptionError: for arguments other than these.
         steptape.UnsupportedError: when the solve is differentiated in reverse mode, not when it runs: with an
-            ``UnsafeBrownianPath``, and with ``max_steps=None`` without ``checkpoints``; in reverse over reverse, with
-            ``max_steps=None`` and a ``jax.custom_vjp`` in the field.
+            ``UnsafeBrownianPath``, and with ``max_steps=None`` without ``checkpoints``; in second derivatives, with
+            ``max_steps=None`` and a ``jax.custom_vjp`` or ``jax.custom_jvp`` in the field.
 
     Source:
         Zhuang et al., "Adaptive Checkpoint Adjoint Method for Gradient Estimation in Neural ODE", ICML 2020,

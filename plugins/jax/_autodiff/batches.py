@@ -91,7 +91,7 @@ mlir.register_lowering(_noted_p, lambda ctx, x, **_: [x])
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class BatchedLinear:
-    """A ``modes.Linear`` for each of a batch; the axes of the last of x and w are 0 if they are not named."""
+    """A ``jacobians.Linear`` for each of a batch; the axes of the last of x and w are 0 if they are not named."""
 
     inner: Any
     batch: Batch

@@ -8,6 +8,7 @@ import jax
 from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 from jaxtyping import PyTree
 
+from steptape.compat._jax import is_of_library
 from steptape.jax._types import Mask
 
 
@@ -29,6 +30,11 @@ class Converted(eqx.Module):
     def has_custom_vjp(self) -> bool:
         """Whether a function in it has a rule for reverse mode alone."""
         return any(name.startswith("custom_vjp_call") for name in primitives(self.jaxpr))
+
+    def has_custom_jvp(self) -> bool:
+        """Whether a function of the user's in it has a rule, which need not be the derivative of anything."""
+        rules = (each for each in equations(self.jaxpr) if each.primitive.name == "custom_jvp_call")
+        return any(not is_of_library(each) for each in rules)
 
     def unchanged(self, last: PyTree) -> Mask:
         """True for the leaves of the last argument, which is like ``last``, that are returned as they are."""
@@ -52,11 +58,16 @@ def converted(function: Callable, *args: PyTree) -> Converted:
     return Converted(closed.jaxpr, closed.consts, (tuple(leaves), structure), static)
 
 
-def primitives(jaxpr: Any) -> Iterator[str]:
-    """The names of the operations in ``jaxpr``, and in those in it."""
+def equations(jaxpr: Any) -> Iterator[Any]:
+    """Those in ``jaxpr``, and those in them."""
     for equation in jaxpr.eqns:
-        yield equation.primitive.name
+        yield equation
         for inner in jax.tree.leaves(list(equation.params.values())):
             inner = getattr(inner, "jaxpr", inner)
             if hasattr(inner, "eqns"):
-                yield from primitives(inner)
+                yield from equations(inner)
+
+
+def primitives(jaxpr: Any) -> Iterator[str]:
+    """The names of the operations in ``jaxpr``, and in those in it."""
+    return (equation.primitive.name for equation in equations(jaxpr))

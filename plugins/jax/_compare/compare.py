@@ -54,10 +54,12 @@ def compare(
         ways: the names of those to run, as in the table; by default all.
 
     Returns:
-        A ``Comparison``. ``error`` of a row is against a solve in float64 at tolerances far below yours, by ``Dopri8``
-        in place of an explicit Runge-Kutta method; ``difference`` against ``RecursiveCheckpointAdjoint`` with every
-        step kept. ``held`` is what the forward pass leaves for the backward one, and ``peak`` what XLA takes besides
-        inputs and outputs. In a batch, evaluations are those of all its members.
+        A ``Comparison``. Its times are the clock's, or the processor's where XLA has one core, or one thread by
+        ``XLA_FLAGS=--xla_cpu_multi_thread_eigen=false``. ``error`` of a row is against a solve in float64 at tolerances
+        far below yours, by ``Dopri8`` in place of an explicit Runge-Kutta method; ``difference`` against
+        ``RecursiveCheckpointAdjoint`` with every step kept. ``held`` is what the forward pass leaves for the backward
+        one, and ``peak`` what XLA takes besides inputs and outputs. In a batch, evaluations are those of all its
+        members.
 
     Supports:
         Whatever ``loss`` computes, any number of solves among it, with ``jit`` and ``vmap`` inside.

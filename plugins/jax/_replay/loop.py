@@ -48,8 +48,9 @@ def replayed_while_loop(
     cond = stopped(converted(cond, carry))
     tried = None if tried is None else rewritten(tried)[1]
     reverse_alone = refusal is None and body.has_custom_vjp()
+    ruled = refusal is None and body.has_custom_jvp()
     whole = None
-    if reverse_alone and max_steps is not None:
+    if (reverse_alone or ruled) and max_steps is not None:
         run = functools.partial(while_loop, cond_fun, bounded(), max_steps=max_steps, buffers=buffers, kind="bounded")
         whole = converted(run, carry[-1])
     step = advance = None
@@ -57,7 +58,9 @@ def replayed_while_loop(
         step, advance = accepted_step.step, accepted_step.advance
         accepted_step = dataclasses.replace(accepted_step, step=None, advance=None)
     parts = Parts(carry, cond, body, tried, step, advance, whole)
-    settings = Settings(max_steps, checkpoints, _selected(buffers, init_val), accepted_step, refusal, reverse_alone)
+    settings = Settings(
+        max_steps, checkpoints, _selected(buffers, init_val), accepted_step, refusal, reverse_alone, ruled
+    )
     arrays = [x for x in jax.tree.leaves(parts) if eqx.is_array(x)]
     leaves, structure = jax.tree.flatten(carry[-1])
     final = call(Solve(parts, settings), arrays)

@@ -1,4 +1,4 @@
-"""A solve as a function of all arrays that it reads, in the terms of ``_autodiff.modes``.
+"""A solve as a function of all arrays that it reads, in the terms of ``_autodiff``.
 
 Its Jacobian is that of diffrax's loop, differentiated forward; what is pulled back goes over the tape of the loop.
 """
@@ -13,7 +13,8 @@ import jax.numpy as jnp
 
 from steptape._errors import UnsupportedError
 from steptape.jax._autodiff.converted import primitives
-from steptape.jax._autodiff.modes import Arrays, Derived, Flags, Jacobian, Linear, Native, along, marked, pulled
+from steptape.jax._autodiff.jacobians import Apart, Arrays, Flags, Jacobian, Linear, Native, along, marked, pulled
+from steptape.jax._autodiff.modes import Derived
 from steptape.jax._replay.recording import Parts, Recording, Settings
 
 
@@ -72,22 +73,33 @@ class Solve:
     def _along(self, mask: Flags) -> Callable:
         return lambda *x: along(self.value, x, mask, marked(x, mask))
 
+    @property
+    def is_ruled(self) -> bool:
+        """Whether a rule of the user's may be no derivative, so that what follows of it has no symmetry."""
+        return self._settings.ruled
+
+    def push_whole(self, x: Arrays, v: Arrays, mask: Flags) -> Arrays:
+        """J(x) v, where x are those marked, in a form that JAX differentiates in any mode."""
+        return along(self._whole(mask), x, mask, v)[1]
+
     def pull_whole(self, x: Arrays, w: Arrays, mask: Flags) -> Arrays:
         """J(x)^T w, where x are those marked and w those that move with them, by JAX's own reverse mode."""
-        if self.parts(x).whole is None:
-            raise UnsupportedError(
-                "`diffeqsolve(..., max_steps=None, adjoint=AdaptiveCheckpointAdjoint(...))` has no second derivative "
-                "through a `jax.custom_vjp` in the vector field: it has no forward mode, so that all steps are "
-                "differentiated at once, and JAX must know how many there may be. Pass `max_steps=...`."
-            )
+        values, pull = pulled(self._whole(mask), x, mask)
+        return pull(w[: len(values)])
 
+    def _whole(self, mask: Flags) -> Callable[[Arrays], Arrays]:
         def whole(x):
             parts = self.parts(x)
-            assert parts.whole is not None
+            if parts.whole is None:
+                raise UnsupportedError(
+                    "`diffeqsolve(..., max_steps=None, adjoint=AdaptiveCheckpointAdjoint(...))` has no second "
+                    "derivative in reverse mode through a `jax.custom_vjp` or `jax.custom_jvp` in the vector field: "
+                    "such a rule need not be a derivative, so that all steps are differentiated at once, and JAX must "
+                    "know how many there may be. Pass `max_steps=...`."
+                )
             return marked(jax.tree.leaves(parts.whole(parts.carry[-1])), self.recording(mask).moving)
 
-        values, pull = pulled(whole, x, mask)
-        return pull(w[: len(values)])
+        return whole
 
     def sweep(self, x: Arrays, tape: Arrays, w: Arrays, mask: Flags) -> list:
         """J(x)^T w for those of x that are marked, given their tape and the cotangents of what moves with them."""
@@ -145,20 +157,26 @@ class _Swept:
         moving = self.solve.recording(self.mask).moving
         return self.solve.sweep(x[:count], x[count:], w[: sum(moving)], self.mask)
 
-    def of_push(self, in_x: Flags, in_v: Flags) -> Jacobian:
-        """As if there were no tape to be told."""
-        mask = self.mask + (False,) * (len(in_x) - len(self.mask))
-        return Jacobian(self._value, self._pull_back, mask).of_push(in_x, in_v)
+    def of_push(self, in_x: Flags, in_v: Flags) -> Linear:
+        """As if there were no tape to be told; pulled by JAX through a rule of the user's."""
+        count, jacobian = len(self.mask), self._untold(in_x).of_push(in_x, in_v)
+        if not self.solve.is_ruled:
+            return jacobian
+        whole = Native(lambda xv: self.solve.push_whole(xv[:count], xv[len(in_x) :], self.mask), in_x + in_v)
+        return Apart(jacobian, whole)
 
     def of_pull(self, in_x: Flags, in_w: Flags) -> Linear:
-        """Forward with the tape, and back as if there were none; JAX's own where there is no forward mode."""
+        """Forward with the tape, and back as if there were none; by JAX through a rule of the user's."""
+        count = len(self.mask)
+        whole = Native(lambda xw: self.solve.pull_whole(xw[:count], xw[len(in_x) :], self.mask), in_x + in_w)
         if self.solve.reverse_alone(self.mask):
-            return Native(
-                lambda xw: self.solve.pull_whole(xw[: len(self.mask)], xw[len(in_x) :], self.mask), in_x + in_w
-            )
-        mask = self.mask + (False,) * (len(in_x) - len(self.mask))
-        jacobian = Jacobian(self._value, self._pull_back, mask).of_pull(in_x, in_w)
-        return dataclasses.replace(jacobian, value=lambda xw: self.pull(xw[: len(in_x)], xw[len(in_x) :]))
+            return whole
+        jacobian = self._untold(in_x).of_pull(in_x, in_w)
+        jacobian = dataclasses.replace(jacobian, value=lambda xw: self.pull(xw[: len(in_x)], xw[len(in_x) :]))
+        return Apart(jacobian, whole) if self.solve.is_ruled else jacobian
+
+    def _untold(self, in_x: Flags) -> Jacobian:
+        return Jacobian(self._value, self._pull_back, self.mask + (False,) * (len(in_x) - len(self.mask)))
 
     def _value(self, x: Arrays) -> Arrays:
         return marked(self.function.value(x[: len(self.mask)]), self.moving)

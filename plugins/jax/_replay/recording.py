@@ -21,7 +21,7 @@ from jax import lax
 from steptape._errors import UnsupportedError
 from steptape.compat._diffrax import with_fields
 from steptape.jax._autodiff.activity import active_leaves
-from steptape.jax._autodiff.modes import Arrays, Flags
+from steptape.jax._autodiff.jacobians import Arrays, Flags
 from steptape.jax._replay.accepted_step import AcceptedStep
 from steptape.jax._replay.blocks import Blocks, Room, Walk, spare_steps
 from steptape.jax._replay.sweep import Replay, Sweep
@@ -55,6 +55,7 @@ class Settings:
     accepted_step: AcceptedStep | None  # without its functions
     refusal: str | None  # why nothing can be pulled back
     reverse_alone: bool  # a function in the loop has no derivative in forward mode
+    ruled: bool  # one has a rule of the user's for forward mode, which may be no derivative
 
 
 class Recording:

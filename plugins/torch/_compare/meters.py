@@ -20,13 +20,14 @@ from steptape._compare.rows import in_bytes
 class SavedTensors:
     """The storages that autograd saves in a ``with`` block and still holds.
 
-    Raises ``MemoryError`` in the block where they would be more than is ``available``.
+    Raises ``MemoryError`` in the block where they would be more than is ``available``. ``tick``: called when a backward
+    pass reads one of them.
     """
 
-    def __init__(self, available: float):
-        self._available, self._bytes = available, 0
+    def __init__(self, available: float, tick: Callable[[], None]):
+        self._available, self._bytes, self._tick = available, 0, tick
         self._counts = Counter[tuple[int, int]]()
-        self._hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, lambda saved: saved.tensor)
+        self._hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, self._unpack)
 
     def __enter__(self) -> SavedTensors:
         self._hooks.__enter__()
@@ -49,6 +50,10 @@ class SavedTensors:
             raise MemoryError(f"its graph holds more than the {in_bytes(self._available)} that are free")
         # Detached, as an output saved by its own node would keep itself alive.
         return _Saved(x.detach(), lambda: self._free(key))
+
+    def _unpack(self, saved: _Saved) -> Tensor:
+        self._tick()
+        return saved.tensor
 
     def _free(self, key: tuple[int, int]) -> None:
         self._counts[key] -= 1

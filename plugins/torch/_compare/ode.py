@@ -112,7 +112,9 @@ def compare(
         Oracle(ode.reference, lambda: f"dopri8 in float64, rtol {ode.tight:.1e}", REFERENCE),
         Oracle(ode.discrete, lambda: "back-propagation through the same steps"),
     )
-    return compared(title, ode.ways(memory), oracles, distance, clock, problem.eps**0.5, there_is, ways)
+    found = compared(title, ode.ways(memory), oracles, distance, clock, problem.eps**0.5, there_is, ways)
+    found.note = problem.waiting(clock)
+    return found
 
 
 # What a reference keeps of the caller's options: where the field jumps.
@@ -138,10 +140,11 @@ class _Ode:
         def tick() -> None:
             nonlocal count
             count += 1
+            self._clock.check()
 
         watched = (Stepping if self._is_adaptive else Watched)(problem.func, tick)
         self._clock.say("the solve")
-        with problem.unchanged(), torch.no_grad():
+        with problem.in_time(self._clock), problem.unchanged(), torch.no_grad():
             problem.loss_of(host.odeint(watched, problem.state(), self._t, **self._settings))
         accepted = 0
         if isinstance(watched, Stepping):
@@ -165,7 +168,7 @@ class _Ode:
             return host.odeint(func, y0, self._t, **settings)
 
         try:
-            with SavedTensors(available(problem.device)):
+            with SavedTensors(available(problem.device), self._clock.check):
                 return problem.gradient(solve, watched)
         except MemoryError:
             return problem.gradient(solve, again)

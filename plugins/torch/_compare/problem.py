@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from steptape._compare.clock import Clock, TimeUp
 from steptape._errors import OptionError
 from steptape.torch._autograd.graph import tensors_of
 from steptape.torch._autograd.looks import Inside, look
@@ -78,6 +79,29 @@ class Problem:
     def unchanged(self) -> AbstractContextManager[None]:
         """A block after which all that func and loss refer to is as it was."""
         return unchanged(self.device, self.func, self._loss)
+
+    @contextmanager
+    def in_time(self, clock: Clock) -> Iterator[None]:
+        """A block with the first solve, without which there is nothing to compare."""
+        try:
+            yield
+        except TimeUp:
+            more = f" {note}" if (note := self.waiting(clock)) else ""
+            raise OptionError(
+                f"{self._call}(..., time_limit={clock.limit:.3g}): the solve alone, without a gradient, takes longer. "
+                f"Give it more time, or a smaller problem.{more}"
+            ) from None
+
+    def waiting(self, clock: Clock) -> str:
+        """What to do where torch's threads wait for each other most of the time; nothing where they do not."""
+        threads = torch.get_num_threads()
+        if self.device.type != "cpu" or threads == 1 or clock.busy > 0.5:
+            return ""
+        return (
+            f"note: this program had a processor {clock.busy:.0%} of the time. Where others take the rest, torch's "
+            f"{threads} threads wait for each other in each operation: torch.set_num_threads(1) before the call may be "
+            "many times faster"
+        )
 
     def _now(self) -> float:
         """Where one thread computes, the processor's time, which other programs do not share in; else the clock's."""

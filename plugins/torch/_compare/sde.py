@@ -13,6 +13,7 @@ from steptape._compare.advice import size_of
 from steptape._compare.clock import Clock
 from steptape._compare.comparison import Comparison
 from steptape._compare.race import REFERENCE, Oracle, Way, compared
+from steptape._errors import OptionError
 from steptape.compat import _torchsde as host
 from steptape.torch._compare.problem import Problem, distance, last_square, params_of, unchanged
 from steptape.torch._compare.ways import HostWay, OurWay, recorded, skip_if_too_large, spelled
@@ -91,6 +92,11 @@ def compare_sde(
         [('back-propagation', True), ('aca', True)]
     """
     clock, there_is = Clock(time_limit, progress), size_of(memory)
+    if not isinstance(y0, Tensor) or y0.dim() != 2 or not isinstance(ts, (Tensor, Sequence)):
+        raise OptionError(
+            f"compare_sde(sde, y0={y0!r}, ts={ts!r}): y0 must be a tensor of shape (batch, channels), and ts a tensor "
+            "or a sequence of numbers."
+        )
     loss = last_square if loss is None else loss
     own = {"adaptive": adaptive, "options": options, "names": names}
     with unchanged(y0.device, sde, loss):
@@ -104,7 +110,9 @@ def compare_sde(
         Oracle(solve.reference, lambda: f"the same path at dt / {_FINER}", REFERENCE),
         Oracle(solve.discrete, lambda: "back-propagation through torchsde.sdeint"),
     )
-    return compared(title, solve.ways(), oracles, distance, clock, problem.eps**0.5, there_is, ways)
+    found = compared(title, solve.ways(), oracles, distance, clock, problem.eps**0.5, there_is, ways)
+    found.note = problem.waiting(clock)
+    return found
 
 
 def _params(sde: Any, forward: Any, ts: Any, y0: Tensor) -> list[Tensor]:
@@ -124,8 +132,9 @@ class _Sde:
         """The solve as it is, in words."""
         settings = self._settings
         self._clock.say("the solve")
-        with self._problem.unchanged(), torch.no_grad():
-            self._problem.loss_of(host.sdeint(self._problem.func, self._problem.state(), self._ts, **settings))
+        watched = WatchedSde(self._problem.func, self._clock.check)
+        with self._problem.in_time(self._clock), self._problem.unchanged(), torch.no_grad():
+            self._problem.loss_of(host.sdeint(watched, self._problem.state(), self._ts, **settings))
         steps = f"dt {settings['dt']:.3g}"
         if settings["adaptive"]:
             steps = f"rtol {settings['rtol']:.3g}, atol {settings['atol']:.3g}"

@@ -74,7 +74,7 @@ class HostWay(TorchWay):
             count += 1
             self._clock.check()
 
-        saved = SavedTensors(available(problem.device))
+        saved = SavedTensors(available(problem.device), self._clock.check)
 
         def between(y0: Any, ys: Any) -> None:
             row.held = saved.besides([*tensors_of((y0, ys)), *problem.params])

@@ -1,6 +1,8 @@
 """``compare``: counts and gradients of each way, and what fails in words."""
 
 import math
+import os
+from types import SimpleNamespace
 
 import diffrax
 import equinox as eqx
@@ -10,6 +12,7 @@ import pytest
 
 from steptape import OptionError
 from steptape.jax import compare
+from steptape.jax._compare import ways
 
 
 class Decay(eqx.Module):
@@ -65,3 +68,15 @@ def test_each_way_is_counted_and_held_against_the_discrete_gradient():
 def test_a_wrong_call_is_refused(loss, inputs, said):
     with pytest.raises(OptionError, match=said):
         compare(loss, *inputs)
+
+
+@pytest.mark.parametrize(
+    ("flags", "cores", "time"),
+    [("", {0, 1}, "clock"), ("", {1}, "processor"), ("--xla_cpu_multi_thread_eigen=false", {0, 1}, "processor")],
+)
+def test_where_one_thread_computes_what_other_programs_take_is_not_counted(monkeypatch, flags, cores, time):
+    clocks = SimpleNamespace(perf_counter=lambda: "clock", process_time=lambda: "processor")
+    monkeypatch.setattr(ways, "time", clocks)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: cores, raising=False)
+    monkeypatch.setenv("XLA_FLAGS", flags)
+    assert ways.now() == time

@@ -7,12 +7,14 @@ import functools
 from typing import Any
 
 import diffrax
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optimistix
 import pytest
 
+from steptape import UnsupportedError
 from steptape.jax import AdaptiveCheckpointAdjoint
 from steptape.jax._autodiff.nextafter import make_differentiable
 from steptape.jax._replay import blocks
@@ -203,24 +205,88 @@ def _ruled(y):
 _ruled.defvjp(lambda y: (_ruled(y), y), lambda y, g: (0.3 * jnp.clip(g, -0.5, 0.5) * jnp.cosh(jnp.sum(y**2)),))
 
 
-def test_a_rule_for_reverse_mode_alone_is_followed_in_reverse_over_reverse_though_it_is_no_derivative():
-    def solved(x):
-        term = diffrax.ODETerm(lambda t, y, p: _ruled(p * y))
-        how: Any = {"adjoint": OURS, "max_steps": 4}
-        return diffrax.diffeqsolve(term, diffrax.Euler(), 0.0, 1.0, 0.25, x[1:], x[0], **how).ys[0]
+@jax.custom_jvp
+def _bent(y):
+    return jnp.sin(y) * jnp.sum(y)
 
-    def written_out(x):
-        y = x[1:]
-        for _ in range(4):
-            y = y + 0.25 * _ruled(x[0] * y)
-        return y
 
-    def second(end):
-        return jax.vmap(products(lambda x: jnp.sum(jnp.sin(end(x))), V[:3])["reverse over reverse"])
+# The derivative of nothing: what follows of it has no symmetry.
+_bent.defjvp(
+    lambda y, v: (_bent(*y), 0.5 * jnp.cosh(y[0][::-1]) * v[0] + 0.3 * y[0] ** 2 * jnp.sum(v[0])),
+)
+_bent_too = eqx.filter_custom_jvp(_bent.fun)
+_bent_too.def_jvp(_bent.jvp)
 
+
+@jax.custom_jvp
+def _rounded(y):
+    return jnp.round(4 * y) / 4
+
+
+_rounded.defjvp(lambda y, v: (_rounded(*y), v[0] * (1 - jnp.tanh(y[0]) ** 2)))
+
+
+def _by_rule(field, solver, x):
+    """A solve whose field is what a rule of the user's is for."""
+    term = diffrax.ODETerm(lambda t, y, p: field(p * y))
+    return diffrax.diffeqsolve(term, solver, 0.0, 1.0, 0.25, x[1:], x[0], adjoint=OURS, max_steps=4).ys[0]
+
+
+def _written_out(field, x):
+    """The same by Euler's method, as one program."""
+    y = x[1:]
+    for _ in range(4):
+        y = y + 0.25 * field(x[0] * y)
+    return y
+
+
+def _second(end, of):
+    second = products(lambda x: jnp.sum(jnp.sin(end(x))), V[:3])
+    return {mode: jax.vmap(second[mode]) for mode in of}
+
+
+IN_REVERSE = ("reverse over forward", "reverse over reverse")
+RULES = {
+    "a vjp that is none": (_ruled, IN_REVERSE[1:]),
+    "a jvp that is none": (_bent, (*IN_REVERSE, *MODES[0])),
+    "one by equinox": (_bent_too, IN_REVERSE),
+    "straight through a rounding": (_rounded, IN_REVERSE),
+}
+
+
+@pytest.mark.by_default(where=lambda name: name in ("a vjp that is none", "a jvp that is none"))
+@pytest.mark.parametrize("name", RULES)
+def test_a_rule_of_the_users_is_followed_in_second_derivatives_though_it_is_no_derivative(name):
+    field, of = RULES[name]
+    ours = _second(functools.partial(_by_rule, field, diffrax.Euler()), of)
+    host = _second(functools.partial(_written_out, field), of)
     both = np.stack([X[:3], 1.1 * X[:3]])
-    found, want = jax.jit(lambda x: (second(solved)(x), second(written_out)(x)))(both)
-    assert worst(found, want) < 1e-12
+    found, want = jax.jit(lambda x: [{mode: f(x) for mode, f in each.items()} for each in (ours, host)])(both)
+    for mode in of:
+        assert worst(found[mode], want[mode]) < 1e-12, mode
+
+
+def _kept(function, solver):
+    """Whether a second derivative in reverse mode keeps all steps of the solve, which are then as many as are known."""
+
+    def end(p):
+        term, adjoint = diffrax.ODETerm(lambda t, y, p: -p * function(y)), AdaptiveCheckpointAdjoint(checkpoints=4)
+        how: Any = {"adjoint": adjoint, "max_steps": None}
+        return diffrax.diffeqsolve(term, solver, 0.0, 1.0, 0.25, jnp.ones(2), p, **how).ys.sum()
+
+    try:
+        jax.make_jaxpr(jax.grad(jax.grad(end)))(0.7)
+    except UnsupportedError:
+        return True
+    return False
+
+
+def test_rules_of_jax_and_of_what_diffrax_needs_are_derivatives_and_cost_nothing():
+    implicit = diffrax.Kvaerno3(root_finder=diffrax.VeryChord(1e-3, 1e-3))
+    assert not _kept(lambda y: jax.nn.relu(y) * jnp.logaddexp(y, 1.0), diffrax.Euler())
+    assert not _kept(jax.nn.relu, implicit)
+    assert _kept(_bent_too, implicit)
+    assert _kept(lambda y: jax.lax.scan(lambda y, _: (_bent(y), None), y, length=2)[0], diffrax.Euler())
 
 
 def test_an_optimum_found_by_least_squares_and_the_gradient_through_it():

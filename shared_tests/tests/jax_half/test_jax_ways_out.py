@@ -157,6 +157,19 @@ def ruled():
     return diffrax.ODETerm(lambda t, y, p: -p * _same(y))
 
 
+@jax.custom_jvp
+def _alike(y):
+    return y
+
+
+_alike.defjvp(lambda y, v: (*y, *v))
+
+
+def forward_ruled():
+    """A field with a rule for both modes."""
+    return diffrax.ODETerm(lambda t, y, p: -p * _alike(y))
+
+
 def safe():
     return diffrax.VirtualBrownianTree(0.0, 1.0, 1e-2, (), jax.random.key(0))
 
@@ -193,6 +206,12 @@ class Case(NamedTuple):
 
 def option(says, provoke, ways):
     return Case(says, provoke, ways, OptionError)
+
+
+def by_rule(says, terms):
+    without = AdaptiveCheckpointAdjoint(checkpoints=8)
+    ways = {"max_steps=...": lambda: curvature(ACA, max_steps=32, terms=terms)}
+    return Case(says, lambda: curvature(without, max_steps=None, terms=terms), ways)
 
 
 def by_aca(says, adjoint, **how):
@@ -289,11 +308,8 @@ CASES = {
         ),
     ],
     "program": [
-        Case(
-            "it has no forward mode",
-            lambda: curvature(AdaptiveCheckpointAdjoint(checkpoints=8), max_steps=None, terms=ruled),
-            {"max_steps=...": lambda: curvature(ACA, max_steps=32, terms=ruled)},
-        ),
+        by_rule("such a rule need not be a derivative", ruled),
+        by_rule("or `jax.custom_jvp` in the vector field", forward_ruled),
     ],
     "solve": [
         Case(

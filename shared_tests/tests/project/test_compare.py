@@ -138,6 +138,8 @@ class Time:
     def monotonic(self):
         return self.now
 
+    process_time = monotonic
+
 
 class Sleeper(Way):
     """A way of so many seconds."""

@@ -1,5 +1,6 @@
 """``compare`` and ``compare_sde``: counts and gradients of each way, failures in words, a model left as it was."""
 
+import itertools
 import math
 import random
 import subprocess
@@ -130,9 +131,17 @@ def test_what_a_way_refuses_is_shown_in_its_words():
     assert by_name(found)["aca"].difference < 1e-13
 
 
-def test_a_slow_model_ends_with_its_time(monkeypatch):
-    rate, now = torch.tensor(1.3, dtype=torch.float64, requires_grad=True), [0.0]
-    monkeypatch.setattr("steptape._compare.clock.time", SimpleNamespace(monotonic=lambda: now[0]))
+@pytest.fixture
+def now(monkeypatch):
+    """The time, by a clock that stands still."""
+    now = [0.0]
+    clock = SimpleNamespace(monotonic=lambda: now[0], process_time=lambda: 0.1 * now[0])
+    monkeypatch.setattr("steptape._compare.clock.time", clock)
+    return now
+
+
+def test_a_slow_model_ends_with_its_time(now):
+    rate = torch.tensor(1.3, dtype=torch.float64, requires_grad=True)
 
     def func(t, y):
         now[0] += 0.01
@@ -143,6 +152,36 @@ def test_a_slow_model_ends_with_its_time(monkeypatch):
     assert found.rows[0].difference < 1e-13
     assert found.rows[-1].why_not.startswith("skipped: ")
     assert "none: not within 1 s" in found.reference
+
+
+def test_a_slow_backward_pass_ends_with_its_time(now):
+    class Slow(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, y):
+            return -y
+
+        @staticmethod
+        def backward(ctx, g):
+            now[0] += 0.1
+            return -g
+
+    found = compare(lambda t, y: Slow.apply(y) * y, start().requires_grad_(), T, **{**RK4, "time_limit": 2.0})
+    assert now[0] < 2.2
+    assert "none: not within 2 s" in found.discrete
+    assert all(row.why_not.startswith("skipped: ") for row in found.rows)
+
+
+@pytest.mark.parametrize(("threads", "said"), [(2, True), (1, False)])
+def test_threads_that_wait_for_each_other_are_told_of(monkeypatch, threads, said):
+    looks = itertools.count()
+    clock = SimpleNamespace(monotonic=lambda: 0.01 * next(looks), process_time=lambda: 0.0)
+    monkeypatch.setattr("steptape._compare.clock.time", clock)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    call = {"func": lambda t, y: -y, "y0": start().requires_grad_(), "t": T, **RK4}
+    assert ("had a processor 0% of the time" in compare(**call, ways=["aca"]).note) == said
+    with pytest.raises(OptionError, match="the solve alone, without a gradient, takes longer") as refused:
+        compare(**{**call, "time_limit": 0.2})
+    assert ("torch.set_num_threads(1)" in str(refused.value)) == said
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ A refusal in the source that no case here provokes fails the last test.
 """
 
 import ast
+import functools
 import importlib
 import random
 import re
@@ -18,7 +19,7 @@ import torchdiffeq
 import steptape.torch
 from steptape import GradientError, HostChangedError, OptionError, UnsupportedError
 from steptape.compat import _torchdiffeq
-from steptape.torch import compare, install, odeint_adjoint, sdeint_adjoint, seminorm
+from steptape.torch import compare, compare_sde, install, odeint_adjoint, sdeint_adjoint, seminorm
 
 torchsde = pytest.importorskip("torchsde")
 
@@ -542,8 +543,8 @@ def hooked(z_of, **call):
     return solved(field, method="euler", **call)
 
 
-def compared(y0, loss=None):
-    (row,) = compare(lambda t, y: -y, y0, T, loss=loss, method="euler", ways=["aca"]).rows
+def compared(y0, loss=None, **call):
+    (row,) = compare(lambda t, y: -y, y0, T, loss=loss, method="euler", ways=["aca"], **call).rows
     assert row.why_not is None
 
 
@@ -551,6 +552,9 @@ refusal(OptionError, "neither y0 nor anything that is used", lambda: compared(y0
     lambda: compared(y0_of().detach())
 )
 refusal(OptionError, "y0 must be a tensor or a tuple of them", lambda: compared(y0_of()))(lambda: compared([0.5, 1.0]))
+refusal(OptionError, "the solve alone, without a gradient, takes longer", lambda: compared(y0_of()))(
+    lambda: compared(y0_of(), time_limit=1e-9)
+)
 refusal(OptionError, "must map the solution to a scalar", lambda: compared(y0_of(), torch.sum))(
     lambda: compared(y0_of(), lambda ys: ys)
 )
@@ -925,6 +929,23 @@ def sde_transformed():
 
 
 refusal(UnsupportedError, "torch.func over sdeint_adjoint", sde_right)(sde_transformed)
+
+
+def sde_compared(y0, ts=(0.0, 1.0)):
+    (row,) = compare_sde(Sde(), y0, ts, dt=0.1, method="euler", ways=["aca"]).rows
+    assert row.why_not is None
+
+
+for wrong in [0.5, 1.0], y0_of(), (y0_of()[None], y0_of()[None]):
+    refusal(OptionError, r"y0 must be a tensor of shape \(batch, channels\)", lambda: sde_compared(torch.ones(3, 2)))(
+        functools.partial(sde_compared, wrong)
+    )
+refusal(
+    OptionError,
+    "and ts a tensor or a sequence of numbers",
+    lambda: sde_compared(torch.ones(3, 2)),
+    lambda: sde_compared(torch.ones(3, 2), T),
+)(lambda: sde_compared(torch.ones(3, 2), 1.0))
 
 
 class Learned:
