@@ -1,7 +1,5 @@
 """Compiled programs of JAX, timed in interleaved rounds."""
 
-from __future__ import annotations
-
 import dataclasses
 import re
 import time
@@ -13,6 +11,16 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks import meters, timing
+from benchmarks.ways import DEFAULT, REPLAY
+from steptape.jax import AdaptiveCheckpointAdjoint
+
+
+def both(checkpoints: int | None = None) -> dict[str, diffrax.AbstractAdjoint]:
+    """The host's default and the replay, with as many checkpoints."""
+    return {
+        DEFAULT: diffrax.RecursiveCheckpointAdjoint(checkpoints=checkpoints),
+        REPLAY: AdaptiveCheckpointAdjoint(checkpoints=checkpoints),
+    }
 
 
 def solved(field: Callable[..., Any], t1: Any, y0: Any, args: Any, **settings: Any) -> Any:
@@ -42,7 +50,7 @@ class Program:
     result: Any = None
 
     @classmethod
-    def compiled(cls, name: str, function: Callable, inputs: tuple) -> Program:
+    def compiled(cls, name: str, function: Callable, inputs: tuple) -> "Program":
         """Compile it, and note the time that takes."""
         start = time.process_time()
         compiled = jax.jit(function).lower(*inputs).compile()

@@ -5,8 +5,6 @@ numbers of checkpoints tried, among them one for every step, with which it recom
 ``over_best``: the median over the rounds of the host's time over ours in the same round.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import itertools
@@ -19,13 +17,9 @@ from benchmarks import jax_programs as programs
 from benchmarks import timing
 from benchmarks.envelope import Rows
 from benchmarks.measurements import Cells, Scope
-from benchmarks.ways import DEFAULT, REPLAY
-from steptape.jax import AdaptiveCheckpointAdjoint
 
 SOLVERS = {"Tsit5": diffrax.Tsit5, "Dopri5": diffrax.Dopri5, "Dopri8": diffrax.Dopri8}
 TOLERANCES = (1e-3, 1e-6)
-
-
 # Of a perceptron's field with two hidden layers: dim, width, batch, dtype.
 SIZES = {"tiny": (2, 16, 1, "float64"), "middle": (16, 64, 32, "float64"), "large": (64, 256, 128, "float32")}
 
@@ -75,10 +69,9 @@ class Case:
 
         def loss(weights, y0):
             how = {"solver": SOLVERS[self.solver](), "adjoint": adjoint, **programs.adaptive(self.tolerance)}
-            how |= {"max_steps": self.max_steps}
             if self.outputs:
                 how["saveat"] = diffrax.SaveAt(ts=jnp.linspace(0.0, 10.0, self.outputs))
-            solution = programs.solved(field, 10.0, y0, weights, **how)
+            solution = programs.solved(field, 10.0, y0, weights, max_steps=self.max_steps, **how)
             return jnp.mean(solution.ys**2), solution.stats
 
         return programs.Program.compiled(name, jax.value_and_grad(loss, argnums=(0, 1), has_aux=True), self.inputs())
@@ -93,7 +86,7 @@ def cells(scope: Scope) -> Cells:
 
 
 def _cell(case: Case, rounds: int, settings: int) -> Rows:
-    default = case.program(DEFAULT, diffrax.RecursiveCheckpointAdjoint())
+    default, ours = (case.program(name, adjoint) for name, adjoint in programs.both().items())
     default.run()
     stats = default.result[0][1]
     accepted, tries = int(stats["num_accepted_steps"]), int(stats["num_steps"])
@@ -101,20 +94,15 @@ def _cell(case: Case, rounds: int, settings: int) -> Rows:
     for k in (max(1, tries // 2**i) for i in range(settings)):
         hosts.append(case.program(f"checkpoints={k}", diffrax.RecursiveCheckpointAdjoint(checkpoints=k)))
     held = hosts[1]  # as many checkpoints as steps: the default's gradient can be wrong
-    ours = case.program(REPLAY, AdaptiveCheckpointAdjoint())
     programs.race([*hosts, ours], rounds)
     best = min(hosts, key=lambda row: row.seconds)
     row = {
-        "case": case.name,
-        "accepted": accepted,
-        "rejected": tries - accepted,
+        **{"case": case.name, "accepted": accepted, "rejected": tries - accepted},
         "milliseconds": ours.seconds * 1e3,
         "over_default": timing.ratio(default.times, ours.times),
-        "over_best": timing.ratio(best.times, ours.times),
-        "best": best.name,
+        **{"over_best": timing.ratio(best.times, ours.times), "best": best.name},
         "compiling": ours.compiling / default.compiling,
-        "memory": ours.temporary,
-        "memory_default": default.temporary,
+        **{"memory": ours.temporary, "memory_default": default.temporary},
         "difference": programs.difference(ours.result[1], held.result[1]),
     }
     jax.clear_caches()

@@ -1,7 +1,5 @@
 """The training in JAX: diffrax's own example of a neural CDE, which tells clockwise spirals from the others."""
 
-from __future__ import annotations
-
 import functools
 import statistics
 import time

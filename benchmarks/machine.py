@@ -1,7 +1,5 @@
 """What a measurement ran on: processor and system, versions of what is measured, and one thread of one core."""
 
-from __future__ import annotations
-
 import importlib.metadata
 import os
 import platform

@@ -4,8 +4,6 @@ Adaptive, all step by Dormand and Prince's method of order 5 with the same toler
 backward, there too. What a package has no argument for raises ``Absent``.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import importlib

@@ -5,8 +5,6 @@ is in the names of the cells to be run. A cell that is in the file is not run ag
 where it was.
 """
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys
@@ -58,7 +56,7 @@ def work(name: str, framework: str, number: int, file: Path, quick: bool, only: 
             note(f"  failed: {type(error).__name__}: {error}")
             continue
         done[cell] = rows
-        envelope.append(file, [envelope.entry(name, cell, framework, number, rows)])
+        envelope.write(file, [envelope.entry(name, cell, framework, number, rows)], "a")
         note(f"  {time.monotonic() - start:.1f} s")
     return not failed
 

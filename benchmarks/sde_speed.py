@@ -5,8 +5,6 @@ steps, with all states, with their graphs, and with few states. The same solve f
 steps. ``held``: the bytes between the passes.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import itertools

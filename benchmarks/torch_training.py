@@ -1,7 +1,5 @@
 """The trainings in PyTorch: a latent ODE on irregular series, a flow to two moons, a latent SDE on Lorenz paths."""
 
-from __future__ import annotations
-
 import functools
 import itertools
 import math

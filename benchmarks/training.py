@@ -7,8 +7,6 @@ over those at every fifth point. ``peak``: bytes that the last one takes. ``apar
 difference of the curve's losses from those of back-propagation, which is the first way; ``failed``: why it ended early.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
@@ -83,7 +81,7 @@ class _Run:
         except Exception as error:
             self.failed = f"step {step}: {type(error).__name__}: {error}".splitlines()[0][:200]
 
-    def row(self, base: _Run) -> Row:
+    def row(self, base: "_Run") -> Row:
         """What became of it."""
         losses, others = (np.array([loss for _, loss in run.curve]) for run in (self, base))
         apart = np.abs(losses - others[: len(losses)]) / np.abs(others).max()

@@ -1,7 +1,5 @@
 """What is solved, the same in both frameworks: fields in the array API standard, inputs as NumPy arrays."""
 
-from __future__ import annotations
-
 import dataclasses
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """The perceptron as NumPy arrays, with its reference gradient: ``python -m benchmarks.curves.mlp FILE``."""
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 from typing import Any

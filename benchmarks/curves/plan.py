@@ -1,20 +1,19 @@
 """Which cells there are, in order, and which ways are too slow or too large for one; the same for both frameworks."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
+from benchmarks import timing
 from benchmarks.curves import cases
 from benchmarks.curves.cases import Case
 from benchmarks.envelope import Row, Rows
 from benchmarks.measurements import Cells, Scope
 
-SECONDS = 60.0
-BYTES = 4 * 2**30
+# Of a run, beyond which a way is not tried at a larger size.
+SECONDS, BYTES = 60.0, 4 * 2**30
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +44,11 @@ def cells(framework: Framework, scope: Scope) -> Cells:
             measure = functools.partial(_scaling, framework, axis, size, before, rounds, scope)
             found[_name("scaling", axis.name, size)] = measure
     return found
+
+
+def measured(runs: Mapping[str, Callable[[], Row]], most: int) -> Rows:
+    """A row for each way, of at ``most`` so many rounds in some 4 s; a run that takes 8 s is a way's only one."""
+    return list(timing.rows(runs, timing.Rounds(most, 4.0, alone=8.0))[0].values())
 
 
 def _name(part: str, name: str, size: float) -> str:

@@ -1,7 +1,5 @@
 """Two runs of the same measurements: how far apart are the ratios that both hold, and do the ways keep their order?"""
 
-from __future__ import annotations
-
 import itertools
 import statistics
 from collections.abc import Sequence

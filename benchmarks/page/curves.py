@@ -1,14 +1,15 @@
 """The figures of work-precision and scaling."""
 
-from __future__ import annotations
-
+import math
 import statistics
 from collections.abc import Sequence
 
-from benchmarks.curves import fits
+import numpy as np
+
 from benchmarks.envelope import Results, Row, Rows
 from benchmarks.ways import BASE
 
+UPPER = 3
 ERRORS = (1e-5, 1e-7)
 # By problem or axis, tolerance or size, and way: the rows.
 Cells = dict[str, dict[float, dict[str, Row]]]
@@ -42,7 +43,7 @@ def _times(found: dict[float, dict[str, Row]], way: str, base: str) -> list[floa
         rows = [found[size].get(name, {}) for size in sorted(found, reverse=True)]
         return [(row["error"], row["seconds"]) for row in rows if row.get("error") is not None]
 
-    return [_ratio(fits.at_error(curve(way), error), fits.at_error(curve(base), error)) for error in ERRORS]
+    return [_ratio(at_error(curve(way), error), at_error(curve(base), error)) for error in ERRORS]
 
 
 def _ratio(mine: float | str, theirs: float | str) -> float | str:
@@ -69,6 +70,32 @@ def _growth(sizes: dict[float, dict[str, Row]], way: str) -> str:
     measured = {size: sizes[size][way] for size in sorted(sizes) if "seconds" in sizes[size].get(way, {})}
     if not measured:
         return ""
-    fitted = (fits.exponent(list(measured), [row[c] for row in measured.values()]) for c in ("seconds", "held"))
+    fitted = (exponent(list(measured), [row[c] for row in measured.values()]) for c in ("seconds", "held"))
     exponents = " / ".join("" if fit is None else f"{fit[0]:.2f}".replace("-0.00", "0.00") for fit in fitted)
     return f"{exponents} ({max(measured):,.0f})"
+
+
+def exponent(sizes: Sequence[float], values: Sequence[float | None]) -> tuple[float, int] | None:
+    """p of value = c size^p by least squares on the logarithms of the last ``UPPER`` points, and their number."""
+    points = [(math.log(x), math.log(y)) for x, y in zip(sizes, values, strict=True) if y is not None and y > 0]
+    points = points[-UPPER:]
+    if len(points) < 2:
+        return None
+    x, y = np.array(points).T
+    return float(np.polyfit(x, y, 1)[0]), len(points)
+
+
+def at_error(points: Sequence[tuple[float, float]], error: float) -> float | str:
+    """The seconds at which a way reaches an error for good: the logarithm interpolated between two tolerances.
+
+    ``points``: (error, seconds) from the loosest tolerance to the tightest. Where there are no two such, why.
+    """
+    above = [i for i, (found, _) in enumerate(points) if not found <= error]
+    if not above:
+        return "reached at every tolerance" if points else "not measured"
+    last = above[-1]
+    if last == len(points) - 1 or not math.isfinite(points[last][0]):
+        return "not reached"
+    (e0, s0), (e1, s1) = points[last], points[last + 1]
+    share = math.log(e0 / error) / math.log(e0 / e1)
+    return math.exp((1 - share) * math.log(s0) + share * math.log(s1))

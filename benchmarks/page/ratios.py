@@ -1,7 +1,5 @@
 """Every measured time, memory and error over that of the host's own back-propagation, or its default, in one form."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any, Literal

@@ -1,7 +1,5 @@
 """The README's tables of figures, filled from the figures between markers: ``<!-- figures: NAME -->``."""
 
-from __future__ import annotations
-
 import re
 import statistics
 from collections.abc import Sequence
@@ -92,5 +90,5 @@ def adjoints(results: Results) -> Rows:
 
 def _changes(ratios: Sequence[float]) -> str:
     """Changes in per cent, whose range does without the sign of it."""
-    middle, _, rest = text.changes(ratios).partition(" (")
+    middle, _, rest = text.spread(ratios, text.change).partition(" (")
     return f"{middle} ({rest.replace(' %', '')}" if rest else middle

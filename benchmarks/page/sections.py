@@ -1,7 +1,5 @@
 """The page, from its template: what is asked for there, of the figures that there are."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -46,7 +44,7 @@ class Page:
             again=", ".join(f"`{name}`" for name in again),
             origins=list(filter(None, origins)),
             better=[_explained(row) for row in better],
-            trained=[model for models in training.MODELS.values() for model in models],
+            trained=training.MODELS,
             margin=text.per_cent(MARGIN),
             promises=_linked(figures, "promises", FIGURES),
             readme=[readme.table(figures, name) for name in readme.TABLES],

@@ -1,7 +1,5 @@
 """The figures of time and memory: torch, SDEs, JAX."""
 
-from __future__ import annotations
-
 import math
 import statistics
 from collections.abc import Callable, Iterable

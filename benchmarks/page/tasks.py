@@ -1,7 +1,5 @@
 """The figures of the seminorm paper's tasks."""
 
-from __future__ import annotations
-
 import statistics
 from collections.abc import Sequence
 

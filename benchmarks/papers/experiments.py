@@ -1,7 +1,5 @@
 """The experiments by name, each with its framework, and all cells of those in PyTorch."""
 
-from __future__ import annotations
-
 import functools
 import importlib
 from collections.abc import Callable

@@ -5,8 +5,6 @@ by a Heun's method of its own, of two evaluations a step where torchdiffeq's mak
 same solution with the step sizes as constants.
 """
 
-from __future__ import annotations
-
 import functools
 import math
 from collections.abc import Sequence
@@ -17,10 +15,10 @@ import torch
 from benchmarks.envelope import Row, Rows
 from benchmarks.fields import Field
 from benchmarks.measurements import Cells
+from benchmarks.page.panels import panels
 from benchmarks.papers.ways import ACA, ADJOINT, BACKPROP, HELD, QUADRATURE, SEARCH, Claim, gradient, lines, why
 
 CASES = (("adaptive_heun", 0.1), ("adaptive_heun", -0.3), ("dopri5", 0.1), ("dopri5", 1.0), ("dopri5", -0.3))
-SIZE = (15, 4)
 TIMES = (2.5, 5.0, 10.0, 15.0, 19.5)
 TOLERANCES = (1e-5, 1e-5)
 
@@ -95,9 +93,11 @@ def claims(rows: Rows) -> list[Claim]:
     ]
 
 
-def draw(rows: Rows, figure: Any) -> None:
+def draw(rows: Rows) -> Any:
     """Relative error in α over T, a panel a case."""
-    for axis, (method, rate) in zip(figure.subplots(1, len(CASES), sharey=True), CASES, strict=True):
+    figure, axes = panels(1, len(CASES), 15, 4, sharey=True)
+    for axis, (method, rate) in zip(axes[0], CASES, strict=True):
         lines(axis, [r for r in rows if (r["solver"], r["α"]) == (method, rate)], "T", "relative, α")
         axis.set(title=f"{method}, α = {rate:g}", xlabel="T", yscale="log")
     figure.supylabel("relative error of dL/dα")
+    return figure

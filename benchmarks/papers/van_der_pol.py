@@ -5,8 +5,6 @@ with μ = 5. From (2, 0) over t in [0, 20], dopri5. L = |y(20)|²; errors of dL/
 back-propagation at 1e-12.
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Sequence
 from typing import Any
@@ -17,6 +15,7 @@ from torch import Tensor
 from benchmarks.envelope import Row, Rows
 from benchmarks.fields import Field, relative_error
 from benchmarks.measurements import Cells
+from benchmarks.page.panels import panels
 from benchmarks.papers.ways import ACA, ADJOINT, BACKPROP, QUADRATURE, SEMINORM, Claim, gradient, lines, odeint, why
 
 TOLERANCES = ((1e-3, 1e-6), (1e-5, 1e-8), (1e-7, 1e-10), (1e-9, 1e-12))
@@ -115,8 +114,10 @@ def _error(row: Row) -> str:
     return f"fails ({row['failed']})" if "failed" in row else f"{row['gradient error']:.1e}"
 
 
-def draw(rows: Rows, figure: Any) -> None:
+def draw(rows: Rows) -> Any:
     """The gradient's error over the tolerance."""
-    for axis, form in zip(figure.subplots(1, 2), (MILD, STIFF), strict=True):
+    figure, axes = panels(1, 2, 11, 4)
+    for axis, form in zip(axes[0], (MILD, STIFF), strict=True):
         lines(axis, [r for r in rows if r["form"] == form], "rtol", "gradient error")
         axis.set(title=form, xlabel="rtol", ylabel="relative error of the gradient", xscale="log", yscale="log")
+    return figure

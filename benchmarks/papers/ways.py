@@ -1,24 +1,24 @@
 """The ways to a gradient that the papers compare, behind one call, and a field that counts what they do with it."""
 
-from __future__ import annotations
-
 import functools
+import itertools
 import re
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from benchmarks import timing
 from benchmarks.envelope import Rows
 from benchmarks.fields import Field
 from benchmarks.papers.search import odeint_search
 from benchmarks.peers import METHODS, ours
-from benchmarks.ways import HOST, HOST_ADJOINT
+from benchmarks.ways import BACKPROP, HOST, HOST_ADJOINT, QUADRATURE
 
-BACKPROP, SEARCH, HELD = "back-propagation", "through the search", "its steps held"
-ADJOINT, SEMINORM, ACA, QUADRATURE = "adjoint", "seminorm", "ACA", "quadrature"
+SEARCH, HELD = "through the search", "its steps held"
+ADJOINT, SEMINORM, ACA = "adjoint", "seminorm", "ACA"
 _SOLVES: dict[str, Callable[..., Any]] = {
     BACKPROP: METHODS[HOST].solve,
     SEARCH: odeint_search,
@@ -97,6 +97,39 @@ def gradient(way: str, field: Field, y0: Tensor, end: float, *how: Any) -> tuple
     times = torch.tensor([0.0, end], dtype=torch.float64)
     loss = odeint(way, field, y0, times, *how)[-1].square().sum()
     return torch.autograd.grad(loss, (y0, *field.parameters()))
+
+
+def trained(
+    ways: Sequence[str],
+    build: Callable[[str], torch.nn.Module],
+    optimiser: Callable[..., torch.optim.Optimizer],
+    turn: Callable[[Any, torch.optim.Optimizer, int], None],
+    turns: int,
+    seed: int,
+) -> tuple[dict[str, Any], dict[str, float]]:
+    """The nets by way, which begin alike and take turns, and the median seconds of their turns."""
+    nets, optimisers, seconds = {}, {}, {}
+    for way in ways:
+        torch.manual_seed(seed)
+        nets[way], seconds[way] = build(way), list[float]()
+        optimisers[way] = optimiser(nets[way].parameters())
+    for n, way in itertools.product(range(turns), ways):
+        with timing.lap(seconds[way]):
+            turn(nets[way], optimisers[way], n)
+    return nets, {way: sorted(each)[len(each) // 2] for way, each in seconds.items()}
+
+
+def means(rows: Rows, name: str, ways: Sequence[str], form: str) -> str:
+    """By way the mean of a column over the seeds (least to most)."""
+    found = {way: values(rows, name, way=way) for way in ways}
+    each = (f"{way} {form % (sum(e) / len(e), min(e), max(e))}" for way, e in found.items())
+    return f"mean (least to most) of {len(found[ways[0]])} seeds: {', '.join(each)}"
+
+
+def over_ours(rows: Rows, name: str, ways: Sequence[str], **where: Any) -> str:
+    """By way the median of a column over ACA's."""
+    base = median(rows, name, way=ACA, **where)
+    return ", ".join(f"{way} {median(rows, name, way=way, **where) / base:.2g}" for way in ways)
 
 
 def why(error: Exception) -> str:

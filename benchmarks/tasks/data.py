@@ -1,7 +1,5 @@
 """The tasks: data by NumPy and SciPy from fixed seeds, the sizes of the nets, the tolerances."""
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 from collections.abc import Callable, Iterator

@@ -1,7 +1,5 @@
 """The models in JAX, and their gradients by each method."""
 
-from __future__ import annotations
-
 import functools
 import math
 from collections.abc import Callable

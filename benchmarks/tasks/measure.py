@@ -5,8 +5,6 @@ batch. ``error``: of that gradient, relative, against a tight reference. ``loss`
 test set.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import statistics
