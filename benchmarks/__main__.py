@@ -21,7 +21,6 @@ ROOT, RESULTS = Path(__file__).resolve().parents[1], "results.jsonl"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure, or write the page, or compare."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     commands = {"page": _page, "compare": _compare}
     return commands[given[0]](given[1:]) if given and given[0] in commands else _measure(given)

@@ -78,7 +78,6 @@ def grouped(rows: Rows, name: str) -> dict[str, Rows]:
 
 
 def by_way(rows: Rows, name: str) -> dict[str, dict[str, Row]]:
-    """Likewise, and then by way."""
     return {name: {row["way"]: row for row in group} for name, group in grouped(rows, name).items()}
 
 

@@ -26,7 +26,6 @@ class Fault:
     ours: Any
 
     def script(self) -> dict[str, Any]:
-        """What the script that reproduces it defines."""
         return runpy.run_path(str(Path(__file__).resolve().parents[1] / FOLDER / self.file))
 
     def row(self, solve: str, right: float, gradient: Callable[[Any], float]) -> Row:

@@ -34,11 +34,9 @@ class Field(torch.nn.Module):
         return self.slope(t, y)
 
     def callback_accept_step(self, t: Tensor, y: Tensor, h: Tensor) -> None:
-        """Called by torchdiffeq."""
         self.counts["accepted"] += 1
 
     def callback_reject_step(self, t: Tensor, y: Tensor, h: Tensor) -> None:
-        """Called by torchdiffeq."""
         self.counts["rejected"] += 1
 
 
@@ -85,7 +83,6 @@ class Problem:
     tolerance: float
 
     def inputs(self) -> tuple[Tensor, ...]:
-        """The tensors to differentiate with respect to."""
         return (self.y0, *self.field.parameters())
 
     def solved(self, solve: Callable[..., Tensor], **settings: Any) -> Tensor:
@@ -150,12 +147,10 @@ class Setup:
 
     @property
     def parameters(self) -> int:
-        """How many numbers the field's parameters hold."""
         return (self.dim + 1) * self.width + (self.width + 1) * self.width + (self.width + 1) * self.dim
 
     @property
     def text(self) -> str:
-        """The sizes in words."""
         return (
             f"dim {self.dim}, width {self.width} ({self.parameters} parameters), batch {self.batch}, tolerance "
             f"{self.tolerance:g}, {str(self.dtype).removeprefix('torch.')}, t in [0, {self.span:g}], "

@@ -17,7 +17,6 @@ SOLVES = ((198, 100), (130, 11), (1000, 11))
 
 
 def cells(scope: Scope) -> Cells:
-    """The one fault."""
     return {"constant steps": _cell}
 
 

@@ -51,18 +51,15 @@ class Program:
 
     @classmethod
     def compiled(cls, name: str, function: Callable, inputs: tuple) -> "Program":
-        """Compile it, and note the time that takes."""
         start = time.process_time()
         compiled = jax.jit(function).lower(*inputs).compile()
         return cls(name, inputs, compiled, time.process_time() - start, meters.temporary(compiled))
 
     @property
     def seconds(self) -> float:
-        """The median round."""
         return timing.median(self.times)
 
     def run(self) -> float:
-        """Compute its result; the seconds that took."""
         start = time.process_time()
         self.result = jax.block_until_ready(self.program(*self.inputs))
         return time.process_time() - start

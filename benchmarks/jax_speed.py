@@ -40,12 +40,10 @@ class Case:
 
     @property
     def name(self) -> str:
-        """Short, for a table."""
         return f"{self.size}, {self.solver}, {self.tolerance:g}{', pulses' if self.pulses else ''}"
 
     @property
     def text(self) -> str:
-        """The sizes in words."""
         dim, width, batch, dtype = SIZES[self.size]
         return (
             f"dim {dim}, width {width}, batch {batch}, {self.solver}, tolerance {self.tolerance:g}, {dtype}, t in [0, "
@@ -53,15 +51,12 @@ class Case:
         )
 
     def inputs(self) -> tuple:
-        """The weights and the initial state."""
         (dim, width, batch, dtype), keys = SIZES[self.size], jax.random.split(jax.random.key(0), 4)
         ends = itertools.pairwise((dim, width, width, dim))
         weights = [1.5 * jax.random.normal(k, e, dtype) / e[0] ** 0.5 for k, e in zip(keys, ends, strict=False)]
         return weights, jax.random.normal(keys[-1], (batch, dim), dtype)
 
     def program(self, name: str, adjoint: diffrax.AbstractAdjoint) -> programs.Program:
-        """The value and gradient of the solve, compiled."""
-
         def field(t, y, weights):
             first, hidden, last = weights
             speed = 1 + 10 * jnp.exp(-(((t % 1.7 - 1) / 0.03) ** 2)) if self.pulses else 1

@@ -80,7 +80,6 @@ class _Trained:
 
 
 def cells(scope: Scope) -> Cells:
-    """A cell a seed."""
     task = data.cde(False)
     compiled = functools.lru_cache(functools.partial(_Adjoint, task))
     plan = training.Plan(

@@ -73,7 +73,6 @@ def reset_peak() -> int:
 
 
 def peak() -> int:
-    """The most memory that was resident, in bytes."""
     if Path("/proc/self/status").exists():
         return _status("VmHWM")
     import resource

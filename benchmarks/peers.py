@@ -50,7 +50,6 @@ def checkpointed(func: Callable[..., Any], y0: Any, t: Tensor, **settings: Any) 
 
 
 def ours(method: str = "aca", **options: Any) -> Callable[..., Any]:
-    """steptape's adjoint of a method."""
     return functools.partial(steptape.torch.odeint_adjoint, adjoint_method=method, adjoint_options=options or None)
 
 

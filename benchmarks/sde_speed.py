@@ -54,11 +54,9 @@ class Sde(torch.nn.Module):
         )
 
     def f(self, t: Tensor, y: Tensor) -> Tensor:
-        """The drift."""
         return self.drift(y)
 
     def g(self, t: Tensor, y: Tensor) -> Tensor:
-        """The diffusion."""
         out = self.diffusion(y)
         return out if self.noise_type == "diagonal" else out.view(len(y), STATE, CHANNELS)
 
@@ -100,7 +98,6 @@ class Problem:
         return WAYS[way](self.sde, self.y0, [0.0, 1.0], bm=bm, method=self.method, dt=dt)[-1]
 
     def gradient(self, y: Tensor) -> tuple[Tensor, ...]:
-        """Of a loss at the end."""
         return torch.autograd.grad(y.square().sum(), (self.y0, *self.sde.parameters()))
 
 

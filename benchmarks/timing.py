@@ -61,7 +61,6 @@ def turns(seconds: float, rounds: Rounds) -> set[int]:
 
 
 def median(times: Times) -> float:
-    """The median round."""
     return statistics.median(times.values())
 
 
@@ -72,7 +71,6 @@ def ratios(slow: Times, fast: Times) -> list[float]:
 
 
 def ratio(slow: Times, fast: Times) -> float:
-    """The median of these."""
     return statistics.median(ratios(slow, fast))
 
 

@@ -17,7 +17,6 @@ _ACA, _ACA_SDE = (functools.partial(solve, adjoint_method="aca") for solve in (o
 
 
 def cells(scope: Scope) -> Cells:
-    """A cell a fault."""
     return {"first step": _first_step, "stiff": _stiff, "ito": _ito}
 
 

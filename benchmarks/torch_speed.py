@@ -22,7 +22,6 @@ from benchmarks.ways import HOST
 
 
 def cells(scope: Scope) -> Cells:
-    """A cell a set-up."""
     rounds = timing.Rounds(3, 5.0) if scope.quick else timing.Rounds(11, 30.0)
     return {setup.name: functools.partial(_cell, setup, rounds) for setup in SPEED}
 

@@ -133,13 +133,11 @@ class LatentSDE(nn.Module):
         self.reader = nn.Linear(4, 3)
 
     def f(self, t: Tensor, y: Tensor) -> Tensor:
-        """The posterior's drift."""
         self.counts["evaluations"] += 1
         place = min(int(torch.searchsorted(self.times, t, right=True)), len(self.times) - 1)
         return self.posterior(torch.cat([y, self.context[place]], 1))
 
     def h(self, t: Tensor, y: Tensor) -> Tensor:
-        """The prior's drift."""
         return self.prior(y)
 
     def g(self, t: Tensor, y: Tensor) -> Tensor:
@@ -231,5 +229,4 @@ PLANS = {
 
 
 def cells(scope: Scope) -> Cells:
-    """A cell a model and seed."""
     return training.cells(PLANS, scope)

@@ -82,7 +82,6 @@ class _Run:
             self.failed = f"step {step}: {type(error).__name__}: {error}".splitlines()[0][:200]
 
     def row(self, base: "_Run") -> Row:
-        """What became of it."""
         losses, others = (np.array([loss for _, loss in run.curve]) for run in (self, base))
         apart = np.abs(losses - others[: len(losses)]) / np.abs(others).max()
         row: dict[str, Any] = {"seconds": sum(self.seconds), "compiling": self.seconds[0], "curve": self.curve}

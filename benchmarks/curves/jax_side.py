@@ -40,7 +40,6 @@ _MORE = 3  # times as many rounds, of runs that take a thousandth of the time th
 
 
 def cells(scope: Scope) -> Cells:
-    """Those of the plan."""
     tolerances = (1e-3, 1e-7) if scope.quick else (1e-3, 1e-5, 1e-7, 1e-9)
     ways = (_QUICK, _QUICK) if scope.quick else (tuple(_PRECISION), tuple(_SCALING))
     return plan.cells(plan.Framework(tolerances, *ways, precision, scaling), scope)

@@ -45,7 +45,6 @@ _LIMITED["options"] = {"first_step": STEP, "max_step": STEP}
 
 
 def cells(scope: Scope) -> Cells:
-    """Those of the plan."""
     # What is there already need not be searched for garbage before each measurement.
     gc.freeze()
     # A field counts accepted and rejected steps, of which a grid has none.
@@ -55,7 +54,6 @@ def cells(scope: Scope) -> Cells:
 
 
 def precision(case: Case, tolerance: float, ways: Sequence[str], rounds: int) -> Rows:
-    """Every way at one tolerance."""
     problem = _problem(case, tolerance, _LIMIT)
     return plan.measured({way: functools.partial(_row, case, problem, _PRECISION[way]) for way in ways}, rounds)
 

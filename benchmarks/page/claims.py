@@ -101,7 +101,6 @@ def of_papers(results: Results) -> Rows:
 
 
 def of_tasks(results: Results) -> Rows:
-    """What the seminorm's paper says, and Hu."""
     saved = tasks.compared(results, "torch", "seminorm", "default")
     over = tasks.compared(results, "torch", "quadrature", "seminorm")
     if not saved or not over:
@@ -141,7 +140,6 @@ def _saved(results: Results, framework: str) -> str:
 
 
 def reversible(results: Results) -> Rows:
-    """What the reversible solvers' paper says."""
     return [
         _said(
             f"{_REVERSIBLE}: 2.0 to 3.4 times faster than diffrax's recursive checkpointing with 31 to 44 checkpoints "

@@ -7,7 +7,6 @@ from benchmarks.ways import BASE
 
 
 def table(results: Results) -> Rows:
-    """A row a setting."""
     return [
         {
             "call": row["call"],

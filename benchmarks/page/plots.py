@@ -17,7 +17,6 @@ _COLOURS = (128, 64, 32)
 
 
 def draw(results: Results, folder: Path) -> None:
-    """Draw all of which there are results."""
     for framework in BASE:
         if results.rows("tradeoff", framework):
             _save(tradeoff.drawn(results, framework), folder / f"tradeoff-{framework}.png")

@@ -41,7 +41,6 @@ class Ratio:
 
 
 def ratios(results: Results) -> list[Ratio]:
-    """All that there are, by measurement."""
     return [ratio for read in _READERS for ratio in read(results)]
 
 

@@ -52,7 +52,6 @@ def jax_speed(results: Results) -> Rows:
 
 
 def jax_memory(results: Results) -> Rows:
-    """At equal numbers of checkpoints."""
     rows = [row for row in results.cells("jax_memory", "jax").get("constant", []) if row["ours"]]
     over = {row["checkpoints"]: row["over_host"] for row in rows if "stage" not in row["way"]}
     over.pop(None, None)
@@ -61,7 +60,6 @@ def jax_memory(results: Results) -> Rows:
 
 
 def jax_scaling(results: Results) -> Rows:
-    """Of a batch."""
     words = "a batch of 256 solves whose step counts differ tenfold"
     faster = [seconds[DEFAULT] / seconds[REPLAY] for seconds in speed.batch(results).values()]
     return [_faster(words, text.ends(faster))]

@@ -70,11 +70,9 @@ class Page:
         return "\n\n".join(filter(None, parts)) if found else ""
 
     def plot(self, file: str, what: str) -> str:
-        """A plot, if it is there."""
         return f"![{what}]({file})" if (self._folder / file).exists() else ""
 
     def line(self, caller: Callable[[], str]) -> str:
-        """A paragraph as one line."""
         return " ".join(caller().split())
 
     def code(self) -> str:

@@ -25,18 +25,15 @@ def link(path: str) -> str:
 
 
 def command(measurement: str) -> str:
-    """What measures it."""
     known = MEASUREMENTS.get(measurement)
     return f"`python -m benchmarks {measurement}`" if known else "`python -m benchmarks compare FIRST SECOND --keep`"
 
 
 def per_cent(share: float) -> str:
-    """A share of 1."""
     return f"{share:.0%}".replace("%", " %")
 
 
 def figure(x: float) -> str:
-    """Three digits."""
     return f"{x:.3g}" if abs(x) < 1000 or x >= 1e6 else f"{x:.0f}"
 
 

@@ -76,7 +76,6 @@ def _error(error: float) -> str:
 
 
 def setups(results: Results, framework: str) -> Rows:
-    """What is solved."""
     return [
         {"problem": name, "solve": rows[0]["problem"], "accepted steps": str(rows[0]["accepted"])}
         for name, rows in grouped(results.rows("tradeoff", framework), "{cell}").items()

@@ -39,7 +39,6 @@ def _by_way(results: Results, model: str) -> dict[str, Rows]:
 
 
 def table(results: Results, model: str) -> Rows:
-    """A row a way: median (least to most) of the seeds."""
     return [_row(way, rows) for way, rows in _by_way(results, model).items()]
 
 

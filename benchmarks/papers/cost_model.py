@@ -39,7 +39,6 @@ def _layers(count: int) -> Counted:
 
 
 def run(quick: bool) -> Cells:
-    """A cell for each field and solver."""
     return {name: functools.partial(_cell, name) for name in (list(CASES)[:1] if quick else CASES)}
 
 
@@ -103,8 +102,6 @@ def _depth(root: Any) -> int:
 
 
 def claims(rows: Rows) -> list[Claim]:
-    """A line of the table each."""
-
     def found(way: str) -> str:
         evaluations, pulled, memory, depth = (
             ", ".join(f"{ratio:.2g}" for ratio in values(rows, f"{name} / paper", way=way))
@@ -143,7 +140,6 @@ def claims(rows: Rows) -> list[Claim]:
 
 
 def draw(rows: Rows) -> Any:
-    """Counted over predicted."""
     names = ("evaluations / paper", "with those pulled back / paper", "memory / paper", "depth / paper")
     cases = list(dict.fromkeys(row["case"] for row in rows))
     figure, [axes] = panels(1, len(names), 11, 4)

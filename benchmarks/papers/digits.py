@@ -105,7 +105,6 @@ def _data(seed: int) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
 
 
 def claims(rows: Rows) -> list[Claim]:
-    """Error and time, as ratios to ACA's."""
     ways = (ACA, ADJOINT, BACKPROP, SEARCH)
 
     def a_solve(what: str) -> float:

@@ -16,12 +16,10 @@ EXPERIMENTS = {
 
 
 def module(name: str) -> Any:
-    """The code of an experiment."""
     return importlib.import_module(f"benchmarks.papers.{name}")
 
 
 def cells(scope: Scope) -> Cells:
-    """All that are in PyTorch."""
     return {
         f"{name}/{cell}": functools.partial(_seeded, measure)
         for name, framework in EXPERIMENTS.items()

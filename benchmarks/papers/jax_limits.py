@@ -145,7 +145,6 @@ CASES: dict[str, Callable[[Adjoint], float]] = {
 
 
 def tried(adjoint: Adjoint, case: str) -> Verdict:
-    """The verdict on one case."""
     return verdict(lambda: CASES[case](adjoint), words=words)
 
 
@@ -160,5 +159,4 @@ def _cell(name: str) -> Rows:
 
 
 def cells(scope: Scope) -> Cells:
-    """All that the papers have in JAX."""
     return {f"jax_limits/{cell}": measure for cell, measure in run(scope.quick).items()}

@@ -86,7 +86,6 @@ def data(times: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def claims(rows: Rows) -> list[Claim]:
-    """Accuracy and time, as ratios to ACA's."""
     return [
         Claim(
             "no figure at hand; by the cost table ACA is reverse-accurate and the adjoint is not",

@@ -190,7 +190,6 @@ BOUNDS = {"dropout": 1e-9}
 
 
 def run(quick: bool) -> Cells:
-    """A cell for each peer."""
     return {name: functools.partial(_cell, name) for name in PEERS}
 
 

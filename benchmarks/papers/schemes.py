@@ -25,7 +25,6 @@ _COLOURS = dict(zip(SCHEMES, ("#E69F00", "#56B4E9", "#009E73", "#CC79A7", "#0072
 
 
 def run(quick: bool) -> Cells:
-    """A cell for each scheme of the solve."""
     steps = (8, 16, 32) if quick else (4, 8, 16, 32, 64)
     return {scheme: functools.partial(_cell, scheme, steps) for scheme in SCHEMES}
 
@@ -55,7 +54,6 @@ def _order(points: Sequence[tuple[float, float]]) -> float:
 
 
 def claims(rows: Rows) -> list[Claim]:
-    """Of the matching adjoint, and of all the others."""
     solved = list(dict.fromkeys(r["solve"] for r in rows))
     worst = max(r["difference"] for r in rows if r["adjoint"] == OWN)
     orders = {
@@ -84,7 +82,6 @@ _CANCELLING = (("heun", "heun"), ("dopri5", "dopri5"))
 
 
 def draw(rows: Rows) -> Any:
-    """The difference over the step size, a panel for each scheme of the solve."""
     figure, axes = panels(2, 3, 11, 6.5, sharex=True, sharey=True)
     for axis, scheme in zip(axes.flat, SCHEMES, strict=True):
         for name, colour in _COLOURS.items():

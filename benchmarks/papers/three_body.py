@@ -93,7 +93,6 @@ def _test_error(field: torch.nn.Module, start: Tensor, times: int) -> float:
 
 
 def claims(rows: Rows) -> list[Claim]:
-    """The authors' stored run."""
     found = [row for row in rows if row["way"] == ACA and row["times"] == 1000]
     if not found:
         return []

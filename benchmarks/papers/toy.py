@@ -24,7 +24,6 @@ TOLERANCES = (1e-5, 1e-5)
 
 
 def run(quick: bool) -> Cells:
-    """A cell for each solver, α and T."""
     times = TIMES[1::3] if quick else TIMES
     return {
         f"{method}, alpha {rate:g}, T {end:g}": functools.partial(_cell, method, rate, end)
@@ -94,7 +93,6 @@ def claims(rows: Rows) -> list[Claim]:
 
 
 def draw(rows: Rows) -> Any:
-    """Relative error in α over T, a panel a case."""
     figure, axes = panels(1, len(CASES), 15, 4, sharey=True)
     for axis, (method, rate) in zip(axes[0], CASES, strict=True):
         lines(axis, [r for r in rows if (r["solver"], r["α"]) == (method, rate)], "T", "relative, α")

@@ -35,7 +35,6 @@ def _oscillator(form: str) -> Field:
 
 
 def run(quick: bool) -> Cells:
-    """A cell for each form and pair of tolerances."""
     pairs = TOLERANCES[:2] if quick else TOLERANCES
     return {
         f"{form}, rtol {pair[0]:g}": functools.partial(_cell, form, pair) for form in (MILD, STIFF) for pair in pairs
@@ -74,7 +73,6 @@ def _return(form: str, pair: tuple[float, float]) -> Row:
 
 
 def claims(rows: Rows) -> list[Claim]:
-    """Of the return to the start, and of the gradient."""
     reverse = {(r["form"], r["rtol"]): r for r in rows if r["way"] == "reverse solve"}
     mild, stiff = reverse.get((MILD, 1e-3)), reverse.get((STIFF, 1e-3))
     if not mild or not stiff:
@@ -115,7 +113,6 @@ def _error(row: Row) -> str:
 
 
 def draw(rows: Rows) -> Any:
-    """The gradient's error over the tolerance."""
     figure, axes = panels(1, 2, 11, 4)
     for axis, form in zip(axes[0], (MILD, STIFF), strict=True):
         lines(axis, [r for r in rows if r["form"] == form], "rtol", "gradient error")

@@ -61,25 +61,21 @@ class Counted(Field):
     """A field that also counts its evaluations that are pulled back, and the steps of torchdiffeq's own adjoint."""
 
     def forward(self, t: Tensor, y: Tensor) -> Tensor:
-        """The slope at ``y``."""
         slope = super().forward(t, y)
         if slope.requires_grad:
             slope.register_hook(self._pull)
         return slope
 
     def work(self) -> dict[str, int]:
-        """What the ways differ in, for a row."""
         return {name: self.counts[name] for name in ("evaluations", "pulled back")}
 
     def _pull(self, cotangent: Tensor) -> None:
         self.counts["pulled back"] += 1
 
     def callback_accept_step_adjoint(self, t: Tensor, y: Any, h: Tensor) -> None:
-        """Called by torchdiffeq's own adjoint."""
         self.counts["accepted back"] += 1
 
     def callback_reject_step_adjoint(self, t: Tensor, y: Any, h: Tensor) -> None:
-        """Called by torchdiffeq's own adjoint."""
         self.counts["rejected back"] += 1
 
 
@@ -138,7 +134,6 @@ def why(error: Exception) -> str:
 
 
 def median(rows: Rows, name: str, **where: Any) -> float:
-    """The median of a column over the rows that match."""
     return statistics.median(values(rows, name, **where) or [float("nan")])
 
 

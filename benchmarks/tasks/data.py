@@ -37,12 +37,10 @@ class Task:
     gain: float = 1
 
     def weights(self, seed: int = 1) -> Weights:
-        """The initial weights."""
         random = np.random.default_rng(seed)
         return {name: _layers(widths, self.gain, random) for name, widths in self.nets.items()}
 
     def batches(self, steps: int, seed: int = 2) -> Iterator[Arrays]:
-        """The batches of a training run."""
         random = np.random.default_rng(seed)
         for _ in range(steps):
             chosen = random.choice(len(self.train[0]), self.batch, replace=False)
@@ -64,7 +62,6 @@ class Task:
 
 
 def flat(weights: Weights) -> np.ndarray:
-    """All weights, one after the other."""
     return np.concatenate([x.ravel() for layers in weights.values() for x in layers])
 
 

@@ -72,7 +72,6 @@ class Model:
         self._program: Any = jax.jit(jax.value_and_grad(self._loss, has_aux=True))
 
     def gradient(self, weights: Weights, batch: Arrays, tolerance: tuple[float, float]) -> Gradient:
-        """The loss and its gradient."""
         (loss, _), gradient = jax.block_until_ready(self._program(weights, batch, tolerance, False))
         return Gradient(float(loss), _vector(gradient, weights))
 
@@ -95,7 +94,6 @@ class Model:
         return exact.gradient(weights, batch, (1e-11, 1e-11)).vector
 
     def score(self, weights: Weights, batch: Arrays, tolerance: tuple[float, float]) -> float:
-        """Of one batch of the test set."""
         return float(self._program(weights, batch, tolerance, False)[0][1][0])
 
     def _call(self) -> None:

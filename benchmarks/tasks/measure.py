@@ -110,7 +110,6 @@ class Adam:
         self._count = 0
 
     def step(self, gradient: np.ndarray) -> np.ndarray:
-        """The vector, moved."""
         self._count += 1
         self._mean = 0.9 * self._mean + 0.1 * gradient
         self._square = 0.999 * self._square + 0.001 * gradient**2

@@ -106,7 +106,6 @@ class Model:
         return Model(self.task, "aca").gradient(weights, batch, (1e-11, 1e-11), "dopri8").vector
 
     def score(self, weights: Weights, batch: Arrays, tolerance: tuple[float, float]) -> float:
-        """Of the test set, or of one batch of it."""
         with torch.no_grad():
             return float(self._loss(*self.modules(weights), batch, tolerance, "dopri5")[1])
 
