@@ -14,6 +14,7 @@ _NAMES = {("tasks", "default"): "adjoint", ("tasks", "seminorm"): "adjoint, semi
 KINDS, MARGIN = ("time", "memory", "error"), 0.01
 TUNED = "its best setting"
 _OTHER_SOLVER = ("through the search", "its steps held")
+_OURS = (OURS, "aca", "quadrature", "its steps held", ADAPTIVE, "ACA", "Quadrature", "Seminorm")
 Place = tuple[str, Kind, str]
 
 
@@ -48,13 +49,9 @@ def _over(source: str, kind: Kind, problem: str, found: dict[str, float], base: 
     """Of what was found by way, where the base was found."""
     if found.get(base, 0) > 0:
         for way, value in found.items():
-            side: Any = "ours" if way == ours else "variant" if _is_ours(way) else "peer"
+            side: Any = "ours" if way == ours else "variant" if way.startswith(_OURS) else "peer"
             if value > 0:
                 yield Ratio(source, kind, problem, way, value / found[base], side)
-
-
-def _is_ours(way: str) -> bool:
-    return way.startswith((OURS, "aca", "quadrature", "its steps held", ADAPTIVE, "ACA", "Quadrature", "Seminorm"))
 
 
 def _by_way(
@@ -122,8 +119,24 @@ _CURVES: dict[Kind, str] = {"time": "seconds", "memory": "held", "error": "error
 _READERS: tuple[Callable[[Results], Iterator[Ratio]], ...] = (
     _Reader("torch_speed", "torch", {"time": "ratio", "error": "error"}, "{cell}", HOST, OURS),
     _Reader("torch_memory", "torch", {"memory": "rss"}, "{setup}", HOST, OURS),
-    _Reader("tradeoff", "torch", {"time": "ratio", "memory": "peak"}, "torch, {cell}", HOST, OURS, where=_is_single),
-    _Reader("tradeoff", "jax", {"time": "ratio", "memory": "held"}, "jax, {cell}", DEFAULT, REPLAY, where=_is_single),
+    _Reader(
+        "tradeoff",
+        "torch",
+        {"time": "ratio", "memory": "peak"},
+        "torch, {cell}",
+        HOST,
+        OURS,
+        where=_is_single,
+    ),
+    _Reader(
+        "tradeoff",
+        "jax",
+        {"time": "ratio", "memory": "held"},
+        "jax, {cell}",
+        DEFAULT,
+        REPLAY,
+        where=_is_single,
+    ),
     *(
         _Reader("training", "torch", _TRAINING, f"{model}, {{seed}}", base, OURS, cells=model)
         for model, base in (("latent ODE", HOST), ("flow", HOST), ("latent SDE", "sdeint"))

@@ -38,6 +38,7 @@ def _seeded(measure: Callable[[], Rows]) -> Rows:
 def found(results: Results, name: str) -> Rows | None:
     """The rows of an experiment, or None where cells of it are missing."""
     there = results.cells("papers", EXPERIMENTS[name])
+    # Else it is not imported, nor its framework.
     if not any(cell.startswith(f"{name}/") for cell in there):
         return None
     wanted = [f"{name}/{cell}" for cell in module(name).run(False)]

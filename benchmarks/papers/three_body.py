@@ -54,7 +54,9 @@ def _cell(way: str, times: int, epochs: int, seed: int) -> Rows:
     torch.manual_seed(seed)
     start = torch.tensor([PLACES, VELOCITIES], dtype=torch.float64)
     train = torch.linspace(0, 1, times, dtype=torch.float64)
-    truth = _paths(_bodies(torch.tensor(MASSES, dtype=torch.float64)), start, train)
+    test = torch.cat([torch.zeros(1), (0.5 + torch.arange(2 * times)) / (times - 1)]).double()
+    true = _bodies(torch.tensor(MASSES, dtype=torch.float64))
+    truth = _paths(true, start, train)
     field = _bodies(0.9 + 0.2 * torch.rand(3, dtype=torch.float64))
     adam = torch.optim.Adam(field.parameters(), lr=0.1, betas=(0.5, 0.5))
     schedule = torch.optim.lr_scheduler.ExponentialLR(adam, 0.95)
@@ -70,26 +72,18 @@ def _cell(way: str, times: int, epochs: int, seed: int) -> Rows:
             schedule.step()
     work, found = field.work(), next(field.parameters()).tolist()
     row = {
-        **{"way": way, "times": times, "epochs": epochs, "seed": seed},
         "masses": ", ".join(f"{mass:.5f}" for mass in found),
         "worst mass error": max(abs(x - y) for x, y in zip(found, MASSES, strict=True)),
         "squared error": float((_paths(field, start, train) - truth).square().sum()),
-        "test": _test_error(field, start, times),
+        "test": float((_paths(field, start, test) - _paths(true, start, test)).square().sum()),
         "seconds": sum(seconds),
     }
-    return [row | work]
+    return [{"way": way, "times": times, "epochs": epochs, "seed": seed, **row, **work}]
 
 
 @torch.no_grad()
 def _paths(field: torch.nn.Module, start: Tensor, times: Tensor) -> Tensor:
     return odeint(BACKPROP, field, start, times, TOLERANCES)[:, 0]
-
-
-def _test_error(field: torch.nn.Module, start: Tensor, times: int) -> float:
-    step = 1 / (times - 1)
-    test = torch.cat([torch.zeros(1), step * (0.5 + torch.arange(2 * times))]).double()
-    truth = _paths(_bodies(torch.tensor(MASSES, dtype=torch.float64)), start, test)
-    return float((_paths(field, start, test) - truth).square().sum())
 
 
 def claims(rows: Rows) -> list[Claim]:

@@ -46,27 +46,23 @@ def _errors(way: str, method: str, rate: float, end: float) -> Row:
         return {"failed": why(error)}
     growth = math.exp(2 * rate * end)
     exact = (2 * growth, 2 * end * growth)
-    absolute = [abs(x - y) for x, y in zip(found, exact, strict=True)]
-    return {
-        "error in z0": absolute[0],
-        "error in α": absolute[1],
-        "relative, z0": absolute[0] / exact[0],
-        "relative, α": absolute[1] / exact[1],
-    }
+    row: Row = {}
+    for name, x, y in zip(("z0", "α"), found, exact, strict=True):
+        row |= {f"error in {name}": abs(x - y), f"relative, {name}": abs(x - y) / y}
+    return row
 
 
 def claims(rows: Rows) -> list[Claim]:
     """Against the errors read from the paper's figure, and its order of the ways."""
     last = {(r["solver"], r["α"], r["way"]): r for r in rows if r["T"] == TIMES[-1]}
 
-    def found(solver: str, rate: float, error: str, *ways: str) -> str:
-        each = ((way, last.get((solver, rate, way), {})) for way in ways)
-        return ", ".join(
-            f"{way} {row[error]:.2g}" if error in row else f"{way} {row.get('failed')}" for way, row in each
-        )
-
     def over(solver: str, error: str, rates: Sequence[float], *ways: str) -> str:
-        return "; ".join(f"α = {rate:g}: {found(solver, rate, error, *ways)}" for rate in rates)
+        told = []
+        for rate in rates:
+            found = {way: last.get((solver, rate, way), {}) for way in ways}
+            each = {way: f"{row[error]:.2g}" if error in row else str(row.get("failed")) for way, row in found.items()}
+            told.append(f"α = {rate:g}: {', '.join(map(' '.join, each.items()))}")
+        return "; ".join(told)
 
     return [
         Claim(
