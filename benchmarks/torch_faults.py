@@ -27,11 +27,14 @@ def _first_step() -> Rows:
     def number(t: torch.Tensor) -> torch.Tensor:
         return torch.tensor([t.item()], dtype=torch.float64)
 
+    def found(solve: Any, tolerance: float) -> float:
+        return gradient(number, tolerance, solve=solve)
+
     return [
         fault.row(
             f"dy/dt = w t y, which reads t as a number; dopri5 at {tolerance:g}",
             right,
-            lambda solve, tolerance=tolerance: gradient(number, tolerance, solve=solve),
+            functools.partial(found, tolerance=tolerance),
         )
         for tolerance in (1e-6, 1e-10)
     ]
@@ -47,7 +50,7 @@ def _stiff() -> Rows:
         fault.row(
             f"van der Pol's equation, μ = 5, to t = 20; dopri5 at {rtol:g}, {rtol / 1000:g}",
             right,
-            lambda solve, rtol=rtol: gradient(solve, rtol),
+            functools.partial(gradient, rtol=rtol),
         )
         for rtol in (1e-5, 1e-9)
     ]

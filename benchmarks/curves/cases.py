@@ -135,10 +135,7 @@ AXES = (
         lambda size: _oscillators(2, size),
     ),
     Axis(
-        "state",
-        f"numbers in the state, {_FOR} 4 parameters",
-        (1, 3, 4, 5, 6),
-        lambda size: _oscillators(size, STEPS),
+        "state", f"numbers in the state, {_FOR} 4 parameters", (1, 3, 4, 5, 6), lambda size: _oscillators(size, STEPS)
     ),
     Axis("parameters", f"parameters, {_FOR} a state of 2 numbers", (2, 4, 5, 6, 7), _networks),
 )

@@ -92,5 +92,5 @@ def _growth(sizes: dict[float, dict[str, Row]], way: str) -> str:
 def exponent(sizes: Sequence[float], values: Sequence[float | None]) -> tuple[float, int] | None:
     """p of value = c size^p by least squares on the logarithms of the last ``UPPER`` points, and their number."""
     points = [(math.log(x), math.log(y)) for x, y in zip(sizes, values, strict=True) if y is not None and y > 0]
-    points = points[-UPPER:]
-    return (float(np.polyfit(*np.array(points).T, 1)[0]), len(points)) if len(points) > 1 else None
+    x, y = np.array(points[-UPPER:]).reshape(-1, 2).T
+    return (float(np.polyfit(x, y, 1)[0]), len(x)) if len(x) > 1 else None

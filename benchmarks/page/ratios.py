@@ -119,24 +119,8 @@ _CURVES: dict[Kind, str] = {"time": "seconds", "memory": "held", "error": "error
 _READERS: tuple[Callable[[Results], Iterator[Ratio]], ...] = (
     _Reader("torch_speed", "torch", {"time": "ratio", "error": "error"}, "{cell}", HOST, OURS),
     _Reader("torch_memory", "torch", {"memory": "rss"}, "{setup}", HOST, OURS),
-    _Reader(
-        "tradeoff",
-        "torch",
-        {"time": "ratio", "memory": "peak"},
-        "torch, {cell}",
-        HOST,
-        OURS,
-        where=_is_single,
-    ),
-    _Reader(
-        "tradeoff",
-        "jax",
-        {"time": "ratio", "memory": "held"},
-        "jax, {cell}",
-        DEFAULT,
-        REPLAY,
-        where=_is_single,
-    ),
+    _Reader("tradeoff", "torch", {"time": "ratio", "memory": "peak"}, "torch, {cell}", HOST, OURS, where=_is_single),
+    _Reader("tradeoff", "jax", {"time": "ratio", "memory": "held"}, "jax, {cell}", DEFAULT, REPLAY, where=_is_single),
     *(
         _Reader("training", "torch", _TRAINING, f"{model}, {{seed}}", base, OURS, cells=model)
         for model, base in (("latent ODE", HOST), ("flow", HOST), ("latent SDE", "sdeint"))

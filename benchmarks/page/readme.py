@@ -9,10 +9,7 @@ from benchmarks.page import speed, tasks, text
 from benchmarks.ways import DEFAULT, REPLAY
 
 # By name, the measurements whose rows make the table.
-TABLES = {
-    "diffrax": ("jax_speed", "jax_memory", "jax_scaling"),
-    "continuous adjoints": ("tasks",),
-}
+TABLES = {"diffrax": ("jax_speed", "jax_memory", "jax_scaling"), "continuous adjoints": ("tasks",)}
 _MARKED = re.compile(r"(<!-- figures: ([\w ]+) -->\n).*?(?=<!-- end -->)", re.DOTALL)
 
 

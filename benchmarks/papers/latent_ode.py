@@ -14,18 +14,7 @@ from torch import Tensor
 
 from benchmarks.envelope import Rows
 from benchmarks.measurements import Cells
-from benchmarks.papers.ways import (
-    ACA,
-    ADJOINT,
-    BACKPROP,
-    SEMINORM,
-    Claim,
-    Counted,
-    means,
-    odeint,
-    over_ours,
-    trained,
-)
+from benchmarks.papers.ways import ACA, ADJOINT, BACKPROP, SEMINORM, Claim, Counted, means, odeint, over_ours, trained
 
 WAYS = (BACKPROP, ADJOINT, SEMINORM, ACA)
 LATENT, HIDDEN, SERIES, POINTS = 6, 32, 100, 40

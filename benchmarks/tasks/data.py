@@ -160,11 +160,7 @@ DENSITIES = {"moons": _moons, "pinwheel": _pinwheel, "circles": _circles}
 def symplectic(paper: bool) -> Task:
     """A symplectic ODE-Net learns the Hamiltonian of an acrobot under constant torques from short trajectories."""
     batch, mass, other = (256, 400, 300) if paper else (64, 64, 64)
-    nets = {
-        "mass": (4, mass, mass, mass, 3),
-        "potential": (4, other, other, 1),
-        "torque": (4, other, other, 4),
-    }
+    nets = {"mass": (4, mass, mass, mass, 3), "potential": (4, other, other, 1), "torque": (4, other, other, 4)}
     times = 0.05 * np.arange(8)
     series = _acrobot(6 * batch, times, np.random.default_rng(0))
     data = (series[: 4 * batch],), (series[4 * batch :],)

@@ -73,9 +73,9 @@ class Model:
         with torch.no_grad():
             return float(self._loss(*self.modules(weights), batch, tolerance, "dopri5")[1])
 
-    def modules(self, weights: Weights) -> tuple[Field, nn.ModuleDict]:
+    def modules(self, weights: Weights) -> tuple[Field, Any]:
         """The vector field, which also counts the pullbacks to its first parameter, and all nets, in the same order."""
-        nets = nn.ModuleDict({name: nn.ParameterList(map(torch.tensor, layers)) for name, layers in weights.items()})
+        nets: Any = nn.ModuleDict({name: nn.ParameterList(map(torch.tensor, x)) for name, x in weights.items()})
         inner = nn.ModuleDict({name: nets[name] for name in self.task.field})
         noise = None if self.task.noise is None else torch.tensor(self.task.noise)
         slopes: dict[str, Callable[[Tensor, Any], Any]] = {
@@ -97,7 +97,7 @@ class Model:
         chosen = options.get(self.method, {"adjoint_method": self.method})
         return {"rtol": rtol, "atol": atol, "method": solver, **chosen}
 
-    def _cde(self, field: Field, nets: nn.ModuleDict, batch: Arrays, *how: Any) -> Any:
+    def _cde(self, field: Field, nets: Any, batch: Arrays, *how: Any) -> Any:
         (path, label), times = map(torch.tensor, batch), torch.tensor(self.task.times)
         knots = torchcde.hermite_cubic_coefficients_with_backward_differences(path, times)
         control = torchcde.CubicSpline(knots, times)
@@ -105,13 +105,13 @@ class Model:
         z = torchcde.cdeint(control, field, z0, control.interval, **self._how(z0, *how))
         return fields.cross_entropy(fields.net(nets["readout"], z[:, -1])[:, 0], label)
 
-    def _cnf(self, field: Field, nets: nn.ModuleDict, batch: Arrays, *how: Any) -> Any:
+    def _cnf(self, field: Field, nets: Any, batch: Arrays, *how: Any) -> Any:
         points = torch.tensor(batch[0])
         y0, times = (points, points.new_zeros(len(points))), torch.tensor(self.task.times)
         loss = fields.nats(*(x[-1] for x in torchdiffeq.odeint_adjoint(field, y0, times, **self._how(y0, *how))))
         return loss, loss
 
-    def _symplectic(self, field: Field, nets: nn.ModuleDict, batch: Arrays, *how: Any) -> Any:
+    def _symplectic(self, field: Field, nets: Any, batch: Arrays, *how: Any) -> Any:
         series = torch.tensor(batch[0]).transpose(0, 1)
         times = torch.tensor(self.task.times)
         found = torchdiffeq.odeint_adjoint(field, series[0], times, **self._how(series[0], *how))
