@@ -1,6 +1,7 @@
 """The tasks: data by NumPy and SciPy from fixed seeds, the sizes of the nets, the tolerances."""
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Callable, Iterator
 
@@ -8,6 +9,7 @@ import numpy as np
 from scipy.integrate import solve_ivp
 
 Arrays = tuple[np.ndarray, ...]
+TOLERANCES = ((1e-3, 1e-6), (1e-4, 1e-7), (1e-5, 1e-8))
 Weights = dict[str, list[np.ndarray]]  # of each perceptron: matrix, bias, matrix, bias, ...
 
 
@@ -90,8 +92,7 @@ def cde(paper: bool) -> Task:
     }
     cut = 4 * batch
     data = (path[:cut], label[:cut]), (path[cut:], label[cut:])
-    tolerances = ((1e-3, 1e-6), (1e-4, 1e-7), (1e-5, 1e-8))
-    return Task("cde", "cde", nets, ("field",), hidden, *data, batch, times, tolerances, 1e-2, "accuracy")
+    return Task("cde", "cde", nets, ("field",), hidden, *data, batch, times, TOLERANCES, 1e-2, "accuracy")
 
 
 def _spirals(count: int, times: np.ndarray, random: np.random.Generator) -> Arrays:
@@ -103,15 +104,11 @@ def _spirals(count: int, times: np.ndarray, random: np.random.Generator) -> Arra
     return np.concatenate([np.broadcast_to(times[:, None], (count, len(times), 1)), xy], -1), label
 
 
-def density(name: str) -> Callable[[bool], Task]:
+def density(name: str, paper: bool) -> Task:
     """A continuous normalising flow from points in the plane to a Gaussian, with the exact trace."""
-
-    def task(paper: bool) -> Task:
-        batch, width = (512, 64) if paper else (128, 32)
-        points = DENSITIES[name](8 * batch, np.random.default_rng(0))
-        return _flow(f"cnf-{name}", points, batch, (3, width, width, 2), noise=None)
-
-    return task
+    batch, width = (512, 64) if paper else (128, 32)
+    points = DENSITIES[name](8 * batch, np.random.default_rng(0))
+    return _flow(f"cnf-{name}", points, batch, (3, width, width, 2), noise=None)
 
 
 def digits(paper: bool) -> Task:
@@ -129,11 +126,10 @@ def digits(paper: bool) -> Task:
 def _flow(name: str, points: np.ndarray, batch: int, net: tuple[int, ...], noise: np.ndarray | None) -> Task:
     cut = len(points) - 2 * batch
     data = (points[:cut],), (points[cut:],)
-    tolerances = ((1e-3, 1e-6), (1e-4, 1e-7), (1e-5, 1e-8))
     times = np.array([0.0, 1.0])
     # The gain makes the flow fast enough for some dozen steps, as a trained one's.
     nets, dim = {"field": net}, net[-1] + 1
-    return Task(name, "cnf", nets, ("field",), dim, *data, batch, times, tolerances, 5e-3, "nats", noise, gain=2)
+    return Task(name, "cnf", nets, ("field",), dim, *data, batch, times, TOLERANCES, 5e-3, "nats", noise, gain=2)
 
 
 def _moons(count: int, random: np.random.Generator) -> np.ndarray:
@@ -203,7 +199,7 @@ def _acrobot(count: int, times: np.ndarray, random: np.random.Generator) -> np.n
 
 TASKS: dict[str, Callable[[bool], Task]] = {
     "cde": cde,
-    **{f"cnf-{name}": density(name) for name in DENSITIES},
+    **{f"cnf-{name}": functools.partial(density, name) for name in DENSITIES},
     "cnf-digits": digits,
     "symplectic": symplectic,
 }
