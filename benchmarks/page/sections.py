@@ -47,7 +47,7 @@ class Page:
             trained=training.MODELS,
             margin=text.per_cent(MARGIN),
             promises=_linked(figures, "promises", FIGURES),
-            readme=[readme.table(figures, name) for name in readme.TABLES],
+            readme=[readme.table(figures, name) for name in readme.TABLES if name != "which"],
             papers=_linked(figures, "papers", ("papers", "tasks", "jax_memory")),
             repeatability=compare.report(runs, *compared, most=_KEPT) if runs else _missing(compare.NAME),
         )

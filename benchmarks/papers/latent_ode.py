@@ -61,10 +61,13 @@ def _cell(seed: int, steps: int) -> Rows:
         return LatentODE(functools.partial(odeint, way, tolerances=(1e-3, 1e-3)))
 
     nets, seconds = trained(WAYS, build, functools.partial(torch.optim.Adam, lr=0.01), step, steps, seed)
-    place = {"seed": seed, "steps": steps}
-    rows = [{**place, "way": way, "ms a step": 1e3 * seconds[way], **net.field.work()} for way, net in nets.items()]
-    with torch.no_grad():
-        return [{**row, "test MSE": float((nets[row["way"]](times, *test) - truth).square().mean())} for row in rows]
+    rows: Rows = []
+    for way, net in nets.items():
+        with torch.no_grad():
+            error = float((net(times, *test) - truth).square().mean())
+        row = {"seed": seed, "steps": steps, "way": way, "ms a step": 1e3 * seconds[way], **net.field.work()}
+        rows.append({**row, "test MSE": error})
+    return rows
 
 
 def data(times: Tensor) -> tuple[Tensor, Tensor, Tensor]:
