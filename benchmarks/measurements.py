@@ -48,7 +48,7 @@ class Measurement:
 
 
 def _file(question: str, *modules: str, script: str = "", again: bool = False) -> Measurement:
-    """Measured by a module of each framework, whose name begins with the framework's, but for that of SDEs."""
+    """Measured by modules of these names: in JAX where they begin with it, else in PyTorch."""
     by_framework = {"jax" if name.startswith("jax") else "torch": name for name in modules}
     return Measurement(question, f"benchmarks/{script or modules[0]}.py", by_framework, again)
 
