@@ -36,7 +36,7 @@ class Page:
         better = _linked(figures, "better", FIGURES)
         better.sort(key=lambda row: (KINDS.index(row["less of"]), row.pop("least")))
         measured = {name: [f for f in figures if f["measurement"] == name] for name in FIGURES}
-        runs, *compared = (rows(figures, compare.NAME, cell) for cell in ("runs", "groups", "beyond"))
+        runs, groups, beyond = (rows(figures, compare.NAME, cell) for cell in ("runs", "groups", "beyond"))
         rendered = environment.get_template("results.md.j2").render(
             {name: getattr(self, name) for name in ("part", "plot", "line", "code")},
             table=text.table,
@@ -49,7 +49,7 @@ class Page:
             promises=_linked(figures, "promises", FIGURES),
             readme=[readme.table(figures, name) for name in readme.TABLES if name != "which"],
             papers=_linked(figures, "papers", ("papers", "tasks", "jax_memory")),
-            repeatability=compare.report(runs, *compared, most=_KEPT) if runs else _missing(compare.NAME),
+            repeatability=compare.report(runs, groups, beyond, _KEPT) if runs else _missing(compare.NAME),
         )
         self.text = re.sub(r"\n{3,}", "\n\n", rendered).strip() + "\n"
 
