@@ -23,7 +23,8 @@ from benchmarks.envelope import Row, Rows
 from benchmarks.measurements import Cells
 from benchmarks.meters import Account
 from benchmarks.page.panels import panels
-from benchmarks.papers.ways import ACA, ADJOINT, BACKPROP, COLOURS, SEARCH, Claim, Counted, odeint, values
+from benchmarks.papers.claims import Claim, values
+from benchmarks.papers.ways import ACA, ADJOINT, BACKPROP, COLOURS, SEARCH, Counted, odeint
 
 CASES = {"2 layers, dopri5": (2, "dopri5"), "6 layers, dopri5": (6, "dopri5"), "2 layers, Heun": (2, "adaptive_heun")}
 # New evaluations in a try; torchdiffeq's solvers begin with the last slope, the search in the graph does not.

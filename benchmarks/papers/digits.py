@@ -14,20 +14,8 @@ from torch import Tensor
 
 from benchmarks.envelope import Row, Rows
 from benchmarks.measurements import Cells
-from benchmarks.papers.ways import (
-    ACA,
-    ADJOINT,
-    BACKPROP,
-    SEARCH,
-    Claim,
-    Counted,
-    means,
-    median,
-    odeint,
-    over_ours,
-    trained,
-    values,
-)
+from benchmarks.papers.claims import Claim, means, median, over_ours, values
+from benchmarks.papers.ways import ACA, ADJOINT, BACKPROP, SEARCH, Counted, odeint, trained
 
 WAYS = (BACKPROP, SEARCH, ADJOINT, ACA)
 TOLERANCES = (1e-2, 1e-2)

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from benchmarks.envelope import Rows
 from benchmarks.measurements import Cells
-from benchmarks.papers.ways import ACA, ADJOINT, BACKPROP, SEMINORM, Claim, Counted, means, odeint, over_ours, trained
+from benchmarks.papers.claims import Claim, means, over_ours
+from benchmarks.papers.ways import ACA, ADJOINT, BACKPROP, SEMINORM, Counted, odeint, trained
 
 WAYS = (BACKPROP, ADJOINT, SEMINORM, ACA)
 LATENT, HIDDEN, SERIES, POINTS = 6, 32, 100, 40

@@ -25,9 +25,9 @@ from benchmarks.envelope import Rows
 from benchmarks.fields import Field
 from benchmarks.measurements import Cells
 from benchmarks.papers import exact
+from benchmarks.papers.claims import Claim
 from benchmarks.papers.exact import Y0, P
 from benchmarks.papers.verdicts import Verdict, row, verdict
-from benchmarks.papers.ways import Claim
 from benchmarks.peers import METHODS, Method, ours
 from benchmarks.ways import HOST, HOST_ADJOINT, OURS, Absent
 

@@ -13,7 +13,7 @@ from typing import Any
 from benchmarks.envelope import Rows
 from benchmarks.measurements import Cells
 from benchmarks.page.panels import panels
-from benchmarks.papers.ways import Claim
+from benchmarks.papers.claims import Claim
 from steptape.shared_tests.backends.backend_torch import run as run_torch
 from steptape.shared_tests.backends.backends import Case
 from steptape.shared_tests.oracles.scheme_adjoint import SCHEMES, continuous, difference, gradient, grid_of

@@ -14,7 +14,8 @@ from torch import Tensor
 from benchmarks import timing
 from benchmarks.envelope import Rows
 from benchmarks.measurements import Cells
-from benchmarks.papers.ways import ACA, ADJOINT, BACKPROP, QUADRATURE, Claim, Counted, odeint, over_ours
+from benchmarks.papers.claims import Claim, over_ours
+from benchmarks.papers.ways import ACA, ADJOINT, BACKPROP, QUADRATURE, Counted, odeint
 
 MASSES = (1.1, 1.1, 0.9)
 PLACES = ((0.0, 0.2, 0.0), (0.5, 0.0, 0.5), (0.0, 0.0, 0.5))

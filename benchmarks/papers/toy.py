@@ -16,7 +16,8 @@ from benchmarks.envelope import Row, Rows
 from benchmarks.fields import Field
 from benchmarks.measurements import Cells
 from benchmarks.page.panels import panels
-from benchmarks.papers.ways import ACA, ADJOINT, BACKPROP, HELD, QUADRATURE, SEARCH, Claim, gradient, lines, why
+from benchmarks.papers.claims import Claim
+from benchmarks.papers.ways import ACA, ADJOINT, BACKPROP, HELD, QUADRATURE, SEARCH, gradient, lines, why
 
 CASES = (("adaptive_heun", 0.1), ("adaptive_heun", -0.3), ("dopri5", 0.1), ("dopri5", 1.0), ("dopri5", -0.3))
 TIMES = (2.5, 5.0, 10.0, 15.0, 19.5)

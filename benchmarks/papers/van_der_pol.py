@@ -16,7 +16,8 @@ from benchmarks.envelope import Row, Rows
 from benchmarks.fields import Field, relative_error
 from benchmarks.measurements import Cells
 from benchmarks.page.panels import panels
-from benchmarks.papers.ways import ACA, ADJOINT, BACKPROP, QUADRATURE, SEMINORM, Claim, gradient, lines, odeint, why
+from benchmarks.papers.claims import Claim
+from benchmarks.papers.ways import ACA, ADJOINT, BACKPROP, QUADRATURE, SEMINORM, gradient, lines, odeint, why
 
 TOLERANCES = ((1e-3, 1e-6), (1e-5, 1e-8), (1e-7, 1e-10), (1e-9, 1e-12))
 WAYS = (BACKPROP, ADJOINT, SEMINORM, ACA, QUADRATURE)

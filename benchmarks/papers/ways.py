@@ -3,9 +3,8 @@
 import functools
 import itertools
 import re
-import statistics
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,14 +36,6 @@ COLOURS = {
     ACA: "#0072B2",
     QUADRATURE: "#009E73",
 }
-
-
-class Claim(NamedTuple):
-    """What a paper says, what was found here, and why the two differ or agree."""
-
-    claimed: str
-    measured: str
-    why: str
 
 
 def odeint(
@@ -115,29 +106,6 @@ def trained(
     return nets, {way: sorted(each)[len(each) // 2] for way, each in seconds.items()}
 
 
-def means(rows: Rows, name: str, ways: Sequence[str], form: str) -> str:
-    """By way the mean of a column over the seeds (least to most)."""
-    found = {way: values(rows, name, way=way) for way in ways}
-    each = (f"{way} {form % (sum(e) / len(e), min(e), max(e))}" for way, e in found.items())
-    return f"mean (least to most) of {len(found[ways[0]])} seeds: {', '.join(each)}"
-
-
-def over_ours(rows: Rows, name: str, ways: Sequence[str], **where: Any) -> str:
-    """By way the median of a column over ACA's."""
-    base = median(rows, name, way=ACA, **where)
-    return ", ".join(f"{way} {median(rows, name, way=way, **where) / base:.2g}" for way in ways)
-
-
 def why(error: Exception) -> str:
     """An error's words, without the number at their end."""
     return re.sub(r" [-\d.e]+$", "", str(error).splitlines()[0])
-
-
-def median(rows: Rows, name: str, **where: Any) -> float:
-    return statistics.median(values(rows, name, **where) or [float("nan")])
-
-
-def values(rows: Rows, name: str, **where: Any) -> list[Any]:
-    """A column of the rows that match, without empty cells."""
-    chosen = [row for row in rows if all(row.get(key) == value for key, value in where.items())]
-    return [row[name] for row in chosen if row.get(name) is not None]
