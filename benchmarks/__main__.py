@@ -8,22 +8,19 @@ themselves are measured in a second pass, after all others. At the end ``DIR/res
 after it has taken there what is in DIR. ``python -m benchmarks compare FIRST SECOND`` compares two runs.
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks import machine, runner
-from benchmarks.envelope import Results, read
+from benchmarks.envelope import Results, read, write
 from benchmarks.measurements import MEASUREMENTS
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT, RESULTS = Path(__file__).resolve().parents[1], "results.jsonl"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure, or write the page, or compare."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     commands = {"page": _page, "compare": _compare}
     return commands[given[0]](given[1:]) if given and given[0] in commands else _measure(given)
@@ -43,9 +40,8 @@ def _measure(given: Sequence[str]) -> int:
     parser.add_argument("--out", type=Path, default=Path("benchmark-report"), metavar="DIR", help="folder of results")
     parser.add_argument("--device", default="cpu", help="for torch_speed alone: a GPU, such as cuda")
     options = parser.parse_args(given)
-    unknown = sorted(set(options.names) - set(MEASUREMENTS))
-    if unknown:
-        parser.error(f"{unknown[0]}: must be one of {', '.join(MEASUREMENTS)}.")
+    for name in sorted(set(options.names) - set(MEASUREMENTS)):
+        parser.error(f"{name}: must be one of {', '.join(MEASUREMENTS)}.")
     names = options.names or [name for name, one in MEASUREMENTS.items() if one.usual]
     options.out.mkdir(parents=True, exist_ok=True)
     if options.device != "cpu":
@@ -54,17 +50,13 @@ def _measure(given: Sequence[str]) -> int:
         from benchmarks import torch_device
 
         return torch_device.run(options.device, options.out, options.only)
-    file = options.out / _results(options.quick)
+    # Apart, because the quick cells would be taken for whole ones.
+    file = options.out / ("quick.jsonl" if options.quick else RESULTS)
     failed = runner.run(names, file, options.quick, options.only, options.framework)
-    runner.note(f"the page: {_page_of(Results.of(file), options.out)}")
+    runner.note(f"the page: {_page_of(Results(read(file)), options.out)}")
     if failed:
         runner.note(f"failed: {'; '.join(failed)}")
     return bool(failed)
-
-
-def _results(quick: bool) -> str:
-    # Apart, because the quick cells would be taken for whole ones.
-    return "quick.jsonl" if quick else "results.jsonl"
 
 
 def _page_of(results: Results, folder: Path) -> Path:
@@ -86,7 +78,7 @@ def _page(given: Sequence[str]) -> int:
     if options.folder:
         results = _there(parser, options.folder)
         kept = figures.replaced(kept, figures.reduced(results))
-        figures.write(docs / "figures.jsonl", kept)
+        write(docs / "figures.jsonl", kept)
         plots.draw(results, docs)
     print(sections.write(kept, docs))
     page.write_text(readme.filled(page.read_text(encoding="utf-8"), kept), encoding="utf-8")
@@ -105,15 +97,14 @@ def _compare(given: Sequence[str]) -> int:
     print(compare.report(*(figure["rows"] for figure in found)))
     if options.keep:
         file = options.root / "docs" / "figures.jsonl"
-        figures.write(file, figures.replaced(read(file), found))
+        write(file, figures.replaced(read(file), found))
     return 0
 
 
 def _there(parser: argparse.ArgumentParser, folder: Path) -> Results:
-    file = folder / _results(False)
-    if not file.exists():
+    if not (file := folder / RESULTS).exists():
         parser.error(f"{file} is missing.")
-    return Results.of(file)
+    return Results(read(file))
 
 
 if __name__ == "__main__":

@@ -5,13 +5,11 @@ for seconds to minutes, and some ways more than others; it only ever adds time. 
 passes, hours apart, and the time of a way is that of the pass in which it took less. All else stays the first pass's.
 """
 
-from __future__ import annotations
-
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from benchmarks import machine
 
@@ -20,31 +18,26 @@ Rows = list[Row]
 Entry = dict[str, Any]
 
 
-def entry(measurement: str, cell: str, framework: str, number: int, rows: Sequence[Mapping[str, Any]]) -> Entry:
+def entry(measurement: str, cell: str, framework: str, number: int, rows: Rows) -> Entry:
     """A line, of what was measured just now in this process."""
     return {
-        "measurement": measurement,
-        "cell": cell,
-        "framework": framework,
-        "pass": number,
+        **{"measurement": measurement, "cell": cell, "framework": framework, "pass": number},
         "day": datetime.now(timezone.utc).date().isoformat(),
         "machine": machine.machine(),
         "versions": machine.versions(framework),
-        "rows": list(rows),
+        "rows": rows,
     }
 
 
 def read(file: Path) -> list[Entry]:
     """All lines of a file, none if it is missing."""
-    if not file.exists():
-        return []
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.exists() else []
 
 
-def append(file: Path, entries: Iterable[Entry]) -> None:
-    """Add lines to a file, made if need be."""
+def write(file: Path, entries: Iterable[Entry], mode: Literal["w", "a"] = "w") -> None:
+    """The lines of a file, or more of them; it is made if need be."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("a", encoding="utf-8") as lines:
+    with file.open(mode, encoding="utf-8") as lines:
         lines.writelines(json.dumps(one, ensure_ascii=False) + "\n" for one in entries)
 
 
@@ -60,24 +53,20 @@ class Results:
     def __init__(self, entries: Sequence[Entry]):
         self.entries = entries
 
-    @classmethod
-    def of(cls, file: Path) -> Results:
-        """Those of a file."""
-        return cls(read(file))
-
-    def measurements(self) -> list[str]:
-        """Which there are."""
-        return list(dict.fromkeys(e["measurement"] for e in self.entries))
-
     def cells(self, measurement: str, framework: str) -> dict[str, Rows]:
         """The rows by cell; their times are those of the quieter pass."""
         first, second = (done(self.entries, measurement, framework, number) for number in (1, 2))
-        return {cell: _quieter(rows, second.get(cell, [])) for cell, rows in first.items()}
+        return {cell: [_quieter(row, second.get(cell, [])) for row in rows] for cell, rows in first.items()}
 
     def rows(self, measurement: str, framework: str) -> Rows:
         """The rows of all cells that were not without a result, each with the name of its ``cell``."""
         found = self.cells(measurement, framework).items()
         return [{"cell": cell, **row} for cell, rows in found for row in rows if not row.get("without")]
+
+
+def _quieter(row: Row, again: Rows) -> Row:
+    others = [other["seconds"] for other in again if other.get("way") == row.get("way") and "seconds" in other]
+    return {**row, "seconds": min(row["seconds"], *others)} if others and "seconds" in row else row
 
 
 def grouped(rows: Rows, name: str) -> dict[str, Rows]:
@@ -89,16 +78,7 @@ def grouped(rows: Rows, name: str) -> dict[str, Rows]:
 
 
 def by_way(rows: Rows, name: str) -> dict[str, dict[str, Row]]:
-    """Likewise, and then by way."""
     return {name: {row["way"]: row for row in group} for name, group in grouped(rows, name).items()}
-
-
-def _quieter(rows: Rows, again: Rows) -> Rows:
-    others = {row.get("way"): row["seconds"] for row in again if "seconds" in row}
-    return [
-        {**row, "seconds": min(row["seconds"], others.get(row.get("way"), row["seconds"]))} if "seconds" in row else row
-        for row in rows
-    ]
 
 
 def origin(entries: Sequence[Entry]) -> dict[str, Any]:

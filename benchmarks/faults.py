@@ -4,8 +4,7 @@ The solves are those of the scripts in docs/host-issues that reproduce them. ``h
 each gradient against the true one, ``right``; None where the call fails. ``known``: how the true one is.
 """
 
-from __future__ import annotations
-
+import dataclasses
 import runpy
 from collections.abc import Callable
 from pathlib import Path
@@ -16,21 +15,27 @@ from benchmarks.envelope import Row
 FOLDER = "docs/host-issues"
 
 
-def script(name: str) -> dict[str, Any]:
-    """What a script that reproduces a fault defines."""
-    return runpy.run_path(str(Path(__file__).resolve().parents[1] / FOLDER / name))
+@dataclasses.dataclass(frozen=True)
+class Fault:
+    """One fault, in a ``file`` of that folder. ``host``, ``ours``: what the gradient is taken by."""
+
+    file: str
+    call: str
+    known: str
+    host: Any
+    ours: Any
+
+    def script(self) -> dict[str, Any]:
+        return runpy.run_path(str(Path(__file__).resolve().parents[1] / FOLDER / self.file))
+
+    def row(self, solve: str, right: float, gradient: Callable[[Any], float]) -> Row:
+        """One line, of what ``gradient`` returns by each."""
+        errors = {name: _error(gradient, getattr(self, name), right) for name in ("host", "ours")}
+        return {"call": self.call, "solve": solve, "right": right, "known": self.known, **errors, "file": self.file}
 
 
-def row(
-    file: str, call: str, solve: str, right: float, known: str, host: Callable[[], float], ours: Callable[[], float]
-) -> Row:
-    """One line, of the gradients that the two return."""
-    errors = {"host": _error(host, right), "ours": _error(ours, right)}
-    return {"call": call, "solve": solve, "right": right, "known": known, **errors, "file": file}
-
-
-def _error(found: Callable[[], float], right: float) -> float | None:
+def _error(gradient: Callable[[Any], float], by: Any, right: float) -> float | None:
     try:
-        return abs(found() / right - 1)
+        return abs(gradient(by) / right - 1)
     except AssertionError:
         return None

@@ -1,8 +1,8 @@
 """The solves that are measured: an MLP vector field, a size, a tolerance, the times of output."""
 
-from __future__ import annotations
-
 import dataclasses
+import functools
+import gc
 import itertools
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -10,6 +10,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from benchmarks import meters, timing
+from benchmarks.envelope import Row
 
 
 class Field(torch.nn.Module):
@@ -31,11 +34,9 @@ class Field(torch.nn.Module):
         return self.slope(t, y)
 
     def callback_accept_step(self, t: Tensor, y: Tensor, h: Tensor) -> None:
-        """Called by torchdiffeq."""
         self.counts["accepted"] += 1
 
     def callback_reject_step(self, t: Tensor, y: Tensor, h: Tensor) -> None:
-        """Called by torchdiffeq."""
         self.counts["rejected"] += 1
 
 
@@ -67,6 +68,11 @@ def _turning(dim: int, width: int) -> list[Tensor]:
     return [first, hidden, 2 * skew / torch.linalg.matrix_norm(skew, 2) @ (hidden @ first).T]
 
 
+def loss_of(solution: Tensor) -> Tensor:
+    """The mean square of the outputs after the first."""
+    return solution[1:].square().mean()
+
+
 @dataclasses.dataclass(frozen=True)
 class Problem:
     """One solve: ``tolerance`` is both the relative and the absolute one. ``y0`` is (batch, dim), ``t`` (outputs,)."""
@@ -77,7 +83,6 @@ class Problem:
     tolerance: float
 
     def inputs(self) -> tuple[Tensor, ...]:
-        """The tensors to differentiate with respect to."""
         return (self.y0, *self.field.parameters())
 
     def solved(self, solve: Callable[..., Tensor], **settings: Any) -> Tensor:
@@ -85,10 +90,27 @@ class Problem:
         how = {"rtol": self.tolerance, "atol": self.tolerance, "method": "dopri5"}
         return solve(self.field, self.y0, self.t, **(settings or how))
 
-
-def loss_of(solution: Tensor) -> Tensor:
-    """The mean square of the outputs after the first."""
-    return solution[1:].square().mean()
+    def measured(
+        self, solve: Callable[..., Tensor], loss: Callable[[Tensor], Tensor] = loss_of, **settings: Any
+    ) -> tuple[Row, Tensor]:
+        """A forward and a backward pass: seconds, bytes held between them, evaluations, steps; the gradient, flat."""
+        counts, now = self.field.counts, functools.partial(timing.now, self.y0.device)
+        counts.clear()
+        gc.collect()
+        before, start = meters.in_use(), now()
+        value = loss(self.solved(solve, **settings))
+        forward = now() - start
+        gc.collect()
+        held, evaluations, accepted = meters.in_use(), counts["evaluations"], counts["accepted"]
+        start = now()
+        gradient = torch.autograd.grad(value, self.inputs())
+        backward = now() - start
+        return {
+            **{"seconds": forward + backward, "forward": forward, "backward": backward},
+            "held": None if held is None or before is None or held < before else held - before,
+            "evaluations": (evaluations, counts["evaluations"] - evaluations),
+            "accepted": accepted,
+        }, torch.cat([part.flatten() for part in gradient])
 
 
 def relative_error(found: Sequence[Tensor], exact: Sequence[Tensor]) -> float:
@@ -125,12 +147,10 @@ class Setup:
 
     @property
     def parameters(self) -> int:
-        """How many numbers the field's parameters hold."""
         return (self.dim + 1) * self.width + (self.width + 1) * self.width + (self.width + 1) * self.dim
 
     @property
     def text(self) -> str:
-        """The sizes in words."""
         return (
             f"dim {self.dim}, width {self.width} ({self.parameters} parameters), batch {self.batch}, tolerance "
             f"{self.tolerance:g}, {str(self.dtype).removeprefix('torch.')}, t in [0, {self.span:g}], "

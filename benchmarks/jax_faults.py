@@ -1,16 +1,14 @@
 """The fault of diffrax: see ``benchmarks.faults``."""
 
-from __future__ import annotations
-
 import functools
-from typing import Any
 
 import diffrax
 import jax
 
 from benchmarks.envelope import Rows
-from benchmarks.faults import row, script
+from benchmarks.faults import Fault
 from benchmarks.measurements import Cells, Scope
+from benchmarks.ways import DEFAULT
 from steptape.jax import AdaptiveCheckpointAdjoint
 
 _RATE = 0.7
@@ -19,7 +17,6 @@ SOLVES = ((198, 100), (130, 11), (1000, 11))
 
 
 def cells(scope: Scope) -> Cells:
-    """The one fault."""
     return {"constant steps": _cell}
 
 
@@ -30,21 +27,18 @@ def right(steps: int, outputs: int) -> float:
 
 
 def _cell() -> Rows:
-    file = "equinox-checkpointed-loop.py"
-    squares = script(file)["squares"]
+    adjoints = diffrax.RecursiveCheckpointAdjoint(), AdaptiveCheckpointAdjoint()
+    fault = Fault("equinox-checkpointed-loop.py", f"diffrax `{DEFAULT}`", "closed form of the steps", *adjoints)
+    squares = fault.script()["squares"]
 
-    def gradient(adjoint: diffrax.AbstractAdjoint, **solve: Any) -> float:
-        return float(jax.jit(jax.grad(functools.partial(squares, way=adjoint, **solve)))(_RATE))
+    def gradient(adjoint: diffrax.AbstractAdjoint, steps: int, outputs: int) -> float:
+        return float(jax.jit(jax.grad(functools.partial(squares, way=adjoint, steps=steps, outputs=outputs)))(_RATE))
 
     return [
-        row(
-            file,
-            "diffrax `RecursiveCheckpointAdjoint()`",
+        fault.row(
             f"dy/dt = -p y, {steps} steps of Euler's method, {outputs} outputs",
             right(steps, outputs),
-            "closed form of the steps",
-            functools.partial(gradient, diffrax.RecursiveCheckpointAdjoint(), steps=steps, outputs=outputs),
-            functools.partial(gradient, AdaptiveCheckpointAdjoint(), steps=steps, outputs=outputs),
+            functools.partial(gradient, steps=steps, outputs=outputs),
         )
         for steps, outputs in SOLVES
     ]

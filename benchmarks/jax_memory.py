@@ -4,8 +4,6 @@
 the host's time over the row's, at the same number of checkpoints, the median over the rounds.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 from collections.abc import Iterator
@@ -38,19 +36,20 @@ class Setup:
     how: dict[str, Any]
 
 
+_ADAPTIVE = {**programs.adaptive(1e-9), "max_steps": 4096}
 SETUPS = (
     Setup("constant", "1000 steps of equal size, max_steps=1000", 1.0, 0.0, {"max_steps": 1000}),
-    Setup(
-        "adaptive",
-        "PIDController at 1e-9, a fast forcing, max_steps=4096",
-        3.0,
-        200.0,
-        {**programs.adaptive(1e-9), "max_steps": 4096},
-    ),
+    Setup("adaptive", "PIDController at 1e-9, a fast forcing, max_steps=4096", 3.0, 200.0, _ADAPTIVE),
 )
 
 
-def methods() -> Iterator[tuple[str, int | None, diffrax.AbstractAdjoint]]:
+def cells(scope: Scope) -> Cells:
+    """A cell a set-up; quick: one of them in 3 rounds."""
+    setups, rounds = (SETUPS[:1], 3) if scope.quick else (SETUPS, 11)
+    return {setup.name: functools.partial(_cell, setup, rounds) for setup in setups}
+
+
+def _methods() -> Iterator[tuple[str, int | None, diffrax.AbstractAdjoint]]:
     """The host's and ours for every number of checkpoints, and by default, which is None."""
     for k in (*CHECKPOINTS, None):
         arguments = "" if k is None else f"checkpoints={k}"
@@ -58,6 +57,24 @@ def methods() -> Iterator[tuple[str, int | None, diffrax.AbstractAdjoint]]:
         yield f"{RECURSIVE}({arguments})", k, diffrax.RecursiveCheckpointAdjoint(checkpoints=k)
         yield f"{ADAPTIVE}({arguments})", k, AdaptiveCheckpointAdjoint(checkpoints=k)
         yield f"{ADAPTIVE}({staged})", k, AdaptiveCheckpointAdjoint(checkpoints=k, graph="stage")
+
+
+def _cell(setup: Setup, rounds: int) -> Rows:
+    """Compile every method, and time them in rounds of all of them."""
+    found = {name: (k, _program(setup, name, adjoint)) for name, k, adjoint in _methods()}
+    programs.race([program for _, program in found.values()], rounds)
+    host = {k: program for name, (k, program) in found.items() if name.startswith(RECURSIVE)}
+    stats = {kind: int(host[None].result[1][f"num_{kind}_steps"]) for kind in ("accepted", "rejected")}
+    return [
+        {
+            **{"setup": setup.name, "text": setup.text, **stats},
+            **{"way": name, "checkpoints": k, "ours": name.startswith(ADAPTIVE)},
+            **{"seconds": program.seconds, "over_host": timing.ratio(host[k].times, program.times)},
+            **{"temporary": program.temporary, "compiling": program.compiling},
+            "difference": programs.difference(program.result[0], host[k].result[0]),
+        }
+        for name, (k, program) in found.items()
+    ]
 
 
 def _program(setup: Setup, name: str, adjoint: diffrax.AbstractAdjoint) -> programs.Program:
@@ -74,33 +91,3 @@ def _program(setup: Setup, name: str, adjoint: diffrax.AbstractAdjoint) -> progr
 
     inputs = weights, jax.random.normal(keys[1], (_BATCH, _DIM))
     return programs.Program.compiled(name, jax.grad(loss, argnums=(0, 1), has_aux=True), inputs)
-
-
-def cells(scope: Scope) -> Cells:
-    """A cell a set-up; quick: one of them in 3 rounds."""
-    setups, rounds = (SETUPS[:1], 3) if scope.quick else (SETUPS, 11)
-    return {setup.name: functools.partial(_cell, setup, rounds) for setup in setups}
-
-
-def _cell(setup: Setup, rounds: int) -> Rows:
-    """Compile every method, and time them in rounds of all of them."""
-    found = {name: (k, _program(setup, name, adjoint)) for name, k, adjoint in methods()}
-    programs.race([program for _, program in found.values()], rounds)
-    host = {k: program for name, (k, program) in found.items() if name.startswith(RECURSIVE)}
-    stats = host[None].result[1]
-    solve = {"setup": setup.name, "text": setup.text, "accepted": int(stats["num_accepted_steps"])}
-    solve |= {"rejected": int(stats["num_rejected_steps"])}
-    return [
-        {
-            **solve,
-            "way": name,
-            "checkpoints": k,
-            "ours": name.startswith(ADAPTIVE),
-            "seconds": program.seconds,
-            "over_host": timing.ratio(host[k].times, program.times),
-            "temporary": program.temporary,
-            "compiling": program.compiling,
-            "difference": programs.difference(program.result[0], host[k].result[0]),
-        }
-        for name, (k, program) in found.items()
-    ]

@@ -1,7 +1,5 @@
 """Compiled programs of JAX, timed in interleaved rounds."""
 
-from __future__ import annotations
-
 import dataclasses
 import re
 import time
@@ -13,6 +11,16 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks import meters, timing
+from benchmarks.ways import DEFAULT, REPLAY
+from steptape.jax import AdaptiveCheckpointAdjoint
+
+
+def both(checkpoints: int | None = None) -> dict[str, diffrax.AbstractAdjoint]:
+    """The host's default and the replay, with as many checkpoints."""
+    return {
+        DEFAULT: diffrax.RecursiveCheckpointAdjoint(checkpoints=checkpoints),
+        REPLAY: AdaptiveCheckpointAdjoint(checkpoints=checkpoints),
+    }
 
 
 def solved(field: Callable[..., Any], t1: Any, y0: Any, args: Any, **settings: Any) -> Any:
@@ -42,19 +50,16 @@ class Program:
     result: Any = None
 
     @classmethod
-    def compiled(cls, name: str, function: Callable, inputs: tuple) -> Program:
-        """Compile it, and note the time that takes."""
+    def compiled(cls, name: str, function: Callable, inputs: tuple) -> "Program":
         start = time.process_time()
         compiled = jax.jit(function).lower(*inputs).compile()
         return cls(name, inputs, compiled, time.process_time() - start, meters.temporary(compiled))
 
     @property
     def seconds(self) -> float:
-        """The median round."""
         return timing.median(self.times)
 
     def run(self) -> float:
-        """Compute its result; the seconds that took."""
         start = time.process_time()
         self.result = jax.block_until_ready(self.program(*self.inputs))
         return time.process_time() - start

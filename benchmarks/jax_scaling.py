@@ -4,36 +4,15 @@
 the solves end varies. ``shortest`` and ``longest``: accepted steps of these solves.
 """
 
-from __future__ import annotations
-
-import diffrax
 import jax
 import jax.numpy as jnp
 
 from benchmarks import jax_programs as programs
 from benchmarks.envelope import Rows
 from benchmarks.measurements import Cells, Scope
-from benchmarks.ways import DEFAULT, REPLAY
-from steptape.jax import AdaptiveCheckpointAdjoint
 
 ELEMENTS = 256
 ENDS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
-ADJOINTS = {DEFAULT: diffrax.RecursiveCheckpointAdjoint(), REPLAY: AdaptiveCheckpointAdjoint()}
-
-
-def program(name: str) -> programs.Program:
-    """The gradient of the batch in its initial states and frequencies, as a function of the end as well."""
-
-    def field(t, y, frequency):
-        return frequency * jnp.stack([y[1] * (1 + 0.2 * y[0] ** 2), -y[0]])
-
-    def loss(y0, frequency, end):
-        solution = programs.solved(field, end, y0, frequency, **programs.adaptive(1e-6), adjoint=ADJOINTS[name])
-        return jnp.sum(solution.ys**2), solution.stats["num_accepted_steps"]
-
-    batch = jax.vmap(jax.grad(loss, argnums=(0, 1), has_aux=True), in_axes=(0, 0, None))
-    inputs = (jnp.tile(jnp.array([1.0, 0.0]), (ELEMENTS, 1)), jnp.geomspace(0.8, 8.0, ELEMENTS), jnp.array(1.0))
-    return programs.Program.compiled(name, batch, inputs)
 
 
 def cells(scope: Scope) -> Cells:
@@ -42,8 +21,7 @@ def cells(scope: Scope) -> Cells:
 
 
 def _cell(rounds: int) -> Rows:
-    both = [program(name) for name in ADJOINTS]
-    rows = []
+    both, rows = [_program(name) for name in programs.both()], []
     for end in ENDS:
         for one in both:
             one.inputs = (*one.inputs[:2], jnp.array(end))
@@ -52,3 +30,19 @@ def _cell(rounds: int) -> Rows:
         solve = {"end": end, "shortest": int(steps.min()), "longest": int(steps.max())}
         rows += [{**solve, "way": one.name, "seconds": one.seconds} for one in both]
     return rows
+
+
+def _program(name: str) -> programs.Program:
+    """The gradient of the batch in its initial states and frequencies, as a function of the end as well."""
+
+    def field(t, y, frequency):
+        return frequency * jnp.stack([y[1] * (1 + 0.2 * y[0] ** 2), -y[0]])
+
+    def loss(y0, frequency, end):
+        adjoint = programs.both()[name]
+        solution = programs.solved(field, end, y0, frequency, **programs.adaptive(1e-6), adjoint=adjoint)
+        return jnp.sum(solution.ys**2), solution.stats["num_accepted_steps"]
+
+    batch = jax.vmap(jax.grad(loss, argnums=(0, 1), has_aux=True), in_axes=(0, 0, None))
+    inputs = (jnp.tile(jnp.array([1.0, 0.0]), (ELEMENTS, 1)), jnp.geomspace(0.8, 8.0, ELEMENTS), jnp.array(1.0))
+    return programs.Program.compiled(name, batch, inputs)

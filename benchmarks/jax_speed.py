@@ -5,8 +5,6 @@ numbers of checkpoints tried, among them one for every step, with which it recom
 ``over_best``: the median over the rounds of the host's time over ours in the same round.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import itertools
@@ -19,13 +17,9 @@ from benchmarks import jax_programs as programs
 from benchmarks import timing
 from benchmarks.envelope import Rows
 from benchmarks.measurements import Cells, Scope
-from benchmarks.ways import DEFAULT, REPLAY
-from steptape.jax import AdaptiveCheckpointAdjoint
 
 SOLVERS = {"Tsit5": diffrax.Tsit5, "Dopri5": diffrax.Dopri5, "Dopri8": diffrax.Dopri8}
 TOLERANCES = (1e-3, 1e-6)
-
-
 # Of a perceptron's field with two hidden layers: dim, width, batch, dtype.
 SIZES = {"tiny": (2, 16, 1, "float64"), "middle": (16, 64, 32, "float64"), "large": (64, 256, 128, "float32")}
 
@@ -46,12 +40,10 @@ class Case:
 
     @property
     def name(self) -> str:
-        """Short, for a table."""
         return f"{self.size}, {self.solver}, {self.tolerance:g}{', pulses' if self.pulses else ''}"
 
     @property
     def text(self) -> str:
-        """The sizes in words."""
         dim, width, batch, dtype = SIZES[self.size]
         return (
             f"dim {dim}, width {width}, batch {batch}, {self.solver}, tolerance {self.tolerance:g}, {dtype}, t in [0, "
@@ -59,15 +51,12 @@ class Case:
         )
 
     def inputs(self) -> tuple:
-        """The weights and the initial state."""
         (dim, width, batch, dtype), keys = SIZES[self.size], jax.random.split(jax.random.key(0), 4)
         ends = itertools.pairwise((dim, width, width, dim))
         weights = [1.5 * jax.random.normal(k, e, dtype) / e[0] ** 0.5 for k, e in zip(keys, ends, strict=False)]
         return weights, jax.random.normal(keys[-1], (batch, dim), dtype)
 
     def program(self, name: str, adjoint: diffrax.AbstractAdjoint) -> programs.Program:
-        """The value and gradient of the solve, compiled."""
-
         def field(t, y, weights):
             first, hidden, last = weights
             speed = 1 + 10 * jnp.exp(-(((t % 1.7 - 1) / 0.03) ** 2)) if self.pulses else 1
@@ -75,10 +64,9 @@ class Case:
 
         def loss(weights, y0):
             how = {"solver": SOLVERS[self.solver](), "adjoint": adjoint, **programs.adaptive(self.tolerance)}
-            how |= {"max_steps": self.max_steps}
             if self.outputs:
                 how["saveat"] = diffrax.SaveAt(ts=jnp.linspace(0.0, 10.0, self.outputs))
-            solution = programs.solved(field, 10.0, y0, weights, **how)
+            solution = programs.solved(field, 10.0, y0, weights, max_steps=self.max_steps, **how)
             return jnp.mean(solution.ys**2), solution.stats
 
         return programs.Program.compiled(name, jax.value_and_grad(loss, argnums=(0, 1), has_aux=True), self.inputs())
@@ -93,7 +81,7 @@ def cells(scope: Scope) -> Cells:
 
 
 def _cell(case: Case, rounds: int, settings: int) -> Rows:
-    default = case.program(DEFAULT, diffrax.RecursiveCheckpointAdjoint())
+    default, ours = (case.program(name, adjoint) for name, adjoint in programs.both().items())
     default.run()
     stats = default.result[0][1]
     accepted, tries = int(stats["num_accepted_steps"]), int(stats["num_steps"])
@@ -101,20 +89,15 @@ def _cell(case: Case, rounds: int, settings: int) -> Rows:
     for k in (max(1, tries // 2**i) for i in range(settings)):
         hosts.append(case.program(f"checkpoints={k}", diffrax.RecursiveCheckpointAdjoint(checkpoints=k)))
     held = hosts[1]  # as many checkpoints as steps: the default's gradient can be wrong
-    ours = case.program(REPLAY, AdaptiveCheckpointAdjoint())
     programs.race([*hosts, ours], rounds)
     best = min(hosts, key=lambda row: row.seconds)
     row = {
-        "case": case.name,
-        "accepted": accepted,
-        "rejected": tries - accepted,
+        **{"case": case.name, "accepted": accepted, "rejected": tries - accepted},
         "milliseconds": ours.seconds * 1e3,
         "over_default": timing.ratio(default.times, ours.times),
-        "over_best": timing.ratio(best.times, ours.times),
-        "best": best.name,
+        **{"over_best": timing.ratio(best.times, ours.times), "best": best.name},
         "compiling": ours.compiling / default.compiling,
-        "memory": ours.temporary,
-        "memory_default": default.temporary,
+        **{"memory": ours.temporary, "memory_default": default.temporary},
         "difference": programs.difference(ours.result[1], held.result[1]),
     }
     jax.clear_caches()

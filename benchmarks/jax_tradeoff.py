@@ -4,8 +4,6 @@
 ``benchmarks.torch_tradeoff``, over ``RecursiveCheckpointAdjoint()`` and against that with as many checkpoints as steps.
 """
 
-from __future__ import annotations
-
 import functools
 
 import diffrax
@@ -17,7 +15,6 @@ from benchmarks.envelope import Rows
 from benchmarks.jax_speed import Case
 from benchmarks.measurements import Cells, Scope
 from benchmarks.ways import ADAPTIVE, DEFAULT, RECURSIVE, REPLAY
-from steptape.jax import AdaptiveCheckpointAdjoint
 
 # The smallest power of two that the tries fit in, for all ways.
 PROBLEMS = {
@@ -27,10 +24,10 @@ PROBLEMS = {
 }
 CHECKPOINTS = (2, 4, 8)
 SINGLE = {
-    DEFAULT: diffrax.RecursiveCheckpointAdjoint(),
+    DEFAULT: programs.both()[DEFAULT],
     "DirectAdjoint()": diffrax.DirectAdjoint(),
     "BacksolveAdjoint()": diffrax.BacksolveAdjoint(),
-    REPLAY: AdaptiveCheckpointAdjoint(),
+    REPLAY: programs.both()[REPLAY],
 }
 
 
@@ -41,24 +38,19 @@ def cells(scope: Scope) -> Cells:
 
 def _cell(case: Case, rounds: int) -> Rows:
     ways = {way: (way, "", adjoint) for way, adjoint in SINGLE.items()}
-    for name, adjoint in ((RECURSIVE, diffrax.RecursiveCheckpointAdjoint), (ADAPTIVE, AdaptiveCheckpointAdjoint)):
+    for name in (RECURSIVE, ADAPTIVE):
         for k in CHECKPOINTS:
-            ways[f"{name}(checkpoints={k})"] = f"{name}(checkpoints=k)", str(k), adjoint(checkpoints=k)
+            ways[f"{name}(checkpoints={k})"] = f"{name}(checkpoints=k)", str(k), programs.both(k)[f"{name}()"]
     found = {way: case.program(way, adjoint) for way, (_, _, adjoint) in ways.items()}
     exact = case.program("exact", diffrax.RecursiveCheckpointAdjoint(checkpoints=case.max_steps))
     exact.run()
     programs.race(list(found.values()), rounds)
     rows = [
         {
-            "way": way,
-            "line": ways[way][0],
-            "point": ways[way][1],
-            "problem": case.text,
+            **{"way": way, "line": ways[way][0], "point": ways[way][1], "problem": case.text},
             "accepted": int(program.result[0][1]["num_accepted_steps"]),
-            "seconds": program.seconds,
-            "ratio": timing.ratio(program.times, found[DEFAULT].times),
-            "held": program.temporary,
-            "error": programs.difference(program.result[1], exact.result[1]),
+            **{"seconds": program.seconds, "ratio": timing.ratio(program.times, found[DEFAULT].times)},
+            **{"held": program.temporary, "error": programs.difference(program.result[1], exact.result[1])},
         }
         for way, program in found.items()
     ]

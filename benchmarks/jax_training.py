@@ -1,7 +1,5 @@
 """The training in JAX: diffrax's own example of a neural CDE, which tells clockwise spirals from the others."""
 
-from __future__ import annotations
-
 import functools
 import statistics
 import time
@@ -46,50 +44,38 @@ class _Adjoint(Model):
 
     def how(self, rtol: Any, atol: Any) -> dict[str, Any]:
         """The adjoint, and steps that end at the spline's knots: rounding grows a thousandfold in a step across one."""
-        steps = diffrax.ClipStepSizeController(
-            adaptive(rtol, atol)["stepsize_controller"], jump_ts=self.task.times[1:-1]
-        )
-        return {"adjoint": ADJOINTS[self.method], "stepsize_controller": steps}
+        steps = adaptive(rtol, atol)["stepsize_controller"]
+        clipped = diffrax.ClipStepSizeController(steps, jump_ts=self.task.times[1:-1])
+        return {"adjoint": ADJOINTS[self.method], "stepsize_controller": clipped}
 
 
-class _Trained:
-    """A compiled model with a seed's weights and batches, for ``training.Model``."""
+def _model(model: _Adjoint, seed: int) -> training.Model:
+    """A compiled model with a seed's weights and batches."""
+    weights, task = model.task.weights(seed), model.task
 
-    def __init__(self, model: _Adjoint, seed: int):
-        self._model, self.compiling, self._task = model, model.compiling, model.task
-        self._weights, self._batches = model.task.weights(seed), list(model.task.batches(STEPS, seed))
+    def gradient(vector: np.ndarray, batch: data.Arrays) -> Gradient:
+        return model.gradient(data.shaped(vector, weights), batch, TOLERANCE)
 
-    def start(self) -> np.ndarray:
-        return data.flat(self._weights)
-
-    def gradient(self, weights: np.ndarray, step: int) -> Gradient:
-        batch = self._batches[step % STEPS]
-        return self._model.gradient(data.shaped(weights, self._weights), batch, TOLERANCE)
-
-    def count(self, weights: np.ndarray, step: int) -> int:
-        batch = self._batches[step % STEPS]
-        found = self._model.count(data.shaped(weights, self._weights), batch, TOLERANCE)
+    def count(vector: np.ndarray, batch: data.Arrays) -> int:
+        found = model.count(data.shaped(vector, weights), batch, TOLERANCE)
         return found.forward + found.backward
 
-    def held_out(self, weights: np.ndarray) -> float:
-        shaped = data.shaped(weights, self._weights)
-        return statistics.mean(
-            self._model.gradient(shaped, batch, TOLERANCE).loss for batch in self._task.test_batches()
-        )
+    def held_out(vector: np.ndarray) -> float:
+        return statistics.mean(gradient(vector, batch).loss for batch in task.test_batches())
 
-    def memory(self, weights: np.ndarray) -> int:
-        return self._model.temporary
+    batches, temporary = list(task.batches(STEPS, seed)), model.temporary
+    start = data.flat(weights)
+    return training.Model(start, batches, gradient, count, held_out, lambda vector: temporary, model.compiling)
 
 
 def cells(scope: Scope) -> Cells:
-    """A cell a seed."""
     task = data.cde(False)
     compiled = functools.lru_cache(functools.partial(_Adjoint, task))
     plan = training.Plan(
         "a neural CDE of dimension 16, width 32, on 256 spirals of 10 points, batch 64; Dopri5, steps to each knot, "
         "tolerances 1e-3, 1e-6",
         "cross-entropy of 256 other spirals",
-        lambda seed: {way: _Trained(compiled(way), seed) for way in ADJOINTS},
+        lambda seed: {way: _model(compiled(way), seed) for way in ADJOINTS},
         STEPS,
         0.003,
     )

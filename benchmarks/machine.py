@@ -1,7 +1,5 @@
 """What a measurement ran on: processor and system, versions of what is measured, and one thread of one core."""
 
-from __future__ import annotations
-
 import importlib.metadata
 import os
 import platform
@@ -10,10 +8,7 @@ from pathlib import Path
 
 FRAMEWORKS = ("torch", "jax")
 # Processor time is that of one thread. XLA reads its flags once, when it starts.
-ONE_THREAD = {
-    "OMP_NUM_THREADS": "1",
-    "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1",
-}
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"}
 _PACKAGES = {
     "torch": ("torch", "torchdiffeq", "torchsde", "steptape", "zuko", "torchode", "torchdyn", "torchcde"),
     "jax": ("jax", "equinox", "diffrax", "steptape", "optimistix", "blackjax", "numpyro"),

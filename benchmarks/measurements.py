@@ -3,8 +3,6 @@
 A measurement's module has ``cells(scope)``: by name, functions that measure a cell and return its rows.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import importlib
 from collections.abc import Callable, Mapping
@@ -30,7 +28,7 @@ class Scope:
 
 @dataclasses.dataclass(frozen=True)
 class Measurement:
-    """One question. ``script``: its code. ``modules``: by framework, each in a process of its own.
+    """One question. ``modules``: by framework, each in a process of its own; ``script``: its code, told on the page.
 
     ``again``: measured in a second pass, since its figures are times and no ratios within a round. ``usual``: whether
     it is measured where none is named.
@@ -49,45 +47,27 @@ class Measurement:
         return module.cells(dataclasses.replace(scope, paper=self.paper))
 
 
+def _file(question: str, *modules: str, script: str = "", again: bool = False) -> Measurement:
+    """Measured by modules of these names: in JAX where they begin with it, else in PyTorch."""
+    by_framework = {"jax" if name.startswith("jax") else "torch": name for name in modules}
+    return Measurement(question, f"benchmarks/{script or modules[0]}.py", by_framework, again)
+
+
 _TASKS = {"torch": "tasks.torch_models", "jax": "tasks.jax_models"}
 MEASUREMENTS = {
-    "torch_speed": Measurement(
-        "time and error of every way to a gradient in PyTorch", "benchmarks/torch_speed.py", {"torch": "torch_speed"}
+    "torch_speed": _file("time and error of every way to a gradient in PyTorch", "torch_speed"),
+    "torch_memory": _file("memory of every way to a gradient in PyTorch", "torch_memory"),
+    "sde_speed": _file("time and memory of gradients through torchsde", "sde_speed", again=True),
+    "tradeoff": _file("time against memory at equal gradient in both frameworks", "torch_tradeoff", "jax_tradeoff"),
+    "training": _file(
+        "models trained to the end by every way in both frameworks", "torch_training", "jax_training", script="training"
     ),
-    "torch_memory": Measurement(
-        "memory of every way to a gradient in PyTorch", "benchmarks/torch_memory.py", {"torch": "torch_memory"}
-    ),
-    "sde_speed": Measurement(
-        "time and memory of gradients through torchsde", "benchmarks/sde_speed.py", {"torch": "sde_speed"}, again=True
-    ),
-    "tradeoff": Measurement(
-        "time against memory at equal gradient in both frameworks",
-        "benchmarks/torch_tradeoff.py",
-        {"torch": "torch_tradeoff", "jax": "jax_tradeoff"},
-    ),
-    "training": Measurement(
-        "models trained to the end by every way in both frameworks",
-        "benchmarks/training.py",
-        {"torch": "torch_training", "jax": "jax_training"},
-    ),
-    "faults": Measurement(
-        "where the hosts' default gradients are wrong",
-        "benchmarks/faults.py",
-        {"torch": "torch_faults", "jax": "jax_faults"},
-    ),
-    "jax_speed": Measurement("time of gradients through diffrax", "benchmarks/jax_speed.py", {"jax": "jax_speed"}),
-    "jax_memory": Measurement("time at equal memory in diffrax", "benchmarks/jax_memory.py", {"jax": "jax_memory"}),
-    "jax_scaling": Measurement(
-        "a batch of solves of unequal lengths in diffrax", "benchmarks/jax_scaling.py", {"jax": "jax_scaling"}
-    ),
-    "jax_max_steps": Measurement(
-        "what steps cost that are not taken, in diffrax", "benchmarks/jax_max_steps.py", {"jax": "jax_max_steps"}
-    ),
-    "jax_libraries": Measurement(
-        "fits and posteriors by optimistix, blackjax and numpyro, by each adjoint",
-        "benchmarks/jax_libraries.py",
-        {"jax": "jax_libraries"},
-    ),
+    "jax_libraries": _file("fits and posteriors by optimistix, blackjax and numpyro, by each adjoint", "jax_libraries"),
+    "faults": _file("where the hosts' default gradients are wrong", "torch_faults", "jax_faults", script="faults"),
+    "jax_speed": _file("time of gradients through diffrax", "jax_speed"),
+    "jax_memory": _file("time at equal memory in diffrax", "jax_memory"),
+    "jax_scaling": _file("a batch of solves of unequal lengths in diffrax", "jax_scaling"),
+    "jax_max_steps": _file("what steps cost that are not taken, in diffrax", "jax_max_steps"),
     "curves": Measurement(
         "work-precision and scaling in both frameworks",
         "benchmarks/curves",

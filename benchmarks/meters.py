@@ -1,7 +1,5 @@
 """Memory, by four meters: what torch allocates, what malloc gave out, what is resident, what XLA says it will take."""
 
-from __future__ import annotations
-
 import ctypes
 import gc
 import os
@@ -16,7 +14,7 @@ class Account:
     Exact, and blind to what torch does not allocate itself (Python objects, code).
     """
 
-    def __enter__(self) -> Account:
+    def __enter__(self) -> "Account":
         import torch
 
         gc.collect()
@@ -75,7 +73,6 @@ def reset_peak() -> int:
 
 
 def peak() -> int:
-    """The most memory that was resident, in bytes."""
     if Path("/proc/self/status").exists():
         return _status("VmHWM")
     import resource

@@ -1,7 +1,5 @@
 """What steptape promises of its gradients, as the parity report judges it: a row a check."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys

@@ -4,8 +4,6 @@ Adaptive, all step by Dormand and Prince's method of order 5 with the same toler
 backward, there too. What a package has no argument for raises ``Absent``.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import importlib
@@ -52,7 +50,6 @@ def checkpointed(func: Callable[..., Any], y0: Any, t: Tensor, **settings: Any) 
 
 
 def ours(method: str = "aca", **options: Any) -> Callable[..., Any]:
-    """steptape's adjoint of a method."""
     return functools.partial(steptape.torch.odeint_adjoint, adjoint_method=method, adjoint_options=options or None)
 
 

@@ -5,8 +5,6 @@ is in the names of the cells to be run. A cell that is in the file is not run ag
 where it was.
 """
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys
@@ -20,22 +18,16 @@ from benchmarks.measurements import MEASUREMENTS, Scope
 
 def run(names: Sequence[str], file: Path, quick: bool, only: str = "", framework: str = "") -> list[str]:
     """Measure what is not in the file yet; which processes failed."""
-    failed = []
-    for number in (1,) if quick else (1, 2):
-        # The second pass comes after all of the first: hours later, if many are asked for.
-        for name in names:
-            if number == 2 and not MEASUREMENTS[name].again:
-                continue
-            for one in MEASUREMENTS[name].modules:
-                if framework in ("", one) and not _process(name, one, number, file, quick, only):
+    again = [] if quick else [name for name in names if MEASUREMENTS[name].again]
+    failed, environment = [], {**os.environ, **machine.ONE_THREAD}
+    # The second pass comes after all of the first: hours later, if many are asked for.
+    for number, name in [*((1, name) for name in names), *((2, name) for name in again)]:
+        for one in MEASUREMENTS[name].modules:
+            if framework in ("", one):
+                command = [sys.executable, "-m", "benchmarks.runner", name, one, str(number), str(file), only]
+                if subprocess.run([*command, *["--quick"] * quick], env=environment, check=False).returncode:
                     failed.append(f"{name}, {one}")
     return list(dict.fromkeys(failed))
-
-
-def _process(name: str, framework: str, number: int, file: Path, quick: bool, only: str) -> bool:
-    command = [sys.executable, "-m", "benchmarks.runner", name, framework, str(number), str(file), only]
-    environment = {**os.environ, **machine.ONE_THREAD}
-    return subprocess.run([*command, *["--quick"] * quick], env=environment, check=False).returncode == 0
 
 
 def work(name: str, framework: str, number: int, file: Path, quick: bool, only: str) -> bool:
@@ -58,7 +50,7 @@ def work(name: str, framework: str, number: int, file: Path, quick: bool, only: 
             note(f"  failed: {type(error).__name__}: {error}")
             continue
         done[cell] = rows
-        envelope.append(file, [envelope.entry(name, cell, framework, number, rows)])
+        envelope.write(file, [envelope.entry(name, cell, framework, number, rows)], "a")
         note(f"  {time.monotonic() - start:.1f} s")
     return not failed
 

@@ -5,8 +5,6 @@ steps, with all states, with their graphs, and with few states. The same solve f
 steps. ``held``: the bytes between the passes.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import itertools
@@ -22,6 +20,7 @@ from torch import Tensor
 from benchmarks import meters, timing
 from benchmarks.envelope import Rows
 from benchmarks.measurements import Cells, Scope
+from benchmarks.ways import BACKPROP
 from steptape.torch import sdeint_adjoint
 
 STATE, WIDTH, CHANNELS = 8, 32, 2
@@ -30,13 +29,8 @@ STEPS, BATCH = 300, 512
 ROUNDS = timing.Rounds(11, 60.0, least=5, alone=60.0)
 LEVY = {"srk": "space-time", "log_ode": "foster"}
 SETUPS = (
-    ("ito", "diagonal", "euler"),
-    ("ito", "diagonal", "milstein"),
-    ("ito", "diagonal", "srk"),
-    ("stratonovich", "diagonal", "euler_heun"),
-    ("stratonovich", "diagonal", "heun"),
-    ("stratonovich", "diagonal", "midpoint"),
-    ("stratonovich", "diagonal", "milstein"),
+    *(("ito", "diagonal", method) for method in ("euler", "milstein", "srk")),
+    *(("stratonovich", "diagonal", method) for method in ("euler_heun", "heun", "midpoint", "milstein")),
     ("stratonovich", "general", "log_ode"),
     ("stratonovich", "diagonal", "reversible_heun"),
 )
@@ -51,16 +45,13 @@ class Sde(torch.nn.Module):
         self.channels = STATE if noise_type == "diagonal" else CHANNELS
         torch.manual_seed(0)
         self.drift = _network(STATE)
-        self.diffusion = torch.nn.Sequential(
-            _network(STATE if noise_type == "diagonal" else STATE * CHANNELS), torch.nn.Sigmoid()
-        )
+        entries = STATE if noise_type == "diagonal" else STATE * CHANNELS
+        self.diffusion = torch.nn.Sequential(_network(entries), torch.nn.Sigmoid())
 
     def f(self, t: Tensor, y: Tensor) -> Tensor:
-        """The drift."""
         return self.drift(y)
 
     def g(self, t: Tensor, y: Tensor) -> Tensor:
-        """The diffusion."""
         out = self.diffusion(y)
         return out if self.noise_type == "diagonal" else out.view(len(y), STATE, CHANNELS)
 
@@ -69,12 +60,13 @@ def _network(out: int) -> torch.nn.Sequential:
     return torch.nn.Sequential(torch.nn.Linear(STATE, WIDTH), torch.nn.Tanh(), torch.nn.Linear(WIDTH, out))
 
 
+_ACA = functools.partial(sdeint_adjoint, adjoint_method="aca")
 WAYS: dict[str, Callable[..., Any]] = {
-    "back-propagation": torchsde.sdeint,
+    BACKPROP: torchsde.sdeint,
     "host's adjoint": torchsde.sdeint_adjoint,
-    "aca": functools.partial(sdeint_adjoint, adjoint_method="aca"),
-    "aca, graphs": functools.partial(sdeint_adjoint, adjoint_method="aca", adjoint_options={"memory": "graphs"}),
-    "aca, 32 states": functools.partial(sdeint_adjoint, adjoint_method="aca", adjoint_options={"checkpoints": 32}),
+    "aca": _ACA,
+    "aca, graphs": functools.partial(_ACA, adjoint_options={"memory": "graphs"}),
+    "aca, 32 states": functools.partial(_ACA, adjoint_options={"checkpoints": 32}),
 }
 
 
@@ -91,31 +83,21 @@ class Problem:
     def solve(self, way: str) -> Tensor:
         """The solution at the end, from a new Brownian object of the same path."""
         np.random.seed(0)
-        dt = 1 / self.steps
-        bm = torchsde.BrownianInterval(
-            0.0,
-            1.0,
-            size=(len(self.y0), self.sde.channels),
-            dt=dt if self.known_dt else None,
-            levy_area_approximation=LEVY.get(self.method, "none"),
-        )
+        dt, size, levy = 1 / self.steps, (len(self.y0), self.sde.channels), LEVY.get(self.method, "none")
+        told = dt if self.known_dt else None
+        bm = torchsde.BrownianInterval(0.0, 1.0, size=size, dt=told, levy_area_approximation=levy)
         return WAYS[way](self.sde, self.y0, [0.0, 1.0], bm=bm, method=self.method, dt=dt)[-1]
-
-    def gradient(self, y: Tensor) -> tuple[Tensor, ...]:
-        """Of a loss at the end."""
-        return torch.autograd.grad(y.square().sum(), (self.y0, *self.sde.parameters()))
 
 
 def cells(scope: Scope) -> Cells:
     """A cell a method, with the step known to the Brownian object and not; quick: 100 steps, one round."""
     warnings.filterwarnings("ignore")
     steps, rounds = (100, timing.Rounds(1)) if scope.quick else (STEPS, ROUNDS)
-    return {
-        f"{sde_type} {method}, {noise}{', dt told to bm' * known_dt}": functools.partial(
-            _cell, sde_type, noise, method, known_dt, steps, rounds
-        )
-        for (sde_type, noise, method), known_dt in itertools.product(SETUPS, (False, True))
-    }
+    found: Cells = {}
+    for (sde_type, noise, method), known_dt in itertools.product(SETUPS, (False, True)):
+        name = f"{sde_type} {method}, {noise}{', dt told to bm' * known_dt}"
+        found[name] = functools.partial(_cell, sde_type, noise, method, known_dt, steps, rounds)
+    return found
 
 
 def _cell(sde_type: str, noise: str, method: str, known_dt: bool, steps: int, rounds: timing.Rounds) -> Rows:
@@ -127,7 +109,8 @@ def _cell(sde_type: str, noise: str, method: str, known_dt: bool, steps: int, ro
 
 
 def _seconds(problem: Problem, way: str) -> float:
-    return timing.timed(lambda: problem.gradient(problem.solve(way)))
+    inputs = problem.y0, *problem.sde.parameters()
+    return timing.timed(lambda: torch.autograd.grad(problem.solve(way).square().sum(), inputs))
 
 
 def _held(problem: Problem, way: str) -> float:

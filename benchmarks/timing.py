@@ -5,16 +5,17 @@ that lasts seconds, for all ways fall into it; a second pass helps where it last
 within 15 % of each other were 83 % of the ratios of two days with few rounds, and 94 % with the better of two passes.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
+import functools
 import gc
 import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
+
+from benchmarks.envelope import Row
 
 # Seconds by the number of the round; round 0 warms up.
 Times = dict[int, float]
@@ -60,7 +61,6 @@ def turns(seconds: float, rounds: Rounds) -> set[int]:
 
 
 def median(times: Times) -> float:
-    """The median round."""
     return statistics.median(times.values())
 
 
@@ -71,8 +71,29 @@ def ratios(slow: Times, fast: Times) -> list[float]:
 
 
 def ratio(slow: Times, fast: Times) -> float:
-    """The median of these."""
     return statistics.median(ratios(slow, fast))
+
+
+def rows(runs: Mapping[str, Callable[[], Row]], rounds: Rounds) -> tuple[dict[str, Row], dict[str, Times]]:
+    """What a run of each way returns, with its median seconds; or why there is none. And the seconds of all rounds."""
+    found: dict[str, Row] = {}
+    for way, run in runs.items():
+        try:
+            row = run()
+            # What a first run sets up for good, and what the way before it left behind, is not its own.
+            found[way] = {"way": way, **(run() if row["seconds"] < rounds.alone else row)}
+        except Exception as error:
+            words = " ".join(str(error).split())[:90]
+            found[way] = {"way": way, "without": f"failed: {type(error).__name__}: {words}"}
+    first = {way: row["seconds"] for way, row in found.items() if "seconds" in row}
+    times = race({way: functools.partial(_seconds, runs[way]) for way in first}, rounds, first)
+    for way, each in times.items():
+        found[way]["seconds"] = median(each)
+    return found, times
+
+
+def _seconds(run: Callable[[], Row]) -> float:
+    return run()["seconds"]
 
 
 def now(device: Any) -> float:

@@ -3,19 +3,17 @@
 In float32, by the clock, the device waited for. A set-up's rows go to ``DIR/DEVICE.jsonl`` and, as a table, to stdout.
 """
 
-from __future__ import annotations
-
 import dataclasses
-import json
 import platform
 from pathlib import Path
 
 import torch
 
 from benchmarks import timing
-from benchmarks.envelope import Rows
+from benchmarks.envelope import write
 from benchmarks.fields import SPEED, Setup
 from benchmarks.machine import versions
+from benchmarks.page import text
 from benchmarks.peers import METHODS, Method, ours
 from benchmarks.runner import note
 from benchmarks.torch_speed import raced, reference_gradient
@@ -37,9 +35,8 @@ def run(device: str, folder: Path, only: str = "", rounds: timing.Rounds = _ROUN
             setup = dataclasses.replace(setup, dtype=torch.float32, tolerance=1e-5, device=device)
             rows = raced(ways_of(setup), setup, reference_gradient(setup), rounds)
             line = {"device": _name(device), "cell": setup.name, "rows": rows}
-            with (folder / f"{device.replace(':', '_')}.jsonl").open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
-            print(_table(setup, rows), flush=True)
+            write(folder / f"{device.replace(':', '_')}.jsonl", [line], "a")
+            print(f"\n{setup.name}: {setup.text}\n\n{text.table(list(map(_shown, rows)))}", flush=True)
     return 0
 
 
@@ -56,14 +53,10 @@ def _compiled(setup: Setup) -> dict[str, Method]:
     return {HOST: METHODS[HOST], f"{COMPILED}, reduce-overhead": compiled}
 
 
-def _table(setup: Setup, rows: Rows) -> str:
-    lines = [f"\n{setup.name}: {setup.text}\n", f"| | over {HOST} | ms | error |", "|---|---|---|---|"]
-    for row in rows:
-        if "ratio" in row:
-            lines.append(f"| {row['way']} | {row['ratio']:.2f} | {1e3 * row['seconds']:.1f} | {row['error']:.1e} |")
-        else:
-            lines.append(f"| {row['way']} | {row['without']} | | |")
-    return "\n".join(lines)
+def _shown(row: dict) -> dict[str, str]:
+    names = ("", f"over {HOST}", "ms", "error")
+    figures = (f"{row['ratio']:.2f}", f"{1e3 * row['seconds']:.1f}", f"{row['error']:.1e}") if "ratio" in row else ()
+    return dict(zip(names, (row["way"], *(figures or (row["without"], "", ""))), strict=True))
 
 
 def _name(device: str) -> str:

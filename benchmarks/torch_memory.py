@@ -7,8 +7,6 @@ the forward pass returns, the solution included. ``backward``: the peak of the b
 The process is ``python -m benchmarks.torch_memory SETUP WAY BATCH``.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import gc

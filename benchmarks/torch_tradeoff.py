@@ -6,9 +6,8 @@ gradient, relative, against back-propagation's with its guess of the first step 
 rounding. ``point``: what a line of points, as of ever fewer checkpoints, is marked with, and ``line`` that line's name.
 """
 
-from __future__ import annotations
-
 import functools
+from typing import Any
 
 import torch
 
@@ -37,32 +36,29 @@ def _cell(setup: Setup, rounds: timing.Rounds) -> Rows:
     held = _memory(METHODS[HOST], setup)["held"]
     ways = {way: (way, "", method) for way, method in SINGLE.items()}
     for k in CHECKPOINTS:
-        method = Method(ours(checkpoints=k), "steptape")
-        ways[f"{OURS}, checkpoints={k}"] = f"{OURS}, checkpoints=k", str(k), method
+        ways[f"{OURS}, checkpoints={k}"] = f"{OURS}, checkpoints=k", str(k), Method(ours(checkpoints=k), "steptape")
     for share, parts in SHARES.items():
         method = Method(ours(memory=int(held / parts)), "steptape")
         ways[f"{OURS}, memory: {share}"] = f"{OURS}, memory=a share of back-propagation's", share, method
     rows = raced({way: method for way, (_, _, method) in ways.items()}, setup, _gradient(setup), rounds)
-    found: Rows = []
-    for row in (row for row in rows if "ratio" in row):
-        line, point, method = ways[row["way"]]
-        found.append({**row, "line": line, "point": point, **_memory(method, setup)})
-    return found
+    for row in (rows := [row for row in rows if "ratio" in row]):
+        row["line"], row["point"], method = ways[row["way"]]
+        row |= _memory(method, setup)
+    return rows
 
 
 def _gradient(setup: Setup) -> torch.Tensor:
     problem, tries = setup.problem(), list[float]()
     setattr(problem.field, "callback_step", lambda t, y, h: tries.append(h.item()))  # noqa: B010
     problem.solved(METHODS[HOST].solve)
-    settings = {"rtol": setup.tolerance, "atol": setup.tolerance, "method": "dopri5"}
-    solution = problem.solved(METHODS[HOST].solve, **settings, options={"first_step": tries[0]})
-    return torch.cat([x.flatten() for x in torch.autograd.grad(loss_of(solution), problem.inputs())])
+    how: dict[str, Any] = {"rtol": setup.tolerance, "atol": setup.tolerance, "method": "dopri5"}
+    return problem.measured(METHODS[HOST].solve, **how, options={"first_step": tries[0]})[1]
 
 
 def _memory(method: Method, setup: Setup) -> Row:
-    problem = setup.problem()
     # What a first run sets up for good is not the solve's.
-    torch.autograd.grad(loss_of(setup.problem(batch=2).solved(method.solve)), problem.inputs(), allow_unused=True)
+    setup.problem(batch=2).measured(method.solve)
+    problem = setup.problem()
     with meters.Account() as forward:
         solution = problem.solved(method.solve)
     with meters.Account() as backward:

@@ -1,7 +1,5 @@
 """The trainings in PyTorch: a latent ODE on irregular series, a flow to two moons, a latent SDE on Lorenz paths."""
 
-from __future__ import annotations
-
 import functools
 import itertools
 import math
@@ -23,6 +21,7 @@ from benchmarks.papers import latent_ode
 from benchmarks.peers import METHODS, ours
 from benchmarks.tasks.data import DENSITIES
 from benchmarks.tasks.measure import Gradient
+from benchmarks.training import Model
 from benchmarks.ways import GRAPHS, HOST, HOST_ADJOINT, OURS, QUADRATURE
 from steptape.torch import sdeint_adjoint
 
@@ -30,44 +29,40 @@ Solve = Callable[..., Any]
 _FLOAT = torch.float64
 
 
-class _Trained:
-    """A net with its data for ``training.Model``. ``loss``: of a batch; ``counts``: of the field's evaluations."""
+def _model(net: nn.Module, loss: Callable[..., Tensor], batches: Sequence[Any], test: Any, counts: Counter) -> Model:
+    """``loss``: of a batch; ``counts``: of the field's evaluations."""
+    weights = list(net.parameters())
 
-    compiling = 0.0
+    def gradient(vector: np.ndarray, batch: Any) -> Gradient:
+        vector_to_parameters(torch.tensor(vector), weights)
+        value = loss(*batch)
+        found = torch.autograd.grad(value, weights)
+        return Gradient(value.item(), torch.cat([x.flatten() for x in found]).numpy())
 
-    def __init__(self, net: nn.Module, loss: Callable[..., Tensor], batches: Sequence[Any], test: Any, counts: Counter):
-        self._net, self._loss, self._batches, self._test, self._counts = net, loss, batches, test, counts
+    def count(vector: np.ndarray, batch: Any) -> int:
+        before = counts["evaluations"]
+        gradient(vector, batch)
+        return counts["evaluations"] - before
 
-    def start(self) -> np.ndarray:
-        return parameters_to_vector(self._net.parameters()).detach().numpy().copy()
+    @torch.no_grad()
+    def held_out(vector: np.ndarray) -> float:
+        vector_to_parameters(torch.tensor(vector), weights)
+        return loss(*test).item()
 
-    def gradient(self, weights: np.ndarray, step: int) -> Gradient:
-        vector_to_parameters(torch.tensor(weights), self._net.parameters())
-        loss = self._loss(*self._batches[step % len(self._batches)])
-        found = torch.autograd.grad(loss, list(self._net.parameters()))
-        return Gradient(loss.item(), torch.cat([x.flatten() for x in found]).numpy())
-
-    def count(self, weights: np.ndarray, step: int) -> int:
-        before = self._counts["evaluations"]
-        self.gradient(weights, step)
-        return self._counts["evaluations"] - before
-
-    def held_out(self, weights: np.ndarray) -> float:
-        vector_to_parameters(torch.tensor(weights), self._net.parameters())
-        with torch.no_grad():
-            return self._loss(*self._test).item()
-
-    def memory(self, weights: np.ndarray) -> int:
+    def memory(vector: np.ndarray) -> int:
         with meters.Account() as account:
-            self.gradient(weights, 0)
+            gradient(vector, batches[0])
         return account.peak
 
+    start = parameters_to_vector(weights).detach().numpy().copy()
+    return Model(start, batches, gradient, count, held_out, memory)
 
-def _of_odes(build: Callable[[Solve, int], _Trained], seed: int) -> dict[str, training.Model]:
+
+def _of_odes(build: Callable[[Solve, int], Model], seed: int) -> dict[str, Model]:
     """The ways; a budget is a quarter of what back-propagation takes at the start."""
     base = build(METHODS[HOST].solve, seed)
     ways = {way: METHODS[way].solve for way in (HOST_ADJOINT, f"{HOST_ADJOINT}, seminorm", OURS, GRAPHS)}
-    ways[f"{OURS}, memory: 1/4"] = ours(memory=base.memory(base.start()) // 4)
+    ways[f"{OURS}, memory: 1/4"] = ours(memory=base.memory(base.start) // 4)
     ways[f"{OURS}, {QUADRATURE}"] = ours("quadrature")
     return {HOST: base, **{way: build(solve, seed) for way, solve in ways.items()}}
 
@@ -77,7 +72,7 @@ def _how(rtol: float, atol: float) -> dict[str, Any]:
     return {"rtol": rtol, "atol": atol, "method": "dopri5", "options": {"first_step": 0.05}}
 
 
-def _oscillators(solve: Solve, seed: int) -> _Trained:
+def _oscillators(solve: Solve, seed: int) -> Model:
     torch.manual_seed(seed)
     times = torch.cat([torch.zeros(1), (5 * torch.rand(14)).sort().values]).to(_FLOAT)
     (_, seen, mask), (truth, *test) = latent_ode.data(times), latent_ode.data(times)
@@ -87,10 +82,10 @@ def _oscillators(solve: Solve, seed: int) -> _Trained:
         return ((net(times, *given) - wanted).square() * weight).sum() / weight.sum()
 
     held_out = truth, torch.ones_like(truth), *test
-    return _Trained(net, loss, [(seen, mask, seen, mask)], held_out, net.field.counts)
+    return _model(net, loss, [(seen, mask, seen, mask)], held_out, net.field.counts)
 
 
-def _moons(solve: Solve, seed: int) -> _Trained:
+def _moons(solve: Solve, seed: int) -> Model:
     torch.manual_seed(seed)
     random = np.random.default_rng(seed)
     points = torch.tensor(DENSITIES["moons"](2048, random))
@@ -114,7 +109,7 @@ def _moons(solve: Solve, seed: int) -> _Trained:
         z, change = (x[-1] for x in solve(field, start, times, **_how(1e-4, 1e-6)))
         return (z.square().sum(1) / 2 + math.log(2 * math.pi) + change).mean()
 
-    return _Trained(field, loss, batches, (points[1024:],), field.counts)
+    return _model(field, loss, batches, (points[1024:],), field.counts)
 
 
 class LatentSDE(nn.Module):
@@ -135,13 +130,11 @@ class LatentSDE(nn.Module):
         self.reader = nn.Linear(4, 3)
 
     def f(self, t: Tensor, y: Tensor) -> Tensor:
-        """The posterior's drift."""
         self.counts["evaluations"] += 1
         place = min(int(torch.searchsorted(self.times, t, right=True)), len(self.times) - 1)
         return self.posterior(torch.cat([y, self.context[place]], 1))
 
     def h(self, t: Tensor, y: Tensor) -> Tensor:
-        """The prior's drift."""
         return self.prior(y)
 
     def g(self, t: Tensor, y: Tensor) -> Tensor:
@@ -169,13 +162,13 @@ def _net(inputs: int, outputs: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(inputs, 32), nn.Softplus(), nn.Linear(32, outputs))
 
 
-def _lorenz(solve: Solve, seed: int) -> _Trained:
+def _lorenz(solve: Solve, seed: int) -> Model:
     torch.manual_seed(seed)
     times = torch.linspace(0, 1, 21, dtype=_FLOAT)
     series = _series(320, len(times))
     net = LatentSDE(solve, times).to(_FLOAT)
     batches = [(series[:, torch.randperm(256)[:32]], n) for n in range(256)]
-    return _Trained(net, net.loss, batches, (series[:, 256:], 1000), net.counts)
+    return _model(net, net.loss, batches, (series[:, 256:], 1000), net.counts)
 
 
 def _series(count: int, length: int) -> Tensor:
@@ -191,17 +184,17 @@ def _series(count: int, length: int) -> Tensor:
     return series + 0.01 * torch.randn_like(series)
 
 
-def _of_sdes(seed: int) -> dict[str, training.Model]:
+def _of_sdes(seed: int) -> dict[str, Model]:
     warnings.filterwarnings("ignore", module="torchsde")
-    ways: dict[str, Solve] = {"sdeint": torchsde.sdeint, "sdeint_adjoint": _host}
+
+    def host(sde: LatentSDE, *given: Any, **settings: Any) -> Any:
+        # It has to be told of the context.
+        return torchsde.sdeint_adjoint(sde, *given, **settings, adjoint_params=(sde.context, *sde.parameters()))
+
+    ways: dict[str, Solve] = {"sdeint": torchsde.sdeint, "sdeint_adjoint": host}
     for way, options in {OURS: {}, GRAPHS: {"memory": "graphs"}, f"{OURS}, checkpoints=8": {"checkpoints": 8}}.items():
         ways[way] = functools.partial(sdeint_adjoint, adjoint_method="aca", adjoint_options=options)
     return {way: _lorenz(solve, seed) for way, solve in ways.items()}
-
-
-def _host(sde: LatentSDE, *given: Any, **settings: Any) -> Any:
-    """The host's adjoint, which has to be told of the context."""
-    return torchsde.sdeint_adjoint(sde, *given, **settings, adjoint_params=(sde.context, *sde.parameters()))
 
 
 PLANS = {
@@ -233,5 +226,4 @@ PLANS = {
 
 
 def cells(scope: Scope) -> Cells:
-    """A cell a model and seed."""
     return training.cells(PLANS, scope)

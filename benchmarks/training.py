@@ -7,12 +7,10 @@ over those at every fifth point. ``peak``: bytes that the last one takes. ``apar
 difference of the curve's losses from those of back-propagation, which is the first way; ``failed``: why it ended early.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -24,28 +22,22 @@ from benchmarks.tasks.measure import Adam, Gradient
 POINTS = 20
 
 
-class Model(Protocol):
+@dataclasses.dataclass
+class Model:
     """A model with its data and one way to its gradient, as functions of all weights in a vector.
 
-    ``compiling``: the processor seconds before the first gradient.
+    ``start``: the initial weights. ``gradient``: of the loss on a batch. ``count``: the evaluations that it takes.
+    ``held_out``: the loss on data that is not trained on. ``memory``: the most bytes that a gradient takes.
+    ``compiling``: the processor seconds before the first one.
     """
 
-    compiling: float
-
-    def start(self) -> np.ndarray:
-        """The initial weights."""
-
-    def gradient(self, weights: np.ndarray, step: int) -> Gradient:
-        """That of the loss on a training step's batch."""
-
-    def count(self, weights: np.ndarray, step: int) -> int:
-        """The evaluations of the field that it takes."""
-
-    def held_out(self, weights: np.ndarray) -> float:
-        """The loss on data that is not trained on."""
-
-    def memory(self, weights: np.ndarray) -> int:
-        """The most bytes that a gradient takes."""
+    start: np.ndarray
+    batches: Sequence[Any]
+    gradient: Callable[[np.ndarray, Any], Gradient]
+    count: Callable[[np.ndarray, Any], int]
+    held_out: Callable[[np.ndarray], float]
+    memory: Callable[[np.ndarray], int]
+    compiling: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,12 +55,13 @@ class _Run:
     """One way's training as far as it is."""
 
     def __init__(self, model: Model, rate: float):
-        self.model, self.weights, self.seconds = model, model.start(), [model.compiling]
+        self.model, self.weights, self.seconds = model, model.start, [model.compiling]
         self.curve, self.counts, self.failed = list[tuple[float, float]](), list[int](), ""
         self._adam = Adam(self.weights, rate)
 
     def turn(self, step: int, point: bool, last: bool) -> None:
         """Note a point of the curve, and take a step."""
+        batch = self.model.batches[step % len(self.model.batches)]
         try:
             if point:
                 loss = self.model.held_out(self.weights)
@@ -76,15 +69,14 @@ class _Run:
                     raise FloatingPointError(f"the loss is {loss}")
                 self.curve.append((sum(self.seconds), loss))
                 if len(self.curve) % 5 == 1:
-                    self.counts.append(self.model.count(self.weights, step))
+                    self.counts.append(self.model.count(self.weights, batch))
             if not last:
                 with timing.lap(self.seconds):
-                    self.weights = self._adam.step(self.model.gradient(self.weights, step).vector)
+                    self.weights = self._adam.step(self.model.gradient(self.weights, batch).vector)
         except Exception as error:
             self.failed = f"step {step}: {type(error).__name__}: {error}".splitlines()[0][:200]
 
-    def row(self, base: _Run) -> Row:
-        """What became of it."""
+    def row(self, base: "_Run") -> Row:
         losses, others = (np.array([loss for _, loss in run.curve]) for run in (self, base))
         apart = np.abs(losses - others[: len(losses)]) / np.abs(others).max()
         row: dict[str, Any] = {"seconds": sum(self.seconds), "compiling": self.seconds[0], "curve": self.curve}

@@ -1,7 +1,5 @@
 """What is solved, the same in both frameworks: fields in the array API standard, inputs as NumPy arrays."""
 
-from __future__ import annotations
-
 import dataclasses
 import subprocess
 import sys
@@ -57,7 +55,14 @@ def mean_square(ys: Any) -> Any:
 
 def precision(name: str, mlp: Path) -> Case:
     """A problem of the work-precision curves; ``mlp``: a file, written if it is missing."""
-    return _mlp(mlp) if name == "mlp" else _shared(name)
+    if name != "mlp":
+        return _shared(name)
+    if not mlp.exists():
+        # By PyTorch, which shares no process with JAX.
+        subprocess.run([sys.executable, "-m", "benchmarks.curves.mlp", str(mlp)], check=True)
+    stored = np.load(mlp)
+    params = tuple(stored[f"p{i}"] for i in range(6))
+    return Case("mlp", perceptron, stored["y0"], params, tuple(stored["t"]), mean_square, stored["reference"])
 
 
 def _shared(name: str) -> Case:
@@ -72,15 +77,6 @@ def _shared(name: str) -> Case:
         lambda ys: problem.loss(ys[:, 0, :]),
         np.concatenate([gradient["y0"], gradient["params"]]),
     )
-
-
-def _mlp(file: Path) -> Case:
-    if not file.exists():
-        # By PyTorch, which shares no process with JAX.
-        subprocess.run([sys.executable, "-m", "benchmarks.curves.mlp", str(file)], check=True)
-    stored = np.load(file)
-    params = tuple(stored[f"p{i}"] for i in range(6))
-    return Case("mlp", perceptron, stored["y0"], params, tuple(stored["t"]), mean_square, stored["reference"])
 
 
 def perceptron(t: Any, y: Any, params: Sequence[Any]) -> Any:
@@ -102,46 +98,44 @@ def network(t: Any, y: Any, params: Sequence[Any]) -> Any:
     return xp.tanh(xp.tanh(y @ first) @ hidden) @ last
 
 
-def _oscillators(states: int, steps: int) -> Case:
+def _oscillators(states: int, steps: int) -> tuple[Case, int]:
     y0 = np.random.default_rng(0).normal(size=(max(1, states // 2), 2))
-    return Case("", spinning, y0, (np.array([[0.0, 1.0], [-1.0, 0.0]]),), (0.0, steps * STEP), mean_square)
+    matrix = np.array([[0.0, 1.0], [-1.0, 0.0]])
+    return Case("", spinning, y0, (matrix,), (0.0, steps * STEP), mean_square), steps
 
 
-def _networks(parameters: int) -> Case:
+def _networks(parameters: int) -> tuple[Case, int]:
     # 4 w + w² parameters for two states and a width of w.
     width, random = round((parameters + 4) ** 0.5 - 2), np.random.default_rng(0)
     shapes = ((2, width), (width, width), (width, 2))
     params = tuple(random.normal(size=shape) / shape[0] ** 0.5 for shape in shapes)
-    return Case("", network, np.array([[1.0, -0.5]]), params, (0.0, STEPS * STEP), mean_square)
+    return Case("", network, np.array([[1.0, -0.5]]), params, (0.0, STEPS * STEP), mean_square), STEPS
 
 
 @dataclasses.dataclass(frozen=True)
 class Axis:
-    """What grows, the sizes it takes, and the case with its number of steps at one of them."""
+    """What grows, the powers of ten that it takes, and the case with its number of steps at one of them."""
 
     name: str
     text: str
-    sizes: tuple[int, ...]
+    powers: tuple[int, ...]
     case: Callable[[int], tuple[Case, int]]
 
+    @property
+    def sizes(self) -> list[int]:
+        return [10**power for power in self.powers]
 
+
+_FOR = f"for {STEPS} steps and"
 AXES = (
     Axis(
         "steps",
         "accepted steps, for a state of 2 numbers and 4 parameters",
-        tuple(10**i for i in range(1, 6)),
-        lambda size: (_oscillators(2, size), size),
+        (1, 2, 3, 4, 5),
+        lambda size: _oscillators(2, size),
     ),
     Axis(
-        "state",
-        f"numbers in the state, for {STEPS} steps and 4 parameters",
-        (10, *(10**i for i in range(3, 7))),
-        lambda size: (_oscillators(size, STEPS), STEPS),
+        "state", f"numbers in the state, {_FOR} 4 parameters", (1, 3, 4, 5, 6), lambda size: _oscillators(size, STEPS)
     ),
-    Axis(
-        "parameters",
-        f"parameters, for {STEPS} steps and a state of 2 numbers",
-        (100, *(10**i for i in range(4, 8))),
-        lambda size: (_networks(size), STEPS),
-    ),
+    Axis("parameters", f"parameters, {_FOR} a state of 2 numbers", (2, 4, 5, 6, 7), _networks),
 )

@@ -1,7 +1,5 @@
 """The cells in JAX: diffrax's adjoints and steptape's, each compiled before it is timed."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,7 +11,6 @@ import numpy as np
 
 from benchmarks.curves import plan
 from benchmarks.curves.cases import STEP, Case
-from benchmarks.curves.measured import measured
 from benchmarks.envelope import Row, Rows
 from benchmarks.jax_programs import Program, adaptive, solved, words
 from benchmarks.measurements import Cells, Scope
@@ -43,7 +40,6 @@ _MORE = 3  # times as many rounds, of runs that take a thousandth of the time th
 
 
 def cells(scope: Scope) -> Cells:
-    """Those of the plan."""
     tolerances = (1e-3, 1e-7) if scope.quick else (1e-3, 1e-5, 1e-7, 1e-9)
     ways = (_QUICK, _QUICK) if scope.quick else (tuple(_PRECISION), tuple(_SCALING))
     return plan.cells(plan.Framework(tolerances, *ways, precision, scaling), scope)
@@ -77,7 +73,7 @@ def _solution(case: Case, y0: Any, params: Any, how: dict[str, Any]) -> diffrax.
 
 
 def _all(case: Case, adjoints: dict[str, diffrax.AbstractAdjoint], rounds: int, how: dict[str, Any]) -> Rows:
-    rows = measured({way: _run(case, {**how, "adjoint": each}) for way, each in adjoints.items()}, _MORE * rounds)
+    rows = plan.measured({way: _run(case, {**how, "adjoint": each}) for way, each in adjoints.items()}, _MORE * rounds)
     jax.clear_caches()
     return rows
 

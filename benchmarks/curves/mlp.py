@@ -1,7 +1,5 @@
 """The perceptron as NumPy arrays, with its reference gradient: ``python -m benchmarks.curves.mlp FILE``."""
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,7 +12,6 @@ from benchmarks.torch_speed import reference_gradient
 
 
 def main(file: Path) -> None:
-    """Write it."""
     torch.set_num_threads(1)
     problem = SMALL.problem()
     arrays: dict[str, Any] = {f"p{i}": p.detach().numpy() for i, p in enumerate(problem.field.parameters())}

@@ -1,20 +1,19 @@
 """Which cells there are, in order, and which ways are too slow or too large for one; the same for both frameworks."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from benchmarks import timing
 from benchmarks.curves import cases
 from benchmarks.curves.cases import Case
 from benchmarks.envelope import Row, Rows
 from benchmarks.measurements import Cells, Scope
 
-SECONDS = 60.0
-BYTES = 4 * 2**30
+# Of a run, beyond which a way is not tried at a larger size.
+SECONDS, BYTES = 60.0, 4 * 2**30
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,40 +37,36 @@ def cells(framework: Framework, scope: Scope) -> Cells:
     mlp, found = scope.folder / "curves-mlp.npz", Cells()
     for name, tolerance in itertools.product(problems, framework.tolerances):
         measure = functools.partial(_precision, framework, name, tolerance, rounds, mlp)
-        found[_name("precision", name, tolerance)] = measure
+        found[f"precision, {name} {tolerance:g}"] = measure
     for axis in cases.AXES[: 2 if scope.quick else None]:
         sizes = axis.sizes[:most]
         for before, size in zip((None, *sizes), sizes, strict=False):
             measure = functools.partial(_scaling, framework, axis, size, before, rounds, scope)
-            found[_name("scaling", axis.name, size)] = measure
+            found[f"scaling, {axis.name} {size:g}"] = measure
     return found
 
 
-def _name(part: str, name: str, size: float) -> str:
-    return f"{part}, {name} {size:g}"
-
-
-def _placed(rows: Iterable[Row], part: str, name: str, size: float) -> Rows:
-    return [{"part": part, "name": name, "size": size, **row} for row in rows]
+def measured(runs: Mapping[str, Callable[[], Row]], most: int) -> Rows:
+    """A row for each way, of at ``most`` so many rounds in some 4 s; a run that takes 8 s is a way's only one."""
+    return list(timing.rows(runs, timing.Rounds(most, 4.0, alone=8.0))[0].values())
 
 
 def _precision(framework: Framework, name: str, tolerance: float, rounds: int, mlp: Path) -> Rows:
-    case = cases.precision(name, mlp)
-    rows = framework.precision(case, tolerance, framework.precision_ways, rounds)
-    return _placed(rows, "precision", name, tolerance)
+    rows = framework.precision(cases.precision(name, mlp), tolerance, framework.precision_ways, rounds)
+    return [{"part": "precision", "name": name, "size": tolerance, **row} for row in rows]
 
 
 def _scaling(framework: Framework, axis: cases.Axis, size: int, before: int | None, rounds: int, scope: Scope) -> Rows:
-    smaller = scope.done.get(_name("scaling", axis.name, before), []) if before else []
-    too_large = {row["way"]: why for row in smaller if (why := too_large_for(row, size / (before or size)))}
+    smaller = scope.done.get(f"scaling, {axis.name} {before:g}", []) if before else []
+    too_large = {row["way"]: why for row in smaller if (why := _too_large(row, size / (before or size)))}
     case, steps = axis.case(size)
     ways = [way for way in framework.scaling_ways if way not in too_large]
-    skipped = [{"way": way, "without": why} for way, why in too_large.items()]
     rows = framework.scaling(case, axis.name, steps, ways, rounds)
-    return _placed([*rows, *skipped], "scaling", axis.name, size)
+    rows += [{"way": way, "without": why} for way, why in too_large.items()]
+    return [{"part": "scaling", "name": axis.name, "size": size, **row} for row in rows]
 
 
-def too_large_for(row: Row, growth: float) -> str | None:
+def _too_large(row: Row, growth: float) -> str | None:
     """Why a way is not to be measured at a size ``growth`` times that of its row, if so."""
     if "without" in row:
         return row["without"]

@@ -1,13 +1,11 @@
 """The curves, a figure for a part and a framework: time above, bytes held below, a column for a problem or an axis."""
 
-from __future__ import annotations
-
 from typing import Any
 
-import matplotlib.figure
 import matplotlib.ticker
 
 from benchmarks.curves import cases
+from benchmarks.page.panels import legend, panels
 
 # Okabe and Ito's colours, grey for their yellow. Ours are drawn in full, the others dashed.
 _LOOKS = {
@@ -25,39 +23,32 @@ _LOOKS = {
     "steptape ACA, 32 checkpoints": ("#56B4E9", "s"),
     "steptape quadrature": ("#009E73", "P"),
 }
-_AXES = {axis.name: axis.text for axis in cases.AXES}
+_AXES = {axis.name: axis.text.replace(", for", "\nfor") for axis in cases.AXES}
 
 
-def drawn(part: str, panels: dict[str, dict[float, dict[str, Any]]]) -> Any:
+def drawn(part: str, found: dict[str, dict[float, dict[str, Any]]]) -> Any:
     """All panels of a part: by problem or axis, tolerance or size, and way, the rows."""
-    figure = matplotlib.figure.Figure(figsize=(max(8, 3.2 * len(panels)), 7), layout="constrained")
-    axes = figure.subplots(2, len(panels), squeeze=False, sharey="col" if part == "precision" else "row")
-    for column, (name, panel) in enumerate(panels.items()):
-        for axis, (what, text) in zip(
-            axes[:, column], (("seconds", "seconds, forward and backward"), ("held", "bytes held")), strict=True
-        ):
+    precision, count = part == "precision", len(found)
+    figure, axes = panels(2, count, max(8, 3.2 * count), 7, sharey="col" if precision else "row")
+    quantities = (("seconds", "seconds, forward and backward"), ("held", "bytes held"))
+    for column, (name, panel) in zip(axes.T, found.items(), strict=True):
+        for axis, (what, text) in zip(column, quantities, strict=True):
             for way in dict.fromkeys(way for rows in panel.values() for way in rows):
-                _line(axis, part, way, what, [(size, panel[size].get(way, {})) for size in sorted(panel)])
-            if part == "precision":
-                axis.set(xlabel=text, ylabel="error of the gradient" if column == 0 else "")
-            else:
-                axis.set(xlabel=_AXES[name].replace(", for", "\nfor"), ylabel=text if column == 0 else "")
-            axis.set(xscale="log", yscale="log")
+                _line(axis, precision, way, what, [(size, panel[size].get(way, {})) for size in sorted(panel)])
+            x, y = (text, "error of the gradient") if precision else (_AXES[name], text)
+            axis.set(xlabel=x, xscale="log", yscale="log", ylabel=y if axis in axes[:, 0] else "")
             axis.grid(alpha=0.3)
             axis.xaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
-        axes[0, column].set_title(name)
-    handles = {str(line.get_label()): line for axis in axes.flat for line in axis.get_lines()}
-    columns = min(4, len(panels) + 1)
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=columns, fontsize=9)
+        column[0].set_title(name)
+    legend(figure, min(4, count + 1))
     return figure
 
 
-def _line(axis: Any, part: str, way: str, what: str, points: list[Any]) -> None:
+def _line(axis: Any, precision: bool, way: str, what: str, points: list[Any]) -> None:
     found = [(row[what], row["error"], size) for size, row in points if row.get(what)]
-    if not found:
-        return
-    values, errors, sizes = zip(*found, strict=True)
-    x, y = (values, errors) if part == "precision" else (sizes, values)
-    colour, marker = _LOOKS[way]
-    style = "-" if way.startswith("steptape") else "--"
-    axis.plot(x, y, style, color=colour, marker=marker, markersize=5, linewidth=1.5, label=way)
+    if found:
+        values, errors, sizes = zip(*found, strict=True)
+        colour, marker = _LOOKS[way]
+        style = {"linestyle": "-" if way.startswith("steptape") else "--", "color": colour, "marker": marker}
+        x, y = (values, errors) if precision else (sizes, values)
+        axis.plot(x, y, markersize=5, linewidth=1.5, label=way, **style)

@@ -1,10 +1,7 @@
 """The cells in PyTorch: torchdiffeq, steptape and two peers."""
 
-from __future__ import annotations
-
 import functools
 import gc
-import time
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -17,14 +14,12 @@ from torch import Tensor
 from benchmarks import peers
 from benchmarks.curves import plan
 from benchmarks.curves.cases import STEP, Case
-from benchmarks.curves.measured import measured
 from benchmarks.envelope import Row, Rows
 from benchmarks.fields import Field, Problem
 from benchmarks.measurements import Cells, Scope
-from benchmarks.meters import in_use
-from benchmarks.ways import HOST, HOST_ADJOINT
+from benchmarks.ways import BACKPROP, HOST, HOST_ADJOINT
 
-BACKPROP, ADJOINT, ACA, QUADRATURE = "back-propagation", "adjoint", "steptape ACA", "steptape quadrature"
+ADJOINT, ACA, QUADRATURE = "adjoint", "steptape ACA", "steptape quadrature"
 _LIMIT = 100_000  # evaluations, of which the longest solve that is any use takes a tenth
 _PRECISION = {
     BACKPROP: peers.METHODS[HOST].solve,
@@ -50,7 +45,6 @@ _LIMITED["options"] = {"first_step": STEP, "max_step": STEP}
 
 
 def cells(scope: Scope) -> Cells:
-    """Those of the plan."""
     # What is there already need not be searched for garbage before each measurement.
     gc.freeze()
     # A field counts accepted and rejected steps, of which a grid has none.
@@ -60,9 +54,8 @@ def cells(scope: Scope) -> Cells:
 
 
 def precision(case: Case, tolerance: float, ways: Sequence[str], rounds: int) -> Rows:
-    """Every way at one tolerance."""
     problem = _problem(case, tolerance, _LIMIT)
-    return measured({way: functools.partial(_gradient, case, problem, _PRECISION[way]) for way in ways}, rounds)
+    return plan.measured({way: functools.partial(_row, case, problem, _PRECISION[way]) for way in ways}, rounds)
 
 
 def scaling(case: Case, axis: str, steps: int, ways: Sequence[str], rounds: int) -> Rows:
@@ -75,8 +68,8 @@ def scaling(case: Case, axis: str, steps: int, ways: Sequence[str], rounds: int)
             # What torchdiffeq calls after each of them.
             setattr(problem.field, "callback_step", problem.field.callback_accept_step)  # noqa: B010
         settings = _FIXED if fixed else _LIMITED
-        runs[way] = functools.partial(_gradient, case, problem, _SCALING[way], **settings)
-    return measured(runs, rounds)
+        runs[way] = functools.partial(_row, case, problem, _SCALING[way], **settings)
+    return plan.measured(runs, rounds)
 
 
 def _problem(case: Case, tolerance: float, limit: int) -> Problem:
@@ -93,24 +86,7 @@ def _problem(case: Case, tolerance: float, limit: int) -> Problem:
     return Problem(field, y0, torch.tensor(case.times, dtype=torch.float64), tolerance)
 
 
-def _gradient(case: Case, problem: Problem, solve: Callable[..., Tensor], **settings: Any) -> Row:
-    """One forward and one backward pass, measured."""
-    counts = problem.field.counts
-    counts.clear()
-    gc.collect()
-    base, start = in_use(), time.process_time()
-    loss = case.loss(problem.solved(solve, **settings)[1:])
-    forward = time.process_time() - start
-    gc.collect()
-    held, evaluations, accepted = in_use(), counts["evaluations"], counts["accepted"]
-    start = time.process_time()
-    found = torch.autograd.grad(loss, problem.inputs())
-    backward = time.process_time() - start
-    gradient = torch.cat([part.flatten() for part in found]).numpy()
-    return {
-        "seconds": forward + backward,
-        "error": case.error(gradient.astype(np.float64)),
-        "held": None if held is None or base is None or held < base else held - base,
-        "evaluations": (evaluations, counts["evaluations"] - evaluations),
-        "accepted": accepted,
-    }
+def _row(case: Case, problem: Problem, solve: Callable[..., Tensor], **settings: Any) -> Row:
+    row, gradient = problem.measured(solve, lambda ys: case.loss(ys[1:]), **settings)
+    del row["forward"], row["backward"]
+    return {**row, "error": case.error(gradient.numpy().astype(np.float64))}

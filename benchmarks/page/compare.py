@@ -1,7 +1,5 @@
 """Two runs of the same measurements: how far apart are the ratios that both hold, and do the ways keep their order?"""
 
-from __future__ import annotations
-
 import itertools
 import statistics
 from collections.abc import Sequence
@@ -42,66 +40,51 @@ def _apart(one: float, other: float) -> float:
     return max(one, other) / min(one, other)
 
 
-def _is_base(pair: tuple[float, float]) -> bool:
-    return pair == (1, 1)
-
-
 def _group(source: str, kind: str, pairs: Pairs) -> Row:
-    problems = [ways for place, ways in pairs.items() if place[:2] == (source, kind)]
-    found = [_apart(*pair) for ways in problems for pair in ways.values() if not _is_base(pair)] or [1.0]
-    orders = [order for ways in problems for order in itertools.combinations(ways.values(), 2)]
+    problems = [ways.values() for place, ways in pairs.items() if place[:2] == (source, kind)]
+    # A pair of 1 is that of the way that the others are compared with.
+    found = [_apart(*pair) for ways in problems for pair in ways if pair != (1, 1)] or [1.0]
+    orders = [order for ways in problems for order in itertools.combinations(ways, 2)]
     swapped = [(a, b) for a, b in orders if (a[0] - b[0]) * (a[1] - b[1]) < 0]
     clear = [(a, b) for a, b in swapped if max(_apart(a[0], b[0]), _apart(a[1], b[1])) > text.CLOSE]
-    return {
-        "measurement": source,
-        "kind": kind,
-        "ratios": len(found),
-        "median": statistics.median(found) - 1,
-        "most": max(found) - 1,
-        "close": sum(x <= text.CLOSE for x in found) / len(found),
-        "orders": len(orders),
-        "swapped": len(swapped),
-        "clearly swapped": len(clear),
-    }
+    shares = {"median": statistics.median(found) - 1, "most": max(found) - 1}
+    shares["close"] = sum(x <= text.CLOSE for x in found) / len(found)
+    counts = {"orders": len(orders), "swapped": len(swapped), "clearly swapped": len(clear)}
+    return {"measurement": source, "kind": kind, "ratios": len(found), **shares, **counts}
 
 
 def _beyond(pairs: Pairs) -> Rows:
-    rows = [
-        dict(zip(("measurement", "kind", "problem", "way", "first", "second"), (*place, way, *pair), strict=True))
-        for place, ways in pairs.items()
-        for way, pair in ways.items()
-        if _apart(*pair) > text.CLOSE
-    ]
-    return sorted(rows, key=lambda row: -_apart(row["first"], row["second"]))
+    columns = ("measurement", "kind", "problem", "way", "first", "second")
+    found = [(*place, way, *pair) for place, ways in pairs.items() for way, pair in ways.items()]
+    found = [cells for cells in found if _apart(*cells[-2:]) > text.CLOSE]
+    return [dict(zip(columns, cells, strict=True)) for cells in sorted(found, key=lambda cells: -_apart(*cells[-2:]))]
 
 
 def report(runs: Rows, groups: Rows, beyond: Rows, most: int | None = None) -> str:
     """The comparison as Markdown; of the rows beyond only the ``most`` furthest."""
     first, second = (f"of {run['day']} on {run['machine'] or 'a machine that is not noted'}" for run in runs)
     close = text.per_cent(text.CLOSE - 1)
+    names = {
+        "median": "difference, median",
+        "close": f"within {close}",
+        "orders": "pairs",
+        "clearly swapped": "clearly",
+    }
+    shares = ("median", "most", "close")
+    groups = [{**group, **{name: text.per_cent(group[name]) for name in shares}} for group in groups]
     parts = [
         f"The first run is {first}, the second {second}. Compared are ratios to the host's back-propagation or "
         "default, not seconds; the difference of two is the larger over the smaller, less 1. Swapped: pairs of ways on "
         f"one problem whose order differs between the runs; clearly, if either run has them more than {close} apart.",
-        text.table([_shown(group) for group in groups]),
+        text.table([_named(group, names) for group in groups]),
     ]
-    if not beyond:
-        return "\n\n".join([*parts, f"No ratio differs by more than {close}."])
-    shown = beyond[:most]
-    left = f", the {len(shown)} furthest" if len(shown) < len(beyond) else ""
-    rows = [{**row, "first": text.figure(row["first"]), "second": text.figure(row["second"])} for row in shown]
-    return "\n\n".join(
-        [*parts, f"Beyond {close}: {len(beyond)} ratios{left}:", text.table([_named(row) for row in rows])]
-    )
+    shown = [{**row, **{name: text.figure(row[name]) for name in ("first", "second")}} for row in beyond[:most]]
+    if shown:
+        left = f", the {len(shown)} furthest" if len(shown) < len(beyond) else ""
+        parts += [f"Beyond {close}: {len(beyond)} ratios{left}:", text.table([_named(row) for row in shown])]
+    return "\n\n".join(parts if shown else [*parts, f"No ratio differs by more than {close}."])
 
 
-def _named(row: Row) -> Row:
-    names = {"measurement": "measured by", "kind": "of"}
+def _named(row: Row, names: dict[str, str] | None = None) -> Row:
+    names = {"measurement": "measured by", "kind": "of", **(names or {})}
     return {names.get(name, name): value for name, value in row.items()}
-
-
-def _shown(group: Row) -> Row:
-    close = f"within {text.per_cent(text.CLOSE - 1)}"
-    names = {"median": "difference, median", "close": close, "orders": "pairs", "clearly swapped": "clearly"}
-    shares = {name: text.per_cent(group[name]) for name in ("median", "most", "close")}
-    return {names.get(name, name): value for name, value in _named({**group, **shares}).items()}

@@ -1,7 +1,5 @@
 """The table of where the hosts' default gradients are wrong."""
 
-from __future__ import annotations
-
 from benchmarks.envelope import Results, Rows
 from benchmarks.faults import FOLDER
 from benchmarks.page import text
@@ -9,7 +7,6 @@ from benchmarks.ways import BASE
 
 
 def table(results: Results) -> Rows:
-    """A row a setting."""
     return [
         {
             "call": row["call"],

@@ -1,11 +1,7 @@
 """The figures: tables of texts by measurement and name, reduced from the results or kept from earlier ones."""
 
-from __future__ import annotations
-
 import functools
-import json
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 from benchmarks import envelope
@@ -38,7 +34,7 @@ FIGURES: dict[str, dict[str, Reduce]] = {
     "sde_speed": {"times": speed.sde, "promises": claims.sdes},
     "training": {
         "models": training.models,
-        **{m: functools.partial(training.table, model=m) for models in training.MODELS.values() for m in models},
+        **{model: functools.partial(training.table, model=model) for model in training.MODELS},
     },
     "faults": {"table": faults.table},
     "jax_speed": {"times": speed.jax, "readme": readme.jax_speed},
@@ -71,13 +67,13 @@ FIGURES: dict[str, dict[str, Reduce]] = {
 def reduced(results: Results) -> list[Entry]:
     """All figures of the measurements that there are results of, but for those of which nothing is there."""
     found = []
-    for measurement in (name for name in FIGURES if name in results.measurements()):
-        origin = envelope.origin([e for e in results.entries if e["measurement"] == measurement])
-        figures = {cell: reduce(results) for cell, reduce in FIGURES[measurement].items()}
-        figures = {cell: rows for cell, rows in figures.items() if rows}
-        # Empty where no peer is better any more: it replaces one that was kept.
-        figures["better"] = ratios.better(results, measurement)
-        found += [{"measurement": measurement, "cell": cell, **origin, "rows": rows} for cell, rows in figures.items()]
+    for measurement, reductions in FIGURES.items():
+        if measured := [e for e in results.entries if e["measurement"] == measurement]:
+            named = {"measurement": measurement, **envelope.origin(measured)}
+            figures = {cell: rows for cell, reduce in reductions.items() if (rows := reduce(results))}
+            # Empty where no peer is better any more: it replaces one that was kept.
+            figures["better"] = ratios.better(results, measurement)
+            found += [{**named, "cell": cell, "rows": rows} for cell, rows in figures.items()]
     return found
 
 
@@ -85,12 +81,6 @@ def replaced(kept: Sequence[Entry], new: Sequence[Entry]) -> list[Entry]:
     """The kept figures with those of the same names replaced, and the others added."""
     by_name = {(figure["measurement"], figure["cell"]): figure for figure in (*kept, *new)}
     return list(by_name.values())
-
-
-def write(file: Path, figures: Sequence[Entry]) -> None:
-    """A line a figure."""
-    text = "".join(json.dumps(figure, ensure_ascii=False) + "\n" for figure in figures)
-    file.write_text(text, encoding="utf-8")
 
 
 def rows(figures: Sequence[Entry], measurement: str, cell: str) -> list[dict[str, Any]]:

@@ -1,7 +1,5 @@
 """The figures of the papers' experiments, Hu's theorem, the cost model and the peers' limits."""
 
-from __future__ import annotations
-
 import statistics
 
 from benchmarks.envelope import Results, Rows
@@ -18,20 +16,25 @@ _TRAINED = {
 }
 
 
+def rows(results: Results, name: str) -> Rows:
+    """Those of an experiment, none if it is not complete."""
+    return experiments.found(results, name) or []
+
+
 def _claims(results: Results, name: str) -> list[tuple[str, str, str]]:
-    rows = experiments.found(results, name)
-    return experiments.module(name).claims(rows) if rows else []
+    found = rows(results, name)
+    return experiments.module(name).claims(found) if found else []
 
 
 def training(results: Results) -> Rows:
     """What a step or an epoch costs, where a paper trains: over ACA's."""
     cells = []
     for name, (column, score) in _TRAINED.items():
-        rows = [row for row in experiments.found(results, name) or [] if row.get("times", 50) == 50]
-        ways = list(dict.fromkeys(row["way"] for row in rows))
-        times = {way: statistics.median(row[column] for row in rows if row["way"] == way) for way in ways}
+        found = [row for row in rows(results, name) if row.get("times", 50) == 50]
+        ways = list(dict.fromkeys(row["way"] for row in found))
+        times = {way: statistics.median(row[column] for row in found if row["way"] == way) for way in ways}
         for way in sorted(ways, key=times.__getitem__):
-            outcome = text.spread([row[score] for row in rows if row["way"] == way])
+            outcome = text.spread([row[score] for row in found if row["way"] == way])
             cell = {"experiment": name, "way": way, "time over ACA's": f"{times[way] / times['ACA']:.2f}"}
             cells.append({**cell, "outcome, median (least to most) of seeds": f"{score} {outcome}"})
     return cells
@@ -54,10 +57,9 @@ def with_figures(results: Results, name: str) -> list[tuple[str, str, str]]:
 
 def theorem(results: Results) -> Rows:
     """Each scheme's own adjoint, and the continuous ones by the same scheme and by the best of the others."""
-    rows = experiments.found(results, "schemes") or []
-    cells = []
-    for scheme in dict.fromkeys(row["solve"] for row in rows):
-        mine = [row for row in rows if row["solve"] == scheme]
+    found, cells = rows(results, "schemes"), []
+    for scheme in dict.fromkeys(row["solve"] for row in found):
+        mine = [row for row in found if row["solve"] == scheme]
         smallest = min(row["step size"] for row in mine)
         last = {row["adjoint"]: row["difference"] for row in mine if row["step size"] == smallest}
         own = max(row["difference"] for row in mine if not row["adjoint"].startswith("continuous"))
@@ -71,12 +73,11 @@ def theorem(results: Results) -> Rows:
 
 def claims(results: Results, name: str) -> Rows:
     """What is claimed beside what was found, for a section of its own."""
-    names = ("claimed", "measured here", DIFFER)
-    return [dict(zip(names, claim, strict=True)) for claim in _claims(results, name)]
+    return [dict(zip(("claimed", "measured here", DIFFER), claim, strict=True)) for claim in _claims(results, name)]
 
 
 def verdicts(results: Results, name: str) -> Rows:
     """A row a peer, by case what became of it."""
-    rows = experiments.found(results, name) or []
-    cases = [case for case in rows[0] if case not in ("peer", "why")] if rows else []
-    return [{"": row["peer"], **{case: row.get(case, "") for case in cases}} for row in rows]
+    found = rows(results, name)
+    cases = [case for case in found[0] if case not in ("peer", "why")] if found else []
+    return [{"": row["peer"], **{case: row.get(case, "") for case in cases}} for row in found]

@@ -1,17 +1,14 @@
 """The plots that the page shows, in few bytes."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 
-import matplotlib.figure
 from PIL import Image
 
 from benchmarks.curves import plot
 from benchmarks.envelope import Results, Rows, grouped
-from benchmarks.page import tradeoff, training
-from benchmarks.page.curves import cells
+from benchmarks.page import curves, papers, tradeoff, training
+from benchmarks.page.panels import legend, panels
 from benchmarks.papers import experiments
 from benchmarks.ways import BASE, TASK_WAYS
 
@@ -20,35 +17,27 @@ _COLOURS = (128, 64, 32)
 
 
 def draw(results: Results, folder: Path) -> None:
-    """Draw all of which there are results."""
     for framework in BASE:
         if results.rows("tradeoff", framework):
-            _save(tradeoff.drawn(results, framework), folder / f"tradeoff-{framework}.png", 110)
+            _save(tradeoff.drawn(results, framework), folder / f"tradeoff-{framework}.png")
         for part in ("precision", "scaling"):
-            if panels := cells(results, framework, part):
-                _save(plot.drawn(part, panels), folder / f"curves-{part}-{framework}.png", 110)
+            if found := curves.cells(results, framework, part):
+                _save(plot.drawn(part, found), folder / f"curves-{part}-{framework}.png")
     if batch := results.rows("jax_scaling", "jax"):
         _save(_batch(batch), folder / "jax_scaling.png", 150)
     if limits := results.rows("jax_max_steps", "jax"):
-        _save(_limits(limits), folder / "jax_max_steps.png", 110)
+        _save(_limits(limits), folder / "jax_max_steps.png")
     if any(results.rows("tasks", framework) for framework in BASE):
-        _save(_tasks(results), folder / "tasks.png", 110)
+        _save(_tasks(results), folder / "tasks.png")
     if any(results.rows("training", framework) for framework in BASE):
         training.drawn(results).savefig(folder / "training.svg", metadata={"Date": None})
     for name in experiments.EXPERIMENTS:
         # Imported only where there are results: with them comes the framework.
-        rows = experiments.found(results, name)
-        if rows and hasattr(experiments.module(name), "draw"):
-            figure = _figure(*getattr(experiments.module(name), "SIZE", (11, 4)))
-            experiments.module(name).draw(rows, figure)
-            _save(figure, folder / f"papers-{name}.png", 120)
+        if (rows := papers.rows(results, name)) and hasattr(experiments.module(name), "draw"):
+            _save(experiments.module(name).draw(rows), folder / f"papers-{name}.png", 120)
 
 
-def _figure(width: float, height: float) -> Any:
-    return matplotlib.figure.Figure(figsize=(width, height), layout="constrained")
-
-
-def _save(figure: Any, file: Path, dpi: int) -> None:
+def _save(figure: Any, file: Path, dpi: int = 110) -> None:
     figure.savefig(file, dpi=dpi)
     shrink(file)
 
@@ -66,20 +55,18 @@ def shrink(file: Path) -> None:
 
 def _batch(rows: Rows) -> Any:
     """Time against the longest element's steps, both logarithmic."""
-    figure = _figure(6, 4)
-    axes = figure.subplots()
+    figure, [[axis]] = panels(1, 1, 6, 4)
     for way, mine in grouped(rows, "{way}").items():
-        axes.loglog([row["longest"] for row in mine], [row["seconds"] for row in mine], "o-", label=way)
-    axes.set(xlabel="accepted steps of the longest of 256 solves", ylabel="seconds, forward and backward")
-    axes.legend()
+        axis.loglog([row["longest"] for row in mine], [row["seconds"] for row in mine], "o-", label=way)
+    axis.set(xlabel="accepted steps of the longest of 256 solves", ylabel="seconds, forward and backward")
+    axis.legend()
     return figure
 
 
 def _limits(rows: Rows) -> Any:
     """Time and memory against ``max_steps``, all logarithmic: a column a batch."""
     batches = grouped(rows, "{batch}")
-    figure = _figure(4 * len(batches), 6)
-    axes = figure.subplots(2, len(batches), squeeze=False, sharex=True)
+    figure, axes = panels(2, len(batches), 4 * len(batches), 6, sharex=True)
     for column, (batch, mine) in zip(axes.T, batches.items(), strict=True):
         for way, found in grouped(mine, "{way}").items():
             for axis, (kind, scale) in zip(column, (("seconds", 1e3), ("temporary", 2**-20)), strict=True):
@@ -95,20 +82,17 @@ def _limits(rows: Rows) -> Any:
 def _tasks(results: Results) -> Any:
     """Backward evaluations a gradient: a row of panels a framework, a group of bars a tolerance."""
     by_task = {framework: grouped(results.rows("tasks", framework), "{task}") for framework in BASE}
-    panels = {framework: tasks for framework, tasks in by_task.items() if tasks}
-    columns = max(map(len, panels.values()))
-    figure = _figure(3 * columns, 3 * len(panels))
-    axes = figure.subplots(len(panels), columns, squeeze=False)
-    for axis in axes.flat:
-        axis.set_visible(False)
-    for line, (framework, tasks) in zip(axes, panels.items(), strict=True):
+    shown = {framework: tasks for framework, tasks in by_task.items() if tasks}
+    columns = max(map(len, shown.values()))
+    figure, axes = panels(len(shown), columns, 3 * columns, 3 * len(shown))
+    for line, (framework, tasks) in zip(axes, shown.items(), strict=True):
         for axis, (task, rows) in zip(line, tasks.items(), strict=False):
-            axis.set_visible(True)
             _bars(axis, rows)
             axis.set_title(f"{task}, {framework}", fontsize=9)
+        for axis in line[len(tasks) :]:
+            axis.set_visible(False)
         line[0].set_ylabel("backward evaluations a gradient")
-    handles = axes[0][0].get_legend_handles_labels()
-    figure.legend(*handles, loc="outside lower center", ncols=len(TASK_WAYS), fontsize=9)
+    legend(figure, len(TASK_WAYS))
     return figure
 
 

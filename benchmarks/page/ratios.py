@@ -1,7 +1,5 @@
 """Every measured time, memory and error over that of the host's own back-propagation, or its default, in one form."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
@@ -16,6 +14,7 @@ _NAMES = {("tasks", "default"): "adjoint", ("tasks", "seminorm"): "adjoint, semi
 KINDS, MARGIN = ("time", "memory", "error"), 0.01
 TUNED = "its best setting"
 _OTHER_SOLVER = ("through the search", "its steps held")
+_OURS = (OURS, "aca", "quadrature", "its steps held", ADAPTIVE, "ACA", "Quadrature", "Seminorm")
 Place = tuple[str, Kind, str]
 
 
@@ -43,7 +42,6 @@ class Ratio:
 
 
 def ratios(results: Results) -> list[Ratio]:
-    """All that there are, by measurement."""
     return [ratio for read in _READERS for ratio in read(results)]
 
 
@@ -51,13 +49,9 @@ def _over(source: str, kind: Kind, problem: str, found: dict[str, float], base: 
     """Of what was found by way, where the base was found."""
     if found.get(base, 0) > 0:
         for way, value in found.items():
-            side: Any = "ours" if way == ours else "variant" if _is_ours(way) else "peer"
+            side: Any = "ours" if way == ours else "variant" if way.startswith(_OURS) else "peer"
             if value > 0:
                 yield Ratio(source, kind, problem, way, value / found[base], side)
-
-
-def _is_ours(way: str) -> bool:
-    return way.startswith((OURS, "aca", "quadrature", "its steps held", ADAPTIVE, "ACA", "Quadrature", "Seminorm"))
 
 
 def _by_way(

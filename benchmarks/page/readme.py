@@ -1,7 +1,5 @@
 """The README's tables of figures, filled from the figures between markers: ``<!-- figures: NAME -->``."""
 
-from __future__ import annotations
-
 import re
 import statistics
 from collections.abc import Sequence
@@ -10,8 +8,9 @@ from benchmarks.envelope import Entry, Results, Rows
 from benchmarks.page import speed, tasks, text
 from benchmarks.ways import DEFAULT, REPLAY
 
-# By name, the measurements whose rows make the table.
+# By name, the measurements whose rows make the table; the first opens the page of results by itself.
 TABLES = {
+    "which": ("tradeoff",),
     "diffrax": ("jax_speed", "jax_memory", "jax_scaling"),
     "continuous adjoints": ("tasks",),
 }
@@ -54,7 +53,6 @@ def jax_speed(results: Results) -> Rows:
 
 
 def jax_memory(results: Results) -> Rows:
-    """At equal numbers of checkpoints."""
     rows = [row for row in results.cells("jax_memory", "jax").get("constant", []) if row["ours"]]
     over = {row["checkpoints"]: row["over_host"] for row in rows if "stage" not in row["way"]}
     over.pop(None, None)
@@ -63,7 +61,6 @@ def jax_memory(results: Results) -> Rows:
 
 
 def jax_scaling(results: Results) -> Rows:
-    """Of a batch."""
     words = "a batch of 256 solves whose step counts differ tenfold"
     faster = [seconds[DEFAULT] / seconds[REPLAY] for seconds in speed.batch(results).values()]
     return [_faster(words, text.ends(faster))]
@@ -92,5 +89,5 @@ def adjoints(results: Results) -> Rows:
 
 def _changes(ratios: Sequence[float]) -> str:
     """Changes in per cent, whose range does without the sign of it."""
-    middle, _, rest = text.changes(ratios).partition(" (")
+    middle, _, rest = text.spread(ratios, text.change).partition(" (")
     return f"{middle} ({rest.replace(' %', '')}" if rest else middle

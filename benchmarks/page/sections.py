@@ -1,7 +1,5 @@
 """The page, from its template: what is asked for there, of the figures that there are."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -36,22 +34,22 @@ class Page:
         loader = FileSystemLoader(Path(__file__).parent)
         environment = Environment(loader=loader, undefined=StrictUndefined)
         better = _linked(figures, "better", FIGURES)
-        better.sort(key=lambda row: (KINDS.index(row["less of"]), row["least"]))
-        again = (name for name in FIGURES if any(f["measurement"] == name and f["pass"] == 2 for f in figures))
-        origins = (_origin(name, [f for f in figures if f["measurement"] == name]) for name in FIGURES)
+        better.sort(key=lambda row: (KINDS.index(row["less of"]), row.pop("least")))
+        measured = {name: [f for f in figures if f["measurement"] == name] for name in FIGURES}
+        runs, groups, beyond = (rows(figures, compare.NAME, cell) for cell in ("runs", "groups", "beyond"))
         rendered = environment.get_template("results.md.j2").render(
             {name: getattr(self, name) for name in ("part", "plot", "line", "code")},
             table=text.table,
             bases=BASE,
-            again=", ".join(f"`{name}`" for name in again),
-            origins=list(filter(None, origins)),
-            better=[_explained(row) for row in better],
-            trained=[model for models in training.MODELS.values() for model in models],
+            again=", ".join(f"`{name}`" for name, of in measured.items() if any(f["pass"] == 2 for f in of)),
+            origins=[_origin(name, of) for name, of in measured.items() if of],
+            better=better,
+            trained=training.MODELS,
             margin=text.per_cent(MARGIN),
             promises=_linked(figures, "promises", FIGURES),
-            readme=[readme.table(figures, name) for name in readme.TABLES],
+            readme=[readme.table(figures, name) for name in readme.TABLES if name != "which"],
             papers=_linked(figures, "papers", ("papers", "tasks", "jax_memory")),
-            repeatability=_repeatability(figures),
+            repeatability=compare.report(runs, groups, beyond, _KEPT) if runs else _missing(compare.NAME),
         )
         self.text = re.sub(r"\n{3,}", "\n\n", rendered).strip() + "\n"
 
@@ -72,11 +70,9 @@ class Page:
         return "\n\n".join(filter(None, parts)) if found else ""
 
     def plot(self, file: str, what: str) -> str:
-        """A plot, if it is there."""
         return f"![{what}]({file})" if (self._folder / file).exists() else ""
 
     def line(self, caller: Callable[[], str]) -> str:
-        """A paragraph as one line."""
         return " ".join(caller().split())
 
     def code(self) -> str:
@@ -93,31 +89,18 @@ def _missing(measurement: str) -> str:
 
 
 def _origin(measurement: str, figures: Sequence[Entry]) -> dict[str, str]:
-    if not figures:
-        return {}
     origin = envelope.origin(figures)
     versions = ", ".join(f"{name} {version}" for name, version in origin["versions"].items())
-    return {"command": text.command(measurement), "day": origin["day"]} | {
-        "machine": origin["machine"] or "not noted",
-        "versions": versions or "not noted",
-    }
+    place = {"machine": origin["machine"] or "not noted", "versions": versions or "not noted"}
+    return {"command": text.command(measurement), "day": origin["day"], **place}
 
 
 def _linked(figures: Sequence[Entry], cell: str, measurements: Iterable[str]) -> list[dict[str, Any]]:
-    """The rows of a figure that several measurements have, each with a link to its code."""
-    found = [(MEASUREMENTS[name].script, row) for name in measurements for row in rows(figures, name, cell)]
-    shown = [(row.get("script", script), row) for script, row in found]
-    return [
-        {name: value for name, value in row.items() if name != "script"} | {"measured by": text.link(script)}
-        for script, row in shown
-    ]
-
-
-def _explained(row: Mapping[str, Any]) -> dict[str, Any]:
-    columns = {name: value for name, value in row.items() if name not in ("least", "measured by")}
-    return columns | {why.COLUMN: why.why(row), "measured by": row["measured by"]}
-
-
-def _repeatability(figures: Sequence[Entry]) -> str:
-    runs, groups, beyond = (rows(figures, compare.NAME, cell) for cell in ("runs", "groups", "beyond"))
-    return compare.report(runs, groups, beyond, most=_KEPT) if runs else _missing(compare.NAME)
+    """The rows of a figure that several measurements have, each with a link to its code, and why a peer is better."""
+    found = []
+    for name in measurements:
+        for row in (dict(row) for row in rows(figures, name, cell)):
+            script = row.pop("script", MEASUREMENTS[name].script)
+            told = {why.COLUMN: why.why(row)} if cell == "better" else {}
+            found.append({**row, **told, "measured by": text.link(script)})
+    return found

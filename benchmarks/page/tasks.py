@@ -1,7 +1,5 @@
 """The figures of the seminorm paper's tasks."""
 
-from __future__ import annotations
-
 import statistics
 from collections.abc import Sequence
 
@@ -33,13 +31,9 @@ def changes(results: Results, framework: str) -> Rows:
     names = list(dict.fromkeys(task for ratios in found.values() for task, _ in ratios))
     rows = []
     for task in [*names, "all"] if names else []:
-        chosen = {
-            f"{one} over {other}": [ratio for (name, _), ratio in ratios.items() if task in (name, "all")]
-            for (one, other), ratios in found.items()
-        }
-        rows.append({"task": task, **{head: _medians(ratios) for head, ratios in chosen.items()}})
+        row = {"task": task}
+        for (one, other), ratios in found.items():
+            columns = zip(*(ratio for (name, _), ratio in ratios.items() if task in (name, "all")), strict=True)
+            row[f"{one} over {other}"] = " / ".join(text.change(statistics.median(column)) for column in columns)
+        rows.append(row)
     return rows
-
-
-def _medians(ratios: list[tuple[float, ...]]) -> str:
-    return " / ".join(text.change(statistics.median(column)) for column in zip(*ratios, strict=True))

@@ -1,32 +1,21 @@
 """Time against memory of the ways to one gradient: the table, and the plot that opens the page."""
 
-from __future__ import annotations
-
 import statistics
 from typing import Any
 
-import matplotlib.figure
 import matplotlib.ticker
 
 from benchmarks.envelope import Results, Row, Rows, by_way, grouped
 from benchmarks.page import speed, text
+from benchmarks.page.panels import legend, panels, ticks
 from benchmarks.ways import ADAPTIVE, DEFAULT, GRAPHS, HOST, HOST_ADJOINT, OURS, REPLAY
 
 # Errors beyond it stand in the plot.
 TELLING = 1e-5
 _MEMORY = {"torch": "peak", "jax": "held"}
 # Okabe and Ito's colours, grey for their yellow, by the order of the ways.
-_LOOKS = (
-    ("#000000", "o"),
-    ("#E69F00", "s"),
-    ("#888888", "v"),
-    ("#0072B2", "*"),
-    ("#009E73", "P"),
-    ("#D55E00", "D"),
-    ("#56B4E9", "o"),
-    ("#CC79A7", "s"),
-    ("#8C564B", "^"),
-)
+_COLOURS = ("#000000", "#E69F00", "#888888", "#0072B2", "#009E73", "#D55E00", "#56B4E9", "#CC79A7", "#8C564B")
+_LOOKS = tuple(zip(_COLOURS, "osv*PDos^", strict=True))
 _TICKS = (0.3, 0.5, 0.7, 1, 1.5, 2, 3, 5, 8, 12)
 # By framework: today's way, ours, and what it is for.
 _LEAN = f'{OURS}, checkpoints=8, graph="stage"'
@@ -76,7 +65,7 @@ def instead(results: Results) -> Rows:
             }
             found.append(
                 {"today": f"`{today}`", "instead": why, "to write": _WRITTEN[ours]}
-                | {f"{kind}, of today's": text.ends_of(values) for kind, values in ratios.items()}
+                | {f"{kind}, of today's": text.ends(values, 2) for kind, values in ratios.items()}
                 | {"today's error, the most": _error(max(old["error"] for old, _ in pairs))}
             )
     return found
@@ -87,42 +76,29 @@ def _error(error: float) -> str:
 
 
 def setups(results: Results, framework: str) -> Rows:
-    """What is solved."""
-    found = grouped(results.rows("tradeoff", framework), "{cell}")
     return [
         {"problem": name, "solve": rows[0]["problem"], "accepted steps": str(rows[0]["accepted"])}
-        for name, rows in found.items()
+        for name, rows in grouped(results.rows("tradeoff", framework), "{cell}").items()
     ]
 
 
 def drawn(results: Results, framework: str) -> Any:
     """A panel a problem: a way is a point, or a line of points."""
-    panels = grouped(results.rows("tradeoff", framework), "{cell}")
-    figure = matplotlib.figure.Figure(figsize=(10, 4.8), layout="constrained")
-    axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
-    memory = _MEMORY[framework]
-    for axis, (name, rows) in zip(axes, panels.items(), strict=True):
+    problems, memory = grouped(results.rows("tradeoff", framework), "{cell}"), _MEMORY[framework]
+    figure, [axes] = panels(1, len(problems), 10, 4.8, sharey=True)
+    for axis, (name, rows) in zip(axes, problems.items(), strict=True):
         middle = statistics.geometric_mean(end(row[memory] for row in rows) for end in (min, max)) / 2**20
         for (line, points), look in zip(grouped(rows, "{line}").items(), _LOOKS, strict=False):
-            _line(
-                axis,
-                line,
-                look,
-                [(row, (row[memory] / 2**20, row["ratio"])) for row in points],
-                middle,
-                framework == "torch",
-            )
+            places = [(row, (row[memory] / 2**20, row["ratio"])) for row in points]
+            _line(axis, line, look, places, middle, framework == "torch")
         axis.set(title=f"{name}: {rows[0]['accepted']} steps", xlabel=_TEXTS[framework][0], xscale="log", yscale="log")
-        axis.set_yticks(_TICKS, [f"{x:g}" for x in _TICKS])
-        axis.xaxis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1, 2, 5)))
-        axis.xaxis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda x, _: f"{x:g}"))
-        axis.xaxis.set_minor_locator(matplotlib.ticker.NullLocator())
+        ticks(axis.xaxis, 1, 2, 5)
         axis.yaxis.set_minor_locator(matplotlib.ticker.NullLocator())
+        axis.set_yticks(_TICKS, [f"{x:g}" for x in _TICKS])
         axis.margins(0.1)
         axis.grid(alpha=0.3)
     axes[0].set_ylabel(_TEXTS[framework][1])
-    handles = {str(line.get_label()): line for axis in figure.axes for line in axis.get_lines()}
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=3, fontsize=9)
+    legend(figure, 3)
     return figure
 
 
@@ -135,15 +111,8 @@ def _line(
     style: dict[str, Any] = {"markersize": 9, "markerfacecolor": "none", "zorder": 2}
     if ours:
         style = {"markersize": 6, "zorder": 3} if len(points) > 1 else {"markersize": 9, "zorder": 4}
-    axis.plot(
-        *zip(*(place for _, place in points), strict=True),
-        "-",
-        color=colour,
-        marker=marker,
-        linewidth=1.2,
-        label=line,
-        **style,
-    )
+    places = zip(*(place for _, place in points), strict=True)
+    axis.plot(*places, "-", color=colour, marker=marker, linewidth=1.2, label=line, **style)
     for row, place in points:
         off = row["error"] > TELLING
         # Where peers are lines as well, theirs are to the left of the points.

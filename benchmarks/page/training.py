@@ -1,19 +1,17 @@
 """The figures of the trainings: loss, time, evaluations and memory by way, and the plot of loss against time."""
 
-from __future__ import annotations
-
 import statistics
+from collections.abc import Iterable
 from typing import Any
 
-import matplotlib.figure
-import matplotlib.ticker
 import numpy as np
 
 from benchmarks.envelope import Results, Row, Rows, grouped
 from benchmarks.page import text
+from benchmarks.page.panels import legend, panels, ticks
 from benchmarks.ways import ADAPTIVE, OURS, RECURSIVE
 
-MODELS = {"torch": ("latent ODE", "flow", "latent SDE"), "jax": ("neural CDE",)}
+MODELS = {**dict.fromkeys(("latent ODE", "flow", "latent SDE"), "torch"), "neural CDE": "jax"}
 # By what a way's name has in it, the first of them; Okabe and Ito's colours.
 _ROLES = (
     ("uadrature", "quadrature", "#D55E00"),
@@ -37,50 +35,44 @@ def _role(way: str) -> tuple[str, str]:
 
 
 def _by_way(results: Results, model: str) -> dict[str, Rows]:
-    framework = next(name for name, models in MODELS.items() if model in models)
-    rows = [row for row in results.rows("training", framework) if row["model"] == model]
-    return grouped(rows, "{way}")
+    return grouped([row for row in results.rows("training", MODELS[model]) if row["model"] == model], "{way}")
 
 
 def table(results: Results, model: str) -> Rows:
-    """A row a way: median (least to most) of the seeds."""
     return [_row(way, rows) for way, rows in _by_way(results, model).items()]
 
 
 def _row(way: str, rows: Rows) -> dict[str, str]:
     failed = next((row["failed"] for row in rows if "failed" in row), "")
     compiling = statistics.median(row["compiling"] for row in rows)
-    seconds = text.spread([row["seconds"] for row in rows])
     peak = max((row["peak"] for row in rows if "peak" in row), default=0)
     return {
         "": f"`{way}`",
         rows[0]["measure"]: failed or text.spread([row["loss"] for row in rows]),
-        "seconds": seconds + (f", {compiling:.1f} of them compiling" if compiling else ""),
+        "seconds": text.spread([row["seconds"] for row in rows])
+        + (f", {compiling:.1f} of them compiling" if compiling else ""),
         "evaluations a gradient": text.figure(statistics.mean(row["evaluations"] for row in rows)),
         "peak, MiB": text.figure(peak / 2**20) if peak else "",
-        "losses apart": f"{max(row['apart'] for row in rows):.0e}".replace("0e+00", "0"),
+        "losses apart": _most(row["apart"] for row in rows),
     }
+
+
+def _most(differences: Iterable[float]) -> str:
+    return f"{max(differences):.0e}".replace("0e+00", "0")
 
 
 def models(results: Results) -> Rows:
     """What is trained, and what became of the ways: the exact ones beside the host's adjoints and the quadrature."""
     found = []
-    for model in (model for models in MODELS.values() for model in models):
-        ways = _by_way(results, model)
+    for model, ways in ((model, _by_way(results, model)) for model in MODELS):
         if ways:
             base = next(iter(ways.values()))
-            exact = [row["apart"] for way, rows in ways.items() for row in rows if _role(way)[0] in _EXACT]
+            exact = _most(row["apart"] for way, rows in ways.items() for row in rows if _role(way)[0] in _EXACT)
             others = (_against(way, rows, base) for way, rows in ways.items() if _role(way)[0] in _CONTINUOUS)
-            found.append(
-                {
-                    "model": model,
-                    "what is trained": f"{base[0]['text']}; {base[0]['steps']} steps",
-                    "losses of the replays apart from back-propagation's": f"at most {max(exact):.0e}".replace(
-                        "0e+00", "0"
-                    ),
-                    "continuous adjoints: the last loss over back-propagation's": "; ".join(others),
-                }
-            )
+            row = {"model": model, "what is trained": f"{base[0]['text']}; {base[0]['steps']} steps"}
+            row["losses of the replays apart from back-propagation's"] = f"at most {exact}"
+            row["continuous adjoints: the last loss over back-propagation's"] = "; ".join(others)
+            found.append(row)
     return found
 
 
@@ -89,28 +81,24 @@ def _against(way: str, rows: Rows, base: Rows) -> str:
         return f"`{way}` **fails**"
     changes = [row["loss"] / other["loss"] for row, other in zip(rows, base, strict=True)]
     worse = len(changes) > 1 and min(changes) > 1 + 0.01
-    return f"`{way}` {text.changes(changes)}" + (", **worse in every seed**" if worse else "")
+    return f"`{way}` {text.spread(changes, text.change)}" + (", **worse in every seed**" if worse else "")
 
 
 def drawn(results: Results) -> Any:
     """A panel a model: the median of the seeds, and between their least and most."""
-    panels = {model: ways for names in MODELS.values() for model in names if (ways := _by_way(results, model))}
-    figure = matplotlib.figure.Figure(figsize=(10, 3.4 * -(-len(panels) // 2)), layout="constrained")
-    axes = list(figure.subplots(-(-len(panels) // 2), 2, squeeze=False).flat)
-    for axis in axes:
-        axis.set_visible(False)
-    for axis, (model, ways) in zip(axes, panels.items(), strict=False):
-        axis.set_visible(True)
+    found = {model: ways for model in MODELS if (ways := _by_way(results, model))}
+    lines = -(-len(found) // 2)
+    figure, axes = panels(lines, 2, 10, 3.4 * lines)
+    for axis, (model, ways) in zip(axes.flat, found.items(), strict=False):
         for way, rows in ways.items():
             _line(axis, way, rows)
         axis.set(title=model, xlabel="processor seconds", ylabel="held-out loss", xscale="log", yscale="log")
         for side in (axis.xaxis, axis.yaxis):
-            side.set_major_locator(matplotlib.ticker.LogLocator(subs=(1, 2, 3, 5, 7)))
-            side.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda x, _: f"{x:g}"))
-            side.set_minor_locator(matplotlib.ticker.NullLocator())
+            ticks(side, 1, 2, 3, 5, 7)
         axis.grid(alpha=0.3)
-    handles = {str(line.get_label()): line for axis in figure.axes for line in axis.get_lines()}
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4, fontsize=9)
+    for axis in axes.flat[len(found) :]:
+        axis.set_visible(False)
+    legend(figure, 4)
     return figure
 
 

@@ -1,7 +1,5 @@
 """Why a peer takes less than the replay somewhere, and whether that could be ours: a sentence a kind and peer."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 

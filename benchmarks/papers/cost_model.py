@@ -14,8 +14,6 @@ counts as one evaluation there; here the formulas are multiplied by the solver's
   one step (ACA) or evaluation (adjoint) is in memory at a time.
 """
 
-from __future__ import annotations
-
 import functools
 from typing import Any
 
@@ -24,7 +22,9 @@ import torch
 from benchmarks.envelope import Row, Rows
 from benchmarks.measurements import Cells
 from benchmarks.meters import Account
-from benchmarks.papers.ways import ACA, ADJOINT, BACKPROP, COLOURS, SEARCH, Claim, Counted, odeint, values
+from benchmarks.page.panels import panels
+from benchmarks.papers.claims import Claim, values
+from benchmarks.papers.ways import ACA, ADJOINT, BACKPROP, COLOURS, SEARCH, Counted, odeint
 
 CASES = {"2 layers, dopri5": (2, "dopri5"), "6 layers, dopri5": (6, "dopri5"), "2 layers, Heun": (2, "adaptive_heun")}
 # New evaluations in a try; torchdiffeq's solvers begin with the last slope, the search in the graph does not.
@@ -40,7 +40,6 @@ def _layers(count: int) -> Counted:
 
 
 def run(quick: bool) -> Cells:
-    """A cell for each field and solver."""
     return {name: functools.partial(_cell, name) for name in (list(CASES)[:1] if quick else CASES)}
 
 
@@ -104,68 +103,53 @@ def _depth(root: Any) -> int:
 
 
 def claims(rows: Rows) -> list[Claim]:
-    """A line of the table each."""
-
-    def found(name: str, way: str) -> str:
-        return ", ".join(f"{ratio:.2g}" for ratio in values(rows, f"{name} / paper", way=way))
-
-    def computation(way: str) -> str:
-        return (
-            f"{found('evaluations', way)} times (evaluations), {found('with those pulled back', way)} (pullbacks too)"
+    def found(way: str) -> str:
+        evaluations, pulled, memory, depth = (
+            ", ".join(f"{ratio:.2g}" for ratio in values(rows, f"{name} / paper", way=way))
+            for name in ("evaluations", "with those pulled back", "memory", "depth")
         )
-
-    def rest(way: str) -> str:
-        return f"memory {found('memory', way)} times, depth {found('depth', way)} times"
+        counted = f"{evaluations} times (evaluations), {pulled} (pullbacks too)"
+        return f"{counted}; memory {memory} times, depth {depth} times"
 
     naive = "naive: computation 2·N_f·N_t·m, memory and depth N_f·N_t·m"
-    return [
+    told = [
         Claim(
             f"{naive} (torchdiffeq's back-propagation)",
-            f"{computation(BACKPROP)}; {rest(BACKPROP)}",
+            found(BACKPROP),
             "torchdiffeq's rejected tries and step sizes are not on the gradient's path: m is no factor of its depth, "
             "nor of what is pulled back.",
         ),
-        *(
-            [
-                Claim(
-                    f"{naive} (through the search)",
-                    f"{computation(SEARCH)}; {rest(SEARCH)}",
-                    "The method that the formulas describe; each try's error estimate is held as well.",
-                )
-            ]
-            if values(rows, "depth", way=SEARCH)
-            else []
+        Claim(
+            f"{naive} (through the search)",
+            found(SEARCH),
+            "The method that the formulas describe; each try's error estimate is held as well.",
         ),
         Claim(
             "adjoint: computation N_f·(N_t + N_r)·m, memory N_f, depth N_f·N_r",
-            f"{computation(ADJOINT)}; {rest(ADJOINT)}",
+            found(ADJOINT),
             "The formula leaves out that every evaluation of the reverse solve is pulled back as well, and that its "
             "augmented state, of solution, cotangent and parameters, is held once a stage.",
         ),
         Claim(
             "ACA: computation N_f·N_t·(m + 1), memory N_f + N_t, depth N_f·N_t",
-            f"{computation(ACA)}; {rest(ACA)}",
+            found(ACA),
             "The formula counts the replay's evaluations and not their pullbacks, which it does count for naive: by "
             "that rule ACA's is N_t·(m + 2), the 3NsLM of the symplectic adjoint's paper at m = 1.",
         ),
     ]
+    return told if values(rows, "depth", way=SEARCH) else [told[0], *told[2:]]
 
 
-def draw(rows: Rows, figure: Any) -> None:
-    """Counted over predicted."""
+def draw(rows: Rows) -> Any:
     names = ("evaluations / paper", "with those pulled back / paper", "memory / paper", "depth / paper")
     cases = list(dict.fromkeys(row["case"] for row in rows))
-    for axis, name in zip(figure.subplots(1, len(names)), names, strict=True):
+    figure, [axes] = panels(1, len(names), 11, 4)
+    for axis, name in zip(axes, names, strict=True):
         for way in dict.fromkeys(row["way"] for row in rows):
-            mine = [row for row in rows if row["way"] == way]
-            axis.plot(
-                [cases.index(row["case"]) for row in mine],
-                [row[name] for row in mine],
-                "o",
-                color=COLOURS[way],
-                label=way,
-            )
+            points = [(cases.index(row["case"]), row[name]) for row in rows if row["way"] == way]
+            axis.plot(*zip(*points, strict=True), "o", color=COLOURS[way], label=way)
         axis.axhline(1, color="#888888", linestyle=":")
         axis.set(title=name, yscale="log" if name.startswith("memory") else "linear")
         axis.set_xticks(range(len(cases)), cases, rotation=30, fontsize=7, ha="right")
-    axis.legend(fontsize=7)
+    axes[-1].legend(fontsize=7)
+    return figure

@@ -5,20 +5,17 @@ decay 5e-4, its learning rate 0.1 cut to a tenth for the last third. A convoluti
 head: 1297 images to train on, 500 to test, batches of 64. Then the trained networks are tested with other solvers.
 """
 
-from __future__ import annotations
-
 import functools
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from benchmarks import timing
 from benchmarks.envelope import Row, Rows
 from benchmarks.measurements import Cells
-from benchmarks.papers.ways import ACA, ADJOINT, BACKPROP, SEARCH, Claim, Counted, median, odeint, values
+from benchmarks.papers.claims import Claim, means, median, over_ours, values
+from benchmarks.papers.ways import ACA, ADJOINT, BACKPROP, SEARCH, Counted, odeint, trained
 
 WAYS = (BACKPROP, SEARCH, ADJOINT, ACA)
 TOLERANCES = (1e-2, 1e-2)
@@ -53,35 +50,25 @@ def run(quick: bool) -> Cells:
 
 
 def _cell(seed: int, epochs: int) -> Rows:
-    train, test = _data(seed)
-    nets, optimisers, seconds = {}, {}, {}
-    for way in WAYS:
-        torch.manual_seed(seed)
-        nets[way], seconds[way] = Classifier(way), list[float]()
-        optimisers[way] = torch.optim.SGD(nets[way].parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
-    for epoch in range(epochs):
-        for way in WAYS:
-            for group in optimisers[way].param_groups:
-                group["lr"] = 0.1 if epoch < 2 * epochs / 3 else 0.01
-            with timing.lap(seconds[way]):
-                _epoch(nets[way], optimisers[way], train, seed * 1000 + epoch)
-    return [{"seed": seed, "epochs": epochs, "way": way, **_row(nets[way], seconds[way], test)} for way in WAYS]
+    (images, labels), test = _data(seed)
+    sgd = functools.partial(torch.optim.SGD, lr=0.1, momentum=0.9, weight_decay=5e-4)
+
+    def epoch(net: Classifier, optimiser: torch.optim.Optimizer, number: int) -> None:
+        for group in optimiser.param_groups:
+            group["lr"] = 0.1 if number < 2 * epochs / 3 else 0.01
+        order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed * 1000 + number))
+        for batch in order.split(BATCH):
+            optimiser.zero_grad()
+            torch.nn.functional.cross_entropy(net(images[batch]), labels[batch]).backward()
+            optimiser.step()
+
+    nets, seconds = trained(WAYS, Classifier, sgd, epoch, epochs, seed)
+    place = {"seed": seed, "epochs": epochs}
+    return [{**place, "way": way, "seconds an epoch": seconds[way], **_row(net, test)} for way, net in nets.items()]
 
 
-def _epoch(net: Classifier, optimiser: torch.optim.Optimizer, train: tuple[Tensor, Tensor], seed: int) -> None:
-    order = torch.randperm(len(train[0]), generator=torch.Generator().manual_seed(seed))
-    for batch in order.split(BATCH):
-        optimiser.zero_grad()
-        torch.nn.functional.cross_entropy(net(train[0][batch]), train[1][batch]).backward()
-        optimiser.step()
-
-
-def _row(net: Classifier, seconds: Sequence[float], test: tuple[Tensor, Tensor]) -> Row:
-    row = {
-        "seconds an epoch": sorted(seconds)[len(seconds) // 2],
-        **net.block.work(),
-        "test error, %": _test(net, test),
-    }
+def _row(net: Classifier, test: tuple[Tensor, Tensor]) -> Row:
+    row = {**net.block.work(), "test error, %": _test(net, test)}
     net.eval().way = BACKPROP
     for method, tolerance in SWAPS:
         # A fixed grid is that of the output times: one step over [0, 1].
@@ -106,29 +93,25 @@ def _data(seed: int) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
 
 
 def claims(rows: Rows) -> list[Claim]:
-    """Error and time, as ratios to ACA's."""
-    errors = {way: values(rows, "test error, %", way=way) for way in (ACA, ADJOINT, BACKPROP, SEARCH)}
-    times = {way: median(rows, "seconds an epoch", way=way) for way in errors}
-    found = ", ".join(f"{way} {sum(e) / len(e):.1f}% ({min(e):.1f} to {max(e):.1f})" for way, e in errors.items())
-    ratios = ", ".join(f"{way} {times[way] / times[ACA]:.2g}" for way in (ADJOINT, BACKPROP, SEARCH))
+    ways = (ACA, ADJOINT, BACKPROP, SEARCH)
 
     def a_solve(what: str) -> float:
         return median(rows, what, way=BACKPROP) / (rows[0]["epochs"] * math.ceil(TRAIN / BATCH))
 
     def swapped(solver: str) -> str:
-        found = {way: values(rows, solver, way=way) for way in errors}
+        found = {way: values(rows, solver, way=way) for way in ways}
         return ", ".join(f"{way} {sum(e) / len(e):.1f}%" for way, e in found.items())
 
     return [
         Claim(
             "test error about 5% with ACA, about 10% with adjoint and naive (CIFAR-10, ResNet-sized)",
-            f"mean (least to most) of {len(errors[ACA])} seeds: {found}",
+            means(rows, "test error, %", ways, "%.1f%% (%.1f to %.1f)"),
             "Digits, and about 6,000 parameters: at this size the adjoint's error is too small to steer the "
             "training, and the ways differ by less than their seeds do.",
         ),
         Claim(
             "training takes 10.1 h with ACA, 17.4 h (1.7 times) with adjoint, 33.9 h (3.4 times) with naive",
-            f"time an epoch over ACA's: {ratios}",
+            f"time an epoch over ACA's: {over_ours(rows, 'seconds an epoch', ways[1:])}",
             f"The search is short: {a_solve('evaluations'):.0f} evaluations a solve, {a_solve('pulled back'):.0f} of "
             "them pulled back, so its graph costs little and fits in memory; the paper's naive keeps more tries. The "
             "adjoint pays for its reverse solve in both.",

@@ -1,7 +1,5 @@
 """The experiments by name, each with its framework, and all cells of those in PyTorch."""
 
-from __future__ import annotations
-
 import functools
 import importlib
 from collections.abc import Callable
@@ -18,12 +16,10 @@ EXPERIMENTS = {
 
 
 def module(name: str) -> Any:
-    """The code of an experiment."""
     return importlib.import_module(f"benchmarks.papers.{name}")
 
 
 def cells(scope: Scope) -> Cells:
-    """All that are in PyTorch."""
     return {
         f"{name}/{cell}": functools.partial(_seeded, measure)
         for name, framework in EXPERIMENTS.items()
@@ -42,6 +38,7 @@ def _seeded(measure: Callable[[], Rows]) -> Rows:
 def found(results: Results, name: str) -> Rows | None:
     """The rows of an experiment, or None where cells of it are missing."""
     there = results.cells("papers", EXPERIMENTS[name])
+    # Else it is not imported, nor its framework.
     if not any(cell.startswith(f"{name}/") for cell in there):
         return None
     wanted = [f"{name}/{cell}" for cell in module(name).run(False)]

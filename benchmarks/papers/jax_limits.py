@@ -5,8 +5,6 @@ Forward mode and Hessians are those of JAX's transforms. An adjoint that solves 
 tolerance.
 """
 
-from __future__ import annotations
-
 import functools
 import math
 from collections.abc import Callable, Sequence
@@ -47,93 +45,43 @@ def _solve(adjoint: Adjoint, y0: Any, p: Any, field: Callable[..., Any] = _growt
     return solved(field, y0=y0, args=p, **settings)
 
 
-def _end(adjoint: Adjoint, y0: Any, p: Any, *rest: Any, **settings: Any) -> Any:
-    return _solve(adjoint, y0, p, *rest, **settings).ys[-1]
-
-
 def _differ(found: Any, right: Sequence[float]) -> float:
     """The largest relative difference."""
     return max(float(jnp.abs(jnp.sum(x) - y)) / abs(y) for x, y in zip(found, right, strict=True))
 
 
-def _gradient(loss: Callable[..., Any], right: Sequence[float], inputs: Sequence[Any] = (Y0, P)) -> float:
-    inputs = [jnp.asarray(x) for x in inputs]
-    return _differ(jax.jit(jax.grad(loss, argnums=tuple(range(len(inputs)))))(*inputs), right)
+def _plain(right: Sequence[float], loss: Callable[..., Any], *inputs: Any) -> Callable[[Adjoint], float]:
+    """The derivatives of ``loss(solve, *inputs)``; without inputs in y(0) and p."""
+
+    def error(adjoint: Adjoint) -> float:
+        at = [jnp.asarray(x) for x in inputs or (Y0, P)]
+        gradient = jax.grad(functools.partial(loss, functools.partial(_solve, adjoint)), tuple(range(len(at))))
+        return _differ(jax.jit(gradient)(*at), right)
+
+    return error
 
 
-def _pytree(adjoint: Adjoint) -> float:
-    def loss(p: Any) -> Any:
-        return _solve(adjoint, (jnp.ones(()), jnp.zeros(())), p, lambda t, y, p: (p * y[0], y[0])).ys[1][-1]
+def _of_both(right: Sequence[float], derivative: Callable[..., Any], power: int = 1) -> Callable[[Adjoint], float]:
+    """Another derivative, of a power of y(1) in the vector of y(0) and p."""
 
-    return _gradient(loss, exact.PARTS, [P])
+    def error(adjoint: Adjoint) -> float:
+        found = derivative(lambda x: _solve(adjoint, x[0], x[1]).ys[-1] ** power)
+        return _differ(jax.jit(found)(jnp.array([Y0, P])).ravel(), right)
 
-
-def _outputs(adjoint: Adjoint) -> float:
-    def loss(y0: Any, p: Any) -> Any:
-        return _solve(adjoint, y0, p, saveat=diffrax.SaveAt(ts=jnp.array(exact.TIMES))).ys.sum()
-
-    return _gradient(loss, exact.OUTPUTS)
-
-
-def _dense(adjoint: Adjoint) -> float:
-    def loss(y0: Any, p: Any) -> Any:
-        return _solve(adjoint, y0, p, saveat=diffrax.SaveAt(dense=True)).evaluate(0.5)
-
-    return _gradient(loss, [math.exp(P / 2), Y0 * math.exp(P / 2) / 2])
-
-
-def _reverse(adjoint: Adjoint) -> float:
-    settings = {"t0": 1.0, "t1": 0.0, "dt0": -0.01}
-    return _gradient(lambda y0, p: _end(adjoint, y0, p, **settings), exact.BACK)
+    return error
 
 
 def _event(adjoint: Adjoint) -> float:
     finder: Any = optimistix.Newton(rtol=1e-10, atol=1e-10)
-    event = diffrax.Event(lambda t, y, args, **rest: y - 2, finder)
-
-    def when(y0: Any, p: Any) -> Any:
-        return _solve(adjoint, y0, p, lambda t, y, p: p, t1=5.0, event=event).ts[-1]
-
-    return _gradient(when, exact.CROSSING)
-
-
-def _ends(adjoint: Adjoint) -> float:
-    return _gradient(lambda t0, t1: _end(adjoint, Y0, P, t0=t0, t1=t1), [-exact.SLOPE, exact.SLOPE], [0.0, 1.0])
-
-
-def _times(adjoint: Adjoint) -> float:
-    def loss(ts: Any) -> Any:
-        return _solve(adjoint, Y0, P, saveat=diffrax.SaveAt(ts=ts)).ys[0]
-
-    return _gradient(loss, [P * Y0 * math.exp(P / 2)], [jnp.array([0.5])])
-
-
-def _hessian(adjoint: Adjoint, outer: Callable[..., Any]) -> float:
-    def loss(x: Any) -> Any:
-        return _end(adjoint, x[0], x[1]) ** 2
-
-    found = jax.jit(outer(loss))(jnp.array([Y0, P]))
-    return _differ(found.ravel(), [x for row in exact.HESSIAN for x in row])
-
-
-def _forward(adjoint: Adjoint) -> float:
-    found = jax.jit(jax.jacfwd(lambda x: _end(adjoint, x[0], x[1])))(jnp.array([Y0, P]))
-    return _differ(found, exact.END)
+    settings = {"t1": 5.0, "event": diffrax.Event(lambda t, y, args, **rest: y - 2, finder)}
+    when = _plain(exact.CROSSING, lambda solve, y0, p: solve(y0, p, lambda t, y, p: p, **settings).ts[-1])
+    return when(adjoint)
 
 
 def _batch(adjoint: Adjoint) -> float:
     rates = (0.1, P, 2.0)
-    found = jax.jit(jax.vmap(jax.grad(lambda p: _end(adjoint, Y0, p))))(jnp.array(rates))
+    found = jax.jit(jax.vmap(jax.grad(lambda p: _solve(adjoint, Y0, p).ys[-1])))(jnp.array(rates))
     return _differ(found, [Y0 * math.exp(p) for p in rates])
-
-
-def _implicit(adjoint: Adjoint) -> float:
-    return _gradient(lambda y0, p: _end(adjoint, y0, p, solver=diffrax.Kvaerno5()), exact.END)
-
-
-def _constant(adjoint: Adjoint) -> float:
-    settings = {"solver": diffrax.Heun(), "stepsize_controller": diffrax.ConstantStepSize()}
-    return _gradient(lambda y0, p: _end(adjoint, y0, p, **settings), exact.END)
 
 
 def _sde(adjoint: Adjoint) -> float:
@@ -141,55 +89,62 @@ def _sde(adjoint: Adjoint) -> float:
     path = diffrax.VirtualBrownianTree(0.0, 1.0, 1e-3, (), jax.random.key(7))
 
     def end(y0: Any, p: Any) -> Any:
-        drift = diffrax.ODETerm(_growth)
         noise = diffrax.ControlTerm(lambda t, y, p: 0.2 * y, path)
-        terms: Any = diffrax.MultiTerm(drift, noise)
+        terms: Any = diffrax.MultiTerm(diffrax.ODETerm(_growth), noise)
         return diffrax.diffeqsolve(terms, diffrax.Heun(), 0.0, 1.0, 1e-3, y0, p, adjoint=adjoint).ys[-1]
 
     (y, grads) = jax.jit(jax.value_and_grad(end, (0, 1)))(jnp.array(Y0), jnp.array(P))
     return _differ(grads, [float(y) / Y0, float(y)])
 
 
-def _closure(adjoint: Adjoint) -> float:
-    return _gradient(lambda y0, p: _end(adjoint, y0, None, lambda t, y, args: p * y), exact.END)
-
-
-def _complex(adjoint: Adjoint) -> float:
-    def loss(p: Any) -> Any:
-        return _end(adjoint, jnp.array(Y0 + 0j), p, lambda t, y, p: 1j * p.astype(complex) * y).imag
-
-    return _gradient(loss, exact.TURNED, [P])
-
-
 def _unlimited(adjoint: Adjoint) -> float:
     # As many steps as it takes want a number of checkpoints where there are any.
     adjoint = type(adjoint)(checkpoints=64) if hasattr(adjoint, "checkpoints") else adjoint
-    return _gradient(lambda y0, p: _end(adjoint, y0, p, max_steps=None), exact.END)
+    return _plain(exact.END, lambda solve, y0, p: solve(y0, p, max_steps=None).ys[-1])(adjoint)
 
 
+_HALF, _SECOND = math.exp(P / 2), [x for row in exact.HESSIAN for x in row]
 CASES: dict[str, Callable[[Adjoint], float]] = {
-    "pytree state": _pytree,
-    "several outputs": _outputs,
-    "dense output": _dense,
-    "reverse time": _reverse,
+    "pytree state": _plain(
+        exact.PARTS,
+        lambda solve, p: solve((jnp.ones(()), jnp.zeros(())), p, lambda t, y, p: (p * y[0], y[0])).ys[1][-1],
+        P,
+    ),
+    "several outputs": _plain(
+        exact.OUTPUTS, lambda solve, y0, p: solve(y0, p, saveat=diffrax.SaveAt(ts=jnp.array(exact.TIMES))).ys.sum()
+    ),
+    "dense output": _plain(
+        [_HALF, Y0 * _HALF / 2], lambda solve, y0, p: solve(y0, p, saveat=diffrax.SaveAt(dense=True)).evaluate(0.5)
+    ),
+    "reverse time": _plain(exact.BACK, lambda solve, y0, p: solve(y0, p, t0=1.0, t1=0.0, dt0=-0.01).ys[-1]),
     "event's time": _event,
-    "gradient in t0, t1": _ends,
-    "gradient in ts": _times,
-    "hessian": lambda adjoint: _hessian(adjoint, jax.hessian),
-    "reverse over reverse": lambda adjoint: _hessian(adjoint, lambda loss: jax.jacrev(jax.grad(loss))),
-    "forward mode": _forward,
+    "gradient in t0, t1": _plain(
+        [-exact.SLOPE, exact.SLOPE], lambda solve, t0, t1: solve(Y0, P, t0=t0, t1=t1).ys[-1], 0.0, 1.0
+    ),
+    "gradient in ts": _plain(
+        [P * Y0 * _HALF], lambda solve, ts: solve(Y0, P, saveat=diffrax.SaveAt(ts=ts)).ys[0], [0.5]
+    ),
+    "hessian": _of_both(_SECOND, jax.hessian, 2),
+    "reverse over reverse": _of_both(_SECOND, lambda loss: jax.jacrev(jax.grad(loss)), 2),
+    "forward mode": _of_both(exact.END, jax.jacfwd),
     "vmap": _batch,
-    "constant steps": _constant,
-    "implicit solver": _implicit,
+    "constant steps": _plain(
+        exact.END,
+        lambda solve, y0, p: solve(y0, p, solver=diffrax.Heun(), stepsize_controller=diffrax.ConstantStepSize()).ys[-1],
+    ),
+    "implicit solver": _plain(exact.END, lambda solve, y0, p: solve(y0, p, solver=diffrax.Kvaerno5()).ys[-1]),
     "SDE": _sde,
-    "parameter in a closure": _closure,
-    "complex state": _complex,
+    "parameter in a closure": _plain(exact.END, lambda solve, y0, p: solve(y0, None, lambda t, y, args: p * y).ys[-1]),
+    "complex state": _plain(
+        exact.TURNED,
+        lambda solve, p: solve(jnp.array(Y0 + 0j), p, lambda t, y, p: 1j * p.astype(complex) * y).ys[-1].imag,
+        P,
+    ),
     "max_steps=None": _unlimited,
 }
 
 
 def tried(adjoint: Adjoint, case: str) -> Verdict:
-    """The verdict on one case."""
     return verdict(lambda: CASES[case](adjoint), words=words)
 
 
@@ -204,5 +159,4 @@ def _cell(name: str) -> Rows:
 
 
 def cells(scope: Scope) -> Cells:
-    """All that the papers have in JAX."""
     return {f"jax_limits/{cell}": measure for cell, measure in run(scope.quick).items()}

@@ -6,18 +6,16 @@ the latent state, a linear layer reads the series from it: dopri5 at rtol = atol
 over 100 new series, at all times, against the truth without noise.
 """
 
-from __future__ import annotations
-
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from benchmarks import timing
-from benchmarks.envelope import Row, Rows
+from benchmarks.envelope import Rows
 from benchmarks.measurements import Cells
-from benchmarks.papers.ways import ACA, ADJOINT, BACKPROP, SEMINORM, Claim, Counted, median, odeint, values
+from benchmarks.papers.claims import Claim, means, over_ours
+from benchmarks.papers.ways import ACA, ADJOINT, BACKPROP, SEMINORM, Counted, odeint, trained
 
 WAYS = (BACKPROP, ADJOINT, SEMINORM, ACA)
 LATENT, HIDDEN, SERIES, POINTS = 6, 32, 100, 40
@@ -52,28 +50,25 @@ def run(quick: bool) -> Cells:
 def _cell(seed: int, steps: int) -> Rows:
     torch.manual_seed(seed)
     times = torch.cat([torch.zeros(1), (5 * torch.rand(POINTS - 1)).sort().values])
-    _, *train = data(times)
-    truth, *test = data(times)
-    nets, optimisers, seconds = {}, {}, {}
-    for way in WAYS:
-        torch.manual_seed(seed)
-        nets[way], seconds[way] = LatentODE(functools.partial(odeint, way, tolerances=(1e-3, 1e-3))), list[float]()
-        optimisers[way] = torch.optim.Adam(nets[way].parameters(), lr=0.01)
-    for _ in range(steps):
-        for way in WAYS:
-            with timing.lap(seconds[way]):
-                optimisers[way].zero_grad()
-                errors = (nets[way](times, *train) - train[0]) * train[1]
-                (errors.square().sum() / train[1].sum()).backward()
-                optimisers[way].step()
-    with torch.no_grad():
-        tested = {way: float((net(times, *test) - truth).square().mean()) for way, net in nets.items()}
-    return [{"seed": seed, "steps": steps, "way": way, **_row(nets[way], seconds[way], tested[way])} for way in WAYS]
+    (_, seen, mask), (truth, *test) = data(times), data(times)
 
+    def step(net: LatentODE, optimiser: torch.optim.Optimizer, number: int) -> None:
+        optimiser.zero_grad()
+        errors = (net(times, seen, mask) - seen) * mask
+        (errors.square().sum() / mask.sum()).backward()
+        optimiser.step()
 
-def _row(net: LatentODE, seconds: Sequence[float], error: float) -> Row:
-    time = 1e3 * sorted(seconds)[len(seconds) // 2]
-    return {"ms a step": time, **net.field.work(), "test MSE": error}
+    def build(way: str) -> LatentODE:
+        return LatentODE(functools.partial(odeint, way, tolerances=(1e-3, 1e-3)))
+
+    nets, seconds = trained(WAYS, build, functools.partial(torch.optim.Adam, lr=0.01), step, steps, seed)
+    rows: Rows = []
+    for way, net in nets.items():
+        with torch.no_grad():
+            error = float((net(times, *test) - truth).square().mean())
+        row = {"seed": seed, "steps": steps, "way": way, "ms a step": 1e3 * seconds[way], **net.field.work()}
+        rows.append({**row, "test MSE": error})
+    return rows
 
 
 def data(times: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -84,20 +79,16 @@ def data(times: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def claims(rows: Rows) -> list[Claim]:
-    """Accuracy and time, as ratios to ACA's."""
-    errors = {way: values(rows, "test MSE", way=way) for way in WAYS}
-    times = {way: median(rows, "ms a step", way=way) for way in WAYS}
-    found = ", ".join(f"{way} {sum(e) / len(e):.4f} ({min(e):.4f} to {max(e):.4f})" for way, e in errors.items())
     return [
         Claim(
             "no figure at hand; by the cost table ACA is reverse-accurate and the adjoint is not",
-            f"mean (least to most) of {len(errors[ACA])} seeds: {found}",
+            means(rows, "test MSE", WAYS, "%.4f (%.4f to %.4f)"),
             "torchdiffeq's adjoint restarts from the stored solution at each of the 40 times, so its reverse solve "
             "has no time to drift: what the paper shows over a long interval does not arise.",
         ),
         Claim(
             "no figure at hand; by the cost table ACA's N_t·(m + 1) evaluations, the adjoint's (N_t + N_r)·m",
-            "time a step over ACA's: " + ", ".join(f"{way} {times[way] / times[ACA]:.2g}" for way in WAYS),
+            f"time a step over ACA's: {over_ours(rows, 'ms a step', WAYS)}",
             "The same restarts: at each output time the adjoint starts a solve of its own, ACA none.",
         ),
     ]

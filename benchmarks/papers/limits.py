@@ -10,8 +10,7 @@ Second derivatives are asked for beside the loss, as a penalty on the gradient d
 is silently taken for a constant there.
 """
 
-from __future__ import annotations
-
+import dataclasses
 import functools
 import math
 from collections.abc import Callable, Sequence
@@ -26,9 +25,9 @@ from benchmarks.envelope import Rows
 from benchmarks.fields import Field
 from benchmarks.measurements import Cells
 from benchmarks.papers import exact
+from benchmarks.papers.claims import Claim
 from benchmarks.papers.exact import Y0, P
 from benchmarks.papers.verdicts import Verdict, row, verdict
-from benchmarks.papers.ways import Claim
 from benchmarks.peers import METHODS, Method, ours
 from benchmarks.ways import HOST, HOST_ADJOINT, OURS, Absent
 
@@ -73,22 +72,21 @@ def _differ(loss: Tensor, inputs: Sequence[Tensor], right: Sequence[float]) -> f
     return max(math.inf if x is None else abs(complex(x.sum()) - y) / abs(y) for x, y in zip(found, right, strict=True))
 
 
-def _tuple(peer: str) -> float:
-    field, p = _field(lambda p, t, y: (p * y[0], y[0].expand(2)))
-    state = torch.ones(1, dtype=torch.float64), torch.zeros(2, dtype=torch.float64)
-    b = _solved(peer, field, state, _times())[1][-1]
-    return _differ(b[0], [p], exact.PARTS)
+@dataclasses.dataclass(frozen=True)
+class _Plain:
+    """A loss of a solve, and its derivatives: in y(0) and p, or in p alone."""
 
+    right: Sequence[float]
+    loss: Callable[[Any], Tensor] = lambda ys: ys[-1].sum()
+    times: tuple[float, ...] = ()
+    slope: Callable[..., Any] = _growth
+    start: Callable[[], Any] = _start
+    method: str = "dopri5"
 
-def _outputs(peer: str) -> float:
-    (field, p), y0 = _field(_growth), _start()
-    return _differ(_solved(peer, field, y0, _times(0.0, *exact.TIMES))[1:].sum(), [y0, p], exact.OUTPUTS)
-
-
-def _reverse(peer: str) -> float:
-    (field, p), y0 = _field(_growth), _start()
-    loss = _solved(peer, field, y0, _times(1.0, 0.0))[-1].sum()
-    return _differ(loss, [y0, p], exact.BACK)
+    def __call__(self, peer: str) -> float:
+        (field, p), y0 = _field(self.slope), self.start()
+        loss = self.loss(_solved(peer, field, y0, _times(*self.times), self.method))
+        return _differ(loss, [y0, p][-len(self.right) :], self.right)
 
 
 def _event(peer: str) -> float:
@@ -101,7 +99,7 @@ def _event(peer: str) -> float:
 
 
 def _time(peer: str) -> float:
-    t = _times(0.0, 1.0).requires_grad_()
+    t = _times().requires_grad_()
     loss = _solved(peer, _field(_growth)[0], _start(), t)[-1].sum()
     found = torch.autograd.grad(loss, t, allow_unused=True)[0]
     return math.inf if found is None else float((found - _times(-exact.SLOPE, exact.SLOPE)).abs().max()) / exact.SLOPE
@@ -118,13 +116,9 @@ def _second(peer: str) -> float:
     )
 
 
-def _grid(peer: str) -> float:
-    (field, p), y0 = _field(_growth), _start()
-    loss = _solved(peer, field, y0, _times(), "rk4")[-1].sum()
-    return _differ(loss, [y0, p], exact.END)
-
-
 class _Geometric(torch.nn.Module):
+    """Geometric Brownian motion: y(1) is linear in y0, and dy(1)/dp = y(1)."""
+
     noise_type, sde_type = "diagonal", "ito"
 
     def __init__(self) -> None:
@@ -139,15 +133,11 @@ class _Geometric(torch.nn.Module):
 
 
 def _sde(peer: str) -> float:
-    # Geometric Brownian motion: y(1) is linear in y0, and dy(1)/dp = y(1).
     import torchsde
 
-    solves = {
-        "torchdiffeq odeint": torchsde.sdeint,
-        "odeint_adjoint": torchsde.sdeint_adjoint,
-        "steptape ACA": functools.partial(steptape.torch.sdeint_adjoint, adjoint_method="aca"),
-        "steptape quadrature": functools.partial(steptape.torch.sdeint_adjoint, adjoint_method="quadrature"),
-    }
+    solves = {"torchdiffeq odeint": torchsde.sdeint, "odeint_adjoint": torchsde.sdeint_adjoint}
+    for name, method in (("steptape ACA", "aca"), ("steptape quadrature", "quadrature")):
+        solves[name] = functools.partial(steptape.torch.sdeint_adjoint, adjoint_method=method)
     if peer not in solves:
         raise Absent
     field, y0 = _Geometric(), torch.full((1, 1), Y0, dtype=torch.float64, requires_grad=True)
@@ -172,31 +162,34 @@ def _dropout(peer: str) -> float:
     return float((found - end / Y0).abs().max() / found.abs().max())
 
 
-def _complex(peer: str) -> float:
-    (field, p), y0 = _field(lambda p, t, y: 1j * p * y), torch.full((1,), Y0, dtype=torch.complex128)
-    loss = _solved(peer, field, y0, _times())[-1].imag.sum()
-    return _differ(loss, [p], exact.TURNED)
-
-
 CASES: dict[str, Callable[[str], float]] = {
-    "tuple state": _tuple,
-    "several outputs": _outputs,
-    "reverse time": _reverse,
+    "tuple state": _Plain(
+        exact.PARTS,
+        lambda parts: parts[1][-1][0],
+        slope=lambda p, t, y: (p * y[0], y[0].expand(2)),
+        start=lambda: (torch.ones(1, dtype=torch.float64), torch.zeros(2, dtype=torch.float64)),
+    ),
+    "several outputs": _Plain(exact.OUTPUTS, lambda ys: ys[1:].sum(), (0.0, *exact.TIMES)),
+    "reverse time": _Plain(exact.BACK, times=(1.0, 0.0)),
     "event's time": _event,
     "gradient in t": _time,
     "second derivatives": _second,
-    "fixed grid": _grid,
+    "fixed grid": _Plain(exact.END, method="rk4"),
     "SDE": _sde,
     "parameter in a closure": _closure,
     "dropout": _dropout,
-    "complex state": _complex,
+    "complex state": _Plain(
+        exact.TURNED,
+        lambda ys: ys[-1].imag.sum(),
+        slope=lambda p, t, y: 1j * p * y,
+        start=lambda: torch.full((1,), Y0, dtype=torch.complex128),
+    ),
 }
 # Its closed form is the discrete solution's own.
 BOUNDS = {"dropout": 1e-9}
 
 
 def run(quick: bool) -> Cells:
-    """A cell for each peer."""
     return {name: functools.partial(_cell, name) for name in PEERS}
 
 

@@ -5,8 +5,6 @@ The rotation problem of the parity report, solved on equal steps by torchdiffeq.
 NumPy, and of the continuous adjoint that integrates y and its cotangent in reverse by each scheme.
 """
 
-from __future__ import annotations
-
 import functools
 import math
 from collections.abc import Sequence
@@ -14,7 +12,8 @@ from typing import Any
 
 from benchmarks.envelope import Rows
 from benchmarks.measurements import Cells
-from benchmarks.papers.ways import Claim
+from benchmarks.page.panels import panels
+from benchmarks.papers.claims import Claim
 from steptape.shared_tests.backends.backend_torch import run as run_torch
 from steptape.shared_tests.backends.backends import Case
 from steptape.shared_tests.oracles.scheme_adjoint import SCHEMES, continuous, difference, gradient, grid_of
@@ -26,7 +25,6 @@ _COLOURS = dict(zip(SCHEMES, ("#E69F00", "#56B4E9", "#009E73", "#CC79A7", "#0072
 
 
 def run(quick: bool) -> Cells:
-    """A cell for each scheme of the solve."""
     steps = (8, 16, 32) if quick else (4, 8, 16, 32, 64)
     return {scheme: functools.partial(_cell, scheme, steps) for scheme in SCHEMES}
 
@@ -56,7 +54,6 @@ def _order(points: Sequence[tuple[float, float]]) -> float:
 
 
 def claims(rows: Rows) -> list[Claim]:
-    """Of the matching adjoint, and of all the others."""
     solved = list(dict.fromkeys(r["solve"] for r in rows))
     worst = max(r["difference"] for r in rows if r["adjoint"] == OWN)
     orders = {
@@ -84,20 +81,17 @@ def claims(rows: Rows) -> list[Claim]:
 _CANCELLING = (("heun", "heun"), ("dopri5", "dopri5"))
 
 
-def draw(rows: Rows, figure: Any) -> None:
-    """The difference over the step size, a panel for each scheme of the solve."""
-    for axis, scheme in zip(figure.subplots(2, 3, sharex=True, sharey=True).flat, SCHEMES, strict=True):
+def draw(rows: Rows) -> Any:
+    figure, axes = panels(2, 3, 11, 6.5, sharex=True, sharey=True)
+    for axis, scheme in zip(axes.flat, SCHEMES, strict=True):
         for name, colour in _COLOURS.items():
-            points = _points(rows, scheme, f"continuous, {name}")
-            if points:
+            if points := _points(rows, scheme, f"continuous, {name}"):
                 axis.plot(*zip(*points, strict=True), "o-", markersize=3, color=colour, label=f"continuous, {name}")
-        own = [(h, max(error, 1e-17)) for h, error in _points(rows, scheme, OWN)]
-        if own:
+        if own := [(h, max(error, 1e-17)) for h, error in _points(rows, scheme, OWN)]:
             axis.plot(*zip(*own, strict=True), "s-", color="black", label=OWN)
-        axis.set(title=f"solved by {scheme}", yscale="log")
+        axis.set(title=f"solved by {scheme}", yscale="log", ylim=(1e-17, 10))
         axis.set_xscale("log", base=2)
-    axis.set_ylim(1e-17, 10)
-    figure.set_size_inches(11, 6.5)
-    figure.axes[0].legend(fontsize=6)
+    axes[0][0].legend(fontsize=6)
     figure.supxlabel("step size")
     figure.supylabel("relative difference from back-propagation")
+    return figure

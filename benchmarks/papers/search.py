@@ -3,8 +3,6 @@
 Every step size is a function of the errors of the tries before it, and all of them stay in the graph.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

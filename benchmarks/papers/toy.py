@@ -5,8 +5,6 @@ by a Heun's method of its own, of two evaluations a step where torchdiffeq's mak
 same solution with the step sizes as constants.
 """
 
-from __future__ import annotations
-
 import functools
 import math
 from collections.abc import Sequence
@@ -17,16 +15,16 @@ import torch
 from benchmarks.envelope import Row, Rows
 from benchmarks.fields import Field
 from benchmarks.measurements import Cells
-from benchmarks.papers.ways import ACA, ADJOINT, BACKPROP, HELD, QUADRATURE, SEARCH, Claim, gradient, lines, why
+from benchmarks.page.panels import panels
+from benchmarks.papers.claims import Claim
+from benchmarks.papers.ways import ACA, ADJOINT, BACKPROP, HELD, QUADRATURE, SEARCH, gradient, lines, why
 
 CASES = (("adaptive_heun", 0.1), ("adaptive_heun", -0.3), ("dopri5", 0.1), ("dopri5", 1.0), ("dopri5", -0.3))
-SIZE = (15, 4)
 TIMES = (2.5, 5.0, 10.0, 15.0, 19.5)
 TOLERANCES = (1e-5, 1e-5)
 
 
 def run(quick: bool) -> Cells:
-    """A cell for each solver, α and T."""
     times = TIMES[1::3] if quick else TIMES
     return {
         f"{method}, alpha {rate:g}, T {end:g}": functools.partial(_cell, method, rate, end)
@@ -49,27 +47,23 @@ def _errors(way: str, method: str, rate: float, end: float) -> Row:
         return {"failed": why(error)}
     growth = math.exp(2 * rate * end)
     exact = (2 * growth, 2 * end * growth)
-    absolute = [abs(x - y) for x, y in zip(found, exact, strict=True)]
-    return {
-        "error in z0": absolute[0],
-        "error in α": absolute[1],
-        "relative, z0": absolute[0] / exact[0],
-        "relative, α": absolute[1] / exact[1],
-    }
+    row: Row = {}
+    for name, x, y in zip(("z0", "α"), found, exact, strict=True):
+        row |= {f"error in {name}": abs(x - y), f"relative, {name}": abs(x - y) / y}
+    return row
 
 
 def claims(rows: Rows) -> list[Claim]:
     """Against the errors read from the paper's figure, and its order of the ways."""
     last = {(r["solver"], r["α"], r["way"]): r for r in rows if r["T"] == TIMES[-1]}
 
-    def found(solver: str, rate: float, error: str, *ways: str) -> str:
-        each = ((way, last.get((solver, rate, way), {})) for way in ways)
-        return ", ".join(
-            f"{way} {row[error]:.2g}" if error in row else f"{way} {row.get('failed')}" for way, row in each
-        )
-
     def over(solver: str, error: str, rates: Sequence[float], *ways: str) -> str:
-        return "; ".join(f"α = {rate:g}: {found(solver, rate, error, *ways)}" for rate in rates)
+        told = []
+        for rate in rates:
+            found = {way: last.get((solver, rate, way), {}) for way in ways}
+            each = {way: f"{row[error]:.2g}" if error in row else str(row.get("failed")) for way, row in found.items()}
+            told.append(f"α = {rate:g}: {', '.join(map(' '.join, each.items()))}")
+        return "; ".join(told)
 
     return [
         Claim(
@@ -95,9 +89,10 @@ def claims(rows: Rows) -> list[Claim]:
     ]
 
 
-def draw(rows: Rows, figure: Any) -> None:
-    """Relative error in α over T, a panel a case."""
-    for axis, (method, rate) in zip(figure.subplots(1, len(CASES), sharey=True), CASES, strict=True):
+def draw(rows: Rows) -> Any:
+    figure, axes = panels(1, len(CASES), 15, 4, sharey=True)
+    for axis, (method, rate) in zip(axes[0], CASES, strict=True):
         lines(axis, [r for r in rows if (r["solver"], r["α"]) == (method, rate)], "T", "relative, α")
         axis.set(title=f"{method}, α = {rate:g}", xlabel="T", yscale="log")
     figure.supylabel("relative error of dL/dα")
+    return figure

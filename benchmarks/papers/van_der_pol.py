@@ -5,8 +5,6 @@ with μ = 5. From (2, 0) over t in [0, 20], dopri5. L = |y(20)|²; errors of dL/
 back-propagation at 1e-12.
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Sequence
 from typing import Any
@@ -17,7 +15,9 @@ from torch import Tensor
 from benchmarks.envelope import Row, Rows
 from benchmarks.fields import Field, relative_error
 from benchmarks.measurements import Cells
-from benchmarks.papers.ways import ACA, ADJOINT, BACKPROP, QUADRATURE, SEMINORM, Claim, gradient, lines, odeint, why
+from benchmarks.page.panels import panels
+from benchmarks.papers.claims import Claim
+from benchmarks.papers.ways import ACA, ADJOINT, BACKPROP, QUADRATURE, SEMINORM, gradient, lines, odeint, why
 
 TOLERANCES = ((1e-3, 1e-6), (1e-5, 1e-8), (1e-7, 1e-10), (1e-9, 1e-12))
 WAYS = (BACKPROP, ADJOINT, SEMINORM, ACA, QUADRATURE)
@@ -36,7 +36,6 @@ def _oscillator(form: str) -> Field:
 
 
 def run(quick: bool) -> Cells:
-    """A cell for each form and pair of tolerances."""
     pairs = TOLERANCES[:2] if quick else TOLERANCES
     return {
         f"{form}, rtol {pair[0]:g}": functools.partial(_cell, form, pair) for form in (MILD, STIFF) for pair in pairs
@@ -45,15 +44,13 @@ def run(quick: bool) -> Cells:
 
 def _cell(form: str, pair: tuple[float, float]) -> Rows:
     exact = _gradient(BACKPROP, form, (1e-12, 1e-12), "dopri8")
-    rows: Rows = [{"form": form, "rtol": pair[0], "atol": pair[1], **_return(form, pair)}]
+    rows = [_return(form, pair)]
     for way in WAYS:
-        row = {"form": form, "rtol": pair[0], "atol": pair[1], "way": way}
         try:
-            row["gradient error"] = relative_error(_gradient(way, form, pair), exact)
+            rows.append({"way": way, "gradient error": relative_error(_gradient(way, form, pair), exact)})
         except AssertionError as error:
-            row["failed"] = why(error)
-        rows.append(row)
-    return rows
+            rows.append({"way": way, "failed": why(error)})
+    return [{"form": form, "rtol": pair[0], "atol": pair[1], **row} for row in rows]
 
 
 def _gradient(way: str, form: str, pair: tuple[float, float], method: str = "dopri5") -> Sequence[Tensor]:
@@ -75,48 +72,40 @@ def _return(form: str, pair: tuple[float, float]) -> Row:
 
 
 def claims(rows: Rows) -> list[Claim]:
-    """Of the return to the start, and of the gradient."""
     reverse = {(r["form"], r["rtol"]): r for r in rows if r["way"] == "reverse solve"}
     mild, stiff = reverse.get((MILD, 1e-3)), reverse.get((STIFF, 1e-3))
     if not mild or not stiff:
         return []
     last = min(r["rtol"] for r in rows)
-    tight = reverse[MILD, last]
+
+    def returns(row: Row) -> str:
+        return f"dies ({row['failed']})" if "failed" in row else f"returns to {row['comes back to']}"
+
+    def errors(form: str) -> str:
+        found = [r for r in rows if r["form"] == form and r["rtol"] == 1e-3 and r["way"] in WAYS]
+        each = (f"fails ({r['failed']})" if "failed" in r else f"{r['gradient error']:.1e}" for r in found)
+        return ", ".join(f"{r['way']} {error}" for r, error in zip(found, each, strict=True))
+
     return [
         Claim(
             "integrating back from the end does not return to (2, 0) (SciPy's RK45 at 1e-3, 1e-6: to (0.36, 1.18))",
-            f"at 1e-3, 1e-6 it {_words(mild)}; at {last:g} it {_words(tight)}",
+            f"at 1e-3, 1e-6 it {returns(mild)}; at {last:g} it {returns(reverse[MILD, last])}",
             "The limit cycle attracts forward, so it repels backward: the error at the end is amplified by what the "
             "flow contracted. The point depends on the solver's own errors; that it is far off does not. A "
             "tight tolerance does bring it back on this mild problem.",
         ),
         Claim(
             "the adjoint is not reverse-accurate, ACA is",
-            "; ".join(
-                f"{form}, 1e-3: "
-                + ", ".join(
-                    f"{r['way']} {_error(r)}"
-                    for r in rows
-                    if r["form"] == form and r["rtol"] == 1e-3 and r["way"] in WAYS
-                )
-                for form in (MILD, STIFF)
-            ),
+            "; ".join(f"{form}, 1e-3: {errors(form)}" for form in (MILD, STIFF)),
             "ACA and the quadrature read y(t) from the forward solve, the adjoint integrates it in reverse. "
             "What is left of ACA's error is that of the discrete solution itself.",
         ),
     ]
 
 
-def _words(row: Row) -> str:
-    return f"dies ({row['failed']})" if "failed" in row else f"returns to {row['comes back to']}"
-
-
-def _error(row: Row) -> str:
-    return f"fails ({row['failed']})" if "failed" in row else f"{row['gradient error']:.1e}"
-
-
-def draw(rows: Rows, figure: Any) -> None:
-    """The gradient's error over the tolerance."""
-    for axis, form in zip(figure.subplots(1, 2), (MILD, STIFF), strict=True):
+def draw(rows: Rows) -> Any:
+    figure, axes = panels(1, 2, 11, 4)
+    for axis, form in zip(axes[0], (MILD, STIFF), strict=True):
         lines(axis, [r for r in rows if r["form"] == form], "rtol", "gradient error")
         axis.set(title=form, xlabel="rtol", ylabel="relative error of the gradient", xscale="log", yscale="log")
+    return figure

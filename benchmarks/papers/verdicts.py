@@ -1,7 +1,5 @@
 """What is said of a way to a gradient that was tried on a case with a closed form: yes, wrong, refused or no."""
 
-from __future__ import annotations
-
 import math
 import warnings
 from collections.abc import Callable, Mapping

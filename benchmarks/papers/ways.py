@@ -1,24 +1,23 @@
 """The ways to a gradient that the papers compare, behind one call, and a field that counts what they do with it."""
 
-from __future__ import annotations
-
 import functools
+import itertools
 import re
-import statistics
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from benchmarks import timing
 from benchmarks.envelope import Rows
 from benchmarks.fields import Field
 from benchmarks.papers.search import odeint_search
 from benchmarks.peers import METHODS, ours
-from benchmarks.ways import HOST, HOST_ADJOINT
+from benchmarks.ways import BACKPROP, HOST, HOST_ADJOINT, QUADRATURE
 
-BACKPROP, SEARCH, HELD = "back-propagation", "through the search", "its steps held"
-ADJOINT, SEMINORM, ACA, QUADRATURE = "adjoint", "seminorm", "ACA", "quadrature"
+SEARCH, HELD = "through the search", "its steps held"
+ADJOINT, SEMINORM, ACA = "adjoint", "seminorm", "ACA"
 _SOLVES: dict[str, Callable[..., Any]] = {
     BACKPROP: METHODS[HOST].solve,
     SEARCH: odeint_search,
@@ -39,14 +38,6 @@ COLOURS = {
 }
 
 
-class Claim(NamedTuple):
-    """What a paper says, what was found here, and why the two differ or agree."""
-
-    claimed: str
-    measured: str
-    why: str
-
-
 def odeint(
     way: str, field: torch.nn.Module, y0: Any, t: Tensor, tolerances: tuple[float, float], method: str = "dopri5"
 ) -> Any:
@@ -61,25 +52,21 @@ class Counted(Field):
     """A field that also counts its evaluations that are pulled back, and the steps of torchdiffeq's own adjoint."""
 
     def forward(self, t: Tensor, y: Tensor) -> Tensor:
-        """The slope at ``y``."""
         slope = super().forward(t, y)
         if slope.requires_grad:
             slope.register_hook(self._pull)
         return slope
 
     def work(self) -> dict[str, int]:
-        """What the ways differ in, for a row."""
         return {name: self.counts[name] for name in ("evaluations", "pulled back")}
 
     def _pull(self, cotangent: Tensor) -> None:
         self.counts["pulled back"] += 1
 
     def callback_accept_step_adjoint(self, t: Tensor, y: Any, h: Tensor) -> None:
-        """Called by torchdiffeq's own adjoint."""
         self.counts["accepted back"] += 1
 
     def callback_reject_step_adjoint(self, t: Tensor, y: Any, h: Tensor) -> None:
-        """Called by torchdiffeq's own adjoint."""
         self.counts["rejected back"] += 1
 
 
@@ -99,17 +86,26 @@ def gradient(way: str, field: Field, y0: Tensor, end: float, *how: Any) -> tuple
     return torch.autograd.grad(loss, (y0, *field.parameters()))
 
 
+def trained(
+    ways: Sequence[str],
+    build: Callable[[str], torch.nn.Module],
+    optimiser: Callable[..., torch.optim.Optimizer],
+    turn: Callable[[Any, torch.optim.Optimizer, int], None],
+    turns: int,
+    seed: int,
+) -> tuple[dict[str, Any], dict[str, float]]:
+    """The nets by way, which begin alike and take turns, and the median seconds of their turns."""
+    nets, optimisers, seconds = {}, {}, {}
+    for way in ways:
+        torch.manual_seed(seed)
+        nets[way], seconds[way] = build(way), list[float]()
+        optimisers[way] = optimiser(nets[way].parameters())
+    for n, way in itertools.product(range(turns), ways):
+        with timing.lap(seconds[way]):
+            turn(nets[way], optimisers[way], n)
+    return nets, {way: sorted(each)[len(each) // 2] for way, each in seconds.items()}
+
+
 def why(error: Exception) -> str:
     """An error's words, without the number at their end."""
     return re.sub(r" [-\d.e]+$", "", str(error).splitlines()[0])
-
-
-def median(rows: Rows, name: str, **where: Any) -> float:
-    """The median of a column over the rows that match."""
-    return statistics.median(values(rows, name, **where) or [float("nan")])
-
-
-def values(rows: Rows, name: str, **where: Any) -> list[Any]:
-    """A column of the rows that match, without empty cells."""
-    chosen = [row for row in rows if all(row.get(key) == value for key, value in where.items())]
-    return [row[name] for row in chosen if row.get(name) is not None]

@@ -1,8 +1,7 @@
 """The tasks: data by NumPy and SciPy from fixed seeds, the sizes of the nets, the tolerances."""
 
-from __future__ import annotations
-
 import dataclasses
+import functools
 import itertools
 from collections.abc import Callable, Iterator
 
@@ -10,6 +9,7 @@ import numpy as np
 from scipy.integrate import solve_ivp
 
 Arrays = tuple[np.ndarray, ...]
+TOLERANCES = ((1e-3, 1e-6), (1e-4, 1e-7), (1e-5, 1e-8))
 Weights = dict[str, list[np.ndarray]]  # of each perceptron: matrix, bias, matrix, bias, ...
 
 
@@ -39,12 +39,10 @@ class Task:
     gain: float = 1
 
     def weights(self, seed: int = 1) -> Weights:
-        """The initial weights."""
         random = np.random.default_rng(seed)
         return {name: _layers(widths, self.gain, random) for name, widths in self.nets.items()}
 
     def batches(self, steps: int, seed: int = 2) -> Iterator[Arrays]:
-        """The batches of a training run."""
         random = np.random.default_rng(seed)
         for _ in range(steps):
             chosen = random.choice(len(self.train[0]), self.batch, replace=False)
@@ -66,7 +64,6 @@ class Task:
 
 
 def flat(weights: Weights) -> np.ndarray:
-    """All weights, one after the other."""
     return np.concatenate([x.ravel() for layers in weights.values() for x in layers])
 
 
@@ -95,8 +92,7 @@ def cde(paper: bool) -> Task:
     }
     cut = 4 * batch
     data = (path[:cut], label[:cut]), (path[cut:], label[cut:])
-    tolerances = ((1e-3, 1e-6), (1e-4, 1e-7), (1e-5, 1e-8))
-    return Task("cde", "cde", nets, ("field",), hidden, *data, batch, times, tolerances, 1e-2, "accuracy")
+    return Task("cde", "cde", nets, ("field",), hidden, *data, batch, times, TOLERANCES, 1e-2, "accuracy")
 
 
 def _spirals(count: int, times: np.ndarray, random: np.random.Generator) -> Arrays:
@@ -108,15 +104,11 @@ def _spirals(count: int, times: np.ndarray, random: np.random.Generator) -> Arra
     return np.concatenate([np.broadcast_to(times[:, None], (count, len(times), 1)), xy], -1), label
 
 
-def density(name: str) -> Callable[[bool], Task]:
+def density(name: str, paper: bool) -> Task:
     """A continuous normalising flow from points in the plane to a Gaussian, with the exact trace."""
-
-    def task(paper: bool) -> Task:
-        batch, width = (512, 64) if paper else (128, 32)
-        points = DENSITIES[name](8 * batch, np.random.default_rng(0))
-        return _flow(f"cnf-{name}", points, batch, (3, width, width, 2), noise=None)
-
-    return task
+    batch, width = (512, 64) if paper else (128, 32)
+    points = DENSITIES[name](8 * batch, np.random.default_rng(0))
+    return _flow(f"cnf-{name}", points, batch, (3, width, width, 2), noise=None)
 
 
 def digits(paper: bool) -> Task:
@@ -134,11 +126,10 @@ def digits(paper: bool) -> Task:
 def _flow(name: str, points: np.ndarray, batch: int, net: tuple[int, ...], noise: np.ndarray | None) -> Task:
     cut = len(points) - 2 * batch
     data = (points[:cut],), (points[cut:],)
-    tolerances = ((1e-3, 1e-6), (1e-4, 1e-7), (1e-5, 1e-8))
     times = np.array([0.0, 1.0])
     # The gain makes the flow fast enough for some dozen steps, as a trained one's.
     nets, dim = {"field": net}, net[-1] + 1
-    return Task(name, "cnf", nets, ("field",), dim, *data, batch, times, tolerances, 5e-3, "nats", noise, gain=2)
+    return Task(name, "cnf", nets, ("field",), dim, *data, batch, times, TOLERANCES, 5e-3, "nats", noise, gain=2)
 
 
 def _moons(count: int, random: np.random.Generator) -> np.ndarray:
@@ -165,11 +156,7 @@ DENSITIES = {"moons": _moons, "pinwheel": _pinwheel, "circles": _circles}
 def symplectic(paper: bool) -> Task:
     """A symplectic ODE-Net learns the Hamiltonian of an acrobot under constant torques from short trajectories."""
     batch, mass, other = (256, 400, 300) if paper else (64, 64, 64)
-    nets = {
-        "mass": (4, mass, mass, mass, 3),
-        "potential": (4, other, other, 1),
-        "torque": (4, other, other, 4),
-    }
+    nets = {"mass": (4, mass, mass, mass, 3), "potential": (4, other, other, 1), "torque": (4, other, other, 4)}
     times = 0.05 * np.arange(8)
     series = _acrobot(6 * batch, times, np.random.default_rng(0))
     data = (series[: 4 * batch],), (series[4 * batch :],)
@@ -212,7 +199,7 @@ def _acrobot(count: int, times: np.ndarray, random: np.random.Generator) -> np.n
 
 TASKS: dict[str, Callable[[bool], Task]] = {
     "cde": cde,
-    **{f"cnf-{name}": density(name) for name in DENSITIES},
+    **{f"cnf-{name}": functools.partial(density, name) for name in DENSITIES},
     "cnf-digits": digits,
     "symplectic": symplectic,
 }

@@ -1,9 +1,6 @@
 """The models in JAX, and their gradients by each method."""
 
-from __future__ import annotations
-
 import functools
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.jax_programs import adaptive, solved
-from benchmarks.tasks import measure
+from benchmarks.tasks import fields, measure
 from benchmarks.tasks.data import Arrays, Task, Weights, flat
 from benchmarks.tasks.measure import Gradient
 from benchmarks.ways import MATCHED
@@ -23,44 +20,13 @@ from steptape.jax import AdaptiveCheckpointAdjoint, QuadratureAdjoint, SeminormA
 _MAX_STEPS = 160
 
 
-def net(layers: list[Any], x: Any) -> Any:
-    """A perceptron with tanh between its layers: (..., inputs) to (..., outputs)."""
-    for i in range(0, len(layers), 2):
-        x = x @ layers[i] + layers[i + 1]
-        x = jnp.tanh(x) if i + 2 < len(layers) else x
-    return x
+def _vjp(function: Callable, at: Any) -> tuple[Any, Callable]:
+    value, pull = jax.vjp(function, at)
+    return value, lambda cotangent: pull(cotangent)[0]
 
 
-def controlled(t: Any, z: Any, weights: Any) -> Any:
-    """f(z) of a CDE, shape (batch, hidden, 3)."""
-    return jnp.tanh(net(weights["field"], z)).reshape(*z.shape, 3)
-
-
-def flow(noise: Any, t: Any, state: Any, weights: Any) -> Any:
-    """The slope of (z, log density), by one pullback for each dimension, or one in all for a noise."""
-    z, _ = state
-    slope, pull = jax.vjp(lambda z: net(weights["field"], jnp.concatenate([z, jnp.full_like(z[:, :1], t)], 1)), z)
-    if noise is not None:
-        return slope, -(pull(noise)[0] * noise).sum(1)
-    units = [jnp.broadcast_to(unit, z.shape) for unit in jnp.eye(z.shape[1])]
-    return slope, -sum(pull(unit)[0][:, i] for i, unit in enumerate(units))
-
-
-def hamiltonian(t: Any, state: Any, weights: Any) -> Any:
-    """The slope of (angles, momenta, torques)."""
-    q, p, u = jnp.split(state, 3, axis=1)
-
-    def energy(q):
-        features = jnp.concatenate([jnp.cos(q), jnp.sin(q)], 1)
-        a, b, c = net(weights["mass"], features).T
-        # The inverse of the mass matrix is L Lᵀ + 0.1, with L = [[a, 0], [c, b]].
-        w = jnp.stack([a * p[:, 0] + c * p[:, 1], b * p[:, 1]], 1)
-        speed = jnp.stack([a * w[:, 0], c * w[:, 0] + b * w[:, 1]], 1) + 0.1 * p
-        push = (net(weights["torque"], features).reshape(-1, 2, 2) @ u[:, :, None])[:, :, 0]
-        return (p * speed).sum() / 2 + net(weights["potential"], features).sum(), (speed, push)
-
-    pull, (speed, push) = jax.grad(energy, has_aux=True)(q)
-    return jnp.concatenate([speed, push - pull, jnp.zeros_like(u)], 1)
+def _grad(function: Callable, at: Any) -> Any:
+    return jax.grad(function, has_aux=True)(at)
 
 
 class Model:
@@ -74,7 +40,6 @@ class Model:
         self._program: Any = jax.jit(jax.value_and_grad(self._loss, has_aux=True))
 
     def gradient(self, weights: Weights, batch: Arrays, tolerance: tuple[float, float]) -> Gradient:
-        """The loss and its gradient."""
         (loss, _), gradient = jax.block_until_ready(self._program(weights, batch, tolerance, False))
         return Gradient(float(loss), _vector(gradient, weights))
 
@@ -97,17 +62,19 @@ class Model:
         return exact.gradient(weights, batch, (1e-11, 1e-11)).vector
 
     def score(self, weights: Weights, batch: Arrays, tolerance: tuple[float, float]) -> float:
-        """Of one batch of the test set."""
         return float(self._program(weights, batch, tolerance, False)[0][1][0])
 
     def _call(self) -> None:
         self._evaluations += 1
 
     def field(self) -> Callable:
-        """The vector field: ``controlled``, ``flow`` or ``hamiltonian``."""
-        if self.task.kind == "cnf":
-            return functools.partial(flow, self.task.noise)
-        return controlled if self.task.kind == "cde" else hamiltonian
+        """The vector field of the task; of a CDE, what the slope of the path is multiplied by."""
+        slopes: dict[str, Callable] = {
+            "cde": lambda t, z, weights: fields.controlled(weights, z),
+            "cnf": lambda t, state, weights: fields.flow(_vjp, weights, self.task.noise, t, state),
+            "symplectic": lambda t, state, weights: fields.hamiltonian(_grad, weights, state),
+        }
+        return slopes[self.task.kind]
 
     def how(self, rtol: Any, atol: Any) -> dict[str, Any]:
         """The step sizes of a solve at these tolerances, and the method's adjoint."""
@@ -140,25 +107,22 @@ class Model:
         def field(t, z, args):
             knots = jnp.asarray(self.task.times)
             slope = jax.vmap(lambda c: diffrax.CubicInterpolation(knots, c).derivative(t))(args["path"])
-            return (controlled(t, z, args) @ slope[..., None])[..., 0]
+            return (fields.controlled(args, z) @ slope[..., None])[..., 0]
 
-        z0, args = net(weights["initial"], path[:, 0]), {"field": weights["field"], "path": coefficients}
+        z0, args = fields.net(weights["initial"], path[:, 0]), {"field": weights["field"], "path": coefficients}
         z, tries = self._solve(field, z0, self.task.times[[0, -1]], args, tolerance, counted)
-        logit = net(weights["readout"], z[-1])[:, 0]
-        loss = jnp.mean(jnp.logaddexp(0, logit) - label * logit)
-        return loss, (jnp.mean((logit > 0) == (label == 1)), tries)
+        loss, accuracy = fields.cross_entropy(fields.net(weights["readout"], z[-1])[:, 0], label)
+        return loss, (accuracy, tries)
 
     def _cnf(self, weights: Any, batch: Any, tolerance: Any, counted: Any) -> Any:
         y0 = batch[0], jnp.zeros(len(batch[0]))
         (z, change), tries = self._solve(self.field(), y0, self.task.times, weights, tolerance, counted)
-        z, change = z[-1], change[-1]
-        log_density = -(z**2).sum(1) / 2 - z.shape[1] / 2 * math.log(2 * math.pi) - change
-        loss = -log_density.mean() / z.shape[1]
+        loss = fields.nats(z[-1], change[-1])
         return loss, (loss, tries)
 
     def _symplectic(self, weights: Any, batch: Any, tolerance: Any, counted: Any) -> Any:
         series = jnp.swapaxes(batch[0], 0, 1)
-        found, tries = self._solve(hamiltonian, series[0], self.task.times, weights, tolerance, counted)
+        found, tries = self._solve(self.field(), series[0], self.task.times, weights, tolerance, counted)
         loss = ((found - series[1:])[:, :, :4] ** 2).mean()
         return loss, (loss, tries)
 

@@ -5,8 +5,6 @@ batch. ``error``: of that gradient, relative, against a tight reference. ``loss`
 test set.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import statistics
@@ -112,7 +110,6 @@ class Adam:
         self._count = 0
 
     def step(self, gradient: np.ndarray) -> np.ndarray:
-        """The vector, moved."""
         self._count += 1
         self._mean = 0.9 * self._mean + 0.1 * gradient
         self._square = 0.999 * self._square + 0.001 * gradient**2

@@ -36,7 +36,7 @@ def bench(load, monkeypatch):
             return SimpleNamespace(returncode=1)
         done = envelope.done(envelope.read(Path(file)), name, framework, int(number))
         new = [envelope.entry(name, "cell", framework, int(number), [])] * ("cell" not in done)
-        envelope.append(Path(file), new)
+        envelope.write(Path(file), new, "a")
         return SimpleNamespace(returncode=0)
 
     monkeypatch.setattr(runner, "subprocess", SimpleNamespace(run=run))

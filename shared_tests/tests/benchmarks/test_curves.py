@@ -24,24 +24,30 @@ def curves(monkeypatch):
     return lambda name: importlib.import_module(f"benchmarks.curves.{name}")
 
 
+@pytest.fixture
+def fits(curves):
+    """Where the curves are reduced to figures."""
+    return importlib.import_module("benchmarks.page.curves")
+
+
 @pytest.mark.parametrize("power", [-0.5, 0.0, 1.0, 1.5])
-def test_a_power_law_has_its_exponent(curves, power):
+def test_a_power_law_has_its_exponent(fits, power):
     sizes = [10.0**i for i in range(6)]
     # The lower part is another law, and a size is missing.
     values = [7.0, 9.0, *(3 * size**power for size in sizes[2:4]), None, 3 * sizes[5] ** power]
-    found, count = curves("fits").exponent(sizes, values)
+    found, count = fits.exponent(sizes, values)
     assert math.isclose(found, power, abs_tol=1e-12)
     assert count == 3
 
 
-def test_one_point_has_no_exponent(curves):
-    assert curves("fits").exponent([1.0, 10.0], [None, 5.0]) is None
+def test_one_point_has_no_exponent(fits):
+    assert fits.exponent([1.0, 10.0], [None, 5.0]) is None
 
 
-def test_the_time_at_an_error_lies_on_the_line_between_two_tolerances(curves):
+def test_the_time_at_an_error_lies_on_the_line_between_two_tolerances(fits):
     # seconds = error^(-1/5), the law of a method of order 5.
     points = [(error, error**-0.2) for error in (1e-2, 1e-4, 1e-8)]
-    assert math.isclose(curves("fits").at_error(points, 1e-5), 10.0, rel_tol=1e-12)
+    assert math.isclose(fits.at_error(points, 1e-5), 10.0, rel_tol=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -54,13 +60,13 @@ def test_the_time_at_an_error_lies_on_the_line_between_two_tolerances(curves):
         ([], "not measured"),
     ],
 )
-def test_a_way_without_two_such_tolerances_has_no_time(curves, points, words):
-    assert curves("fits").at_error(points, 1e-5) == words
+def test_a_way_without_two_such_tolerances_has_no_time(fits, points, words):
+    assert fits.at_error(points, 1e-5) == words
 
 
-def test_an_error_that_comes_back_is_not_reached_before_it_stays_away(curves):
+def test_an_error_that_comes_back_is_not_reached_before_it_stays_away(fits):
     points = [(1e-3, 1.0), (1e-6, 2.0), (1e-4, 3.0), (1e-6, 4.0)]
-    assert 3.0 < curves("fits").at_error(points, 1e-5) < 4.0
+    assert 3.0 < fits.at_error(points, 1e-5) < 4.0
 
 
 def test_a_way_is_run_twice_by_itself_and_one_that_fails_says_why(curves):
@@ -70,7 +76,7 @@ def test_a_way_is_run_twice_by_itself_and_one_that_fails_says_why(curves):
         raise ValueError("no  such\n thing")
 
     runs = {way: lambda way=way: order.append(way) or {"seconds": 1.0, "held": 1} for way in ("a", "b")}
-    rows = curves("measured").measured({**runs, "c": fails}, 2)
+    rows = curves("plan").measured({**runs, "c": fails}, 2)
     assert order == ["a", "a", "b", "b", "a", "b", "a", "b"]
     assert rows[:2] == [{"way": way, "seconds": 1.0, "held": 1} for way in ("a", "b")]
     assert rows[2] == {"way": "c", "without": "failed: ValueError: no such thing"}

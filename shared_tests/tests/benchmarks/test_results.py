@@ -166,7 +166,7 @@ def test_new_figures_replace_those_of_the_same_name_and_fill_the_readme(load, tm
     shutil.copy(ROOT / "docs" / "figures.jsonl", tmp_path / "docs")
     readme, marks = tmp_path / "README.md", "<!-- figures: diffrax -->\nold\n<!-- end -->\nkept\n"
     readme.write_text(marks, encoding="utf-8")
-    envelope.append(tmp_path / "run" / "results.jsonl", some()[1:2])
+    envelope.write(tmp_path / "run" / "results.jsonl", some()[1:2])
     before = envelope.read(ROOT / "docs" / "figures.jsonl")
     assert main(["page", str(tmp_path / "run"), "--root", str(tmp_path)]) == 0
     after = envelope.read(tmp_path / "docs" / "figures.jsonl")
@@ -193,11 +193,11 @@ def test_two_runs_are_compared_by_their_ratios(load):
 
 
 def test_a_comparison_is_kept_for_the_page(load, tmp_path, capsys):
-    main, append = load("__main__").main, load("envelope").append
+    main, write = load("__main__").main, load("envelope").write
     (tmp_path / "docs").mkdir()
     folders = [tmp_path / name for name in ("first", "second")]
     for folder, adjoint in zip(folders, (2.5, 2.6), strict=True):
-        append(folder / "results.jsonl", some(adjoint=adjoint))
+        write(folder / "results.jsonl", some(adjoint=adjoint))
     assert main(["compare", *map(str, folders), "--keep", "--root", str(tmp_path)]) == 0
     printed = capsys.readouterr().out
     assert printed.startswith("The first run is of 2026-01-02 on Abacus, Linux 6.1 x86_64, the second of 2026-01-02 on")
