@@ -46,6 +46,7 @@ class SdeRecorder:
         self._kept = KeptStates(keep)
         self._tries: list[_Try] = []
         self._end: Any = None
+        self._latest: Any = None
         # Those of accepted steps that are not on the tape yet, with their versions.
         self._states: dict[int, tuple[State, list[int]]] = {}
         self.looked_at: list[tuple[int, State, State]] = []
@@ -82,7 +83,7 @@ class SdeRecorder:
         else:
             self._tape_states()
         # The solver holds this object, which must not hold the solver: the states would wait for the garbage collector.
-        del self._step, self._end
+        del self._step, self._end, self._latest
 
     def tape(self, ts: Tensor, end: Tensor, note: Note | None) -> SdeTape:
         """Of the accepted steps; ``end``: the last output. ``note``: if the solve changed something, before it."""
@@ -126,12 +127,13 @@ class SdeRecorder:
         if self._in_graph:
             if [x._version for x in state] != versions:
                 refuse_written(CALL)
-            if (n - 1) % self._stride > 1:
-                del self._states[n - 1]
-            elif n > _LOOKED_AT * self._stride:
+            if n > _LOOKED_AT * self._stride:
                 self._stride *= 2
                 self._states = {m: x for m, x in self._states.items() if m % self._stride < 2}
-        self._states[n] = state, versions
+        if n % self._stride < 2:
+            self._states[n] = state, versions
+        else:
+            self._latest = state, versions
         self.times.append(times)
         self._queries.append(query)
         if not self._waits:
@@ -140,6 +142,8 @@ class SdeRecorder:
     def _look_at_some(self) -> None:
         """At about as many however many there are, and the last."""
         last = len(self.times) - 1
+        if self.times and last not in self._states:
+            self._states[last] = self._latest
         self.looked_at += [(n, self._states[n][0], self._states[n + 1][0]) for n in range(0, last, self._stride)]
         if self.times:
             y, extra = self._end
