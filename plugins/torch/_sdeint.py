@@ -120,7 +120,8 @@ def sdeint_adjoint(
         ``adaptive``), with the Lévy areas where the method uses them; or ``checkpoints`` states and a few numbers per
         increment; besides the solution itself. A state of ``reversible_heun`` has its drift and diffusion with it. The
         backward pass adds the graph of one step. With ``{"memory": "graphs"}`` the graphs of all accepted steps are
-        held, as by back-propagation; not where hooks act on saved tensors, or a parameter was computed from another.
+        held, as by back-propagation, and the increments, but few states; not where hooks act on saved tensors, or a
+        parameter was computed from another.
 
     Supports:
         Every method of the host, with each kind of noise it takes, on fixed and adaptive steps; every Brownian object;

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,30 +24,29 @@ from steptape.torch._tape.transfer import moved
 _ENTRIES = 8
 
 
-class Query(NamedTuple):
-    """One query of a step: the increment and the Lévy areas it asked for, or a few entries of each, and a note.
-
-    ``note``: of the side state, after the answer where it is taped, else before, for the object to draw from.
-    """
-
-    answer: tuple[Tensor, ...]
-    note: Note
-
-
-# The tensors that a query was answered with, their versions then, and the note.
-Asked = tuple[tuple[Tensor, ...], list[int], Note]
-
-
 class NotingBrownian:
     """The user's Brownian object in the solve, noting what it answers.
 
-    ``looks``: after how many queries the side state is no longer looked at if it has not changed until then.
+    ``answers``: of all queries the increment and the Lévy areas it asked for, or a few entries of each where they are
+    not ``taped``; the latest as they were answered. ``notes``: of the side state at each, after the answer if that is
+    taped, else before, for the object to draw from. ``looks``: after how many queries the side state is no longer
+    looked at if it has not changed until then. ``device``: where answers are kept; None: where they are.
     """
 
-    def __init__(self, bm: Any, side: SideState, taped: bool, looks: float = math.inf):
+    def __init__(
+        self,
+        bm: Any,
+        side: SideState,
+        taped: bool,
+        looks: float = math.inf,
+        device: torch.device | None = None,
+    ):
         self._bm, self._side, self._taped = bm, side, taped
-        self._looks = looks
-        self._asked: list[Asked] = []
+        self._looks, self._device = looks, device
+        self.answers: list[Any] = []
+        self.notes: list[Note] = []
+        # Of the latest answers.
+        self._versions: list[Any] = []
         self._first = self._note = side.note()
 
     def __getattr__(self, name: str) -> Any:
@@ -62,42 +61,57 @@ class NotingBrownian:
         else:
             with torch.enable_grad():
                 answer = self._bm(*args, **kwargs)
-        if taped:
+        if taped and self._looks > 0:
             self._look()
-        tensors = _tensors(answer)
-        self._asked.append((tensors, [x._version for x in tensors], self._note))
+        self.answers.append(answer)
+        self._versions.append(answer._version if isinstance(answer, Tensor) else _versions(answer))
+        self.notes.append(self._note)
         return answer
 
     def _look(self) -> None:
-        if self._looks > 0:
-            # Where nothing changes, one note serves all steps.
-            self._note = self._side.note_after(self._note)
-            self._looks = self._looks - 1 if self._note is self._first else math.inf
+        # Where nothing changes, one note serves all steps.
+        self._note = self._side.note_after(self._note)
+        self._looks = self._looks - 1 if self._note is self._first else math.inf
 
     @property
     def looks(self) -> bool:
         """Whether all notes have been taken."""
         return self._looks > 0
 
-    def asked(self) -> list[Asked]:
-        """The queries of a step that has been taken."""
-        asked, self._asked = self._asked, []
-        return asked
+    def forget(self, first: int, last: int | None = None) -> None:
+        """Some of the latest answers, to what a solve asked in vain."""
+        settled = len(self.answers) - len(self._versions)
+        del self._versions[first - settled : None if last is None else last - settled]
+        del self.answers[first:last], self.notes[first:last]
 
-    def noted(self, asked: list[Asked]) -> list[Query]:
-        """What is to be noted of them, once the step's increments are no longer used."""
-        for tensors, versions, _ in asked:
-            if any(x.requires_grad for x in tensors):
-                raise UnsupportedError(
-                    "sdeint_adjoint(..., bm=bm, adjoint_method='aca'): its increments require a gradient, which the "
-                    "replay would lose. Make it of detached tensors, or differentiate with torchsde.sdeint."
-                )
-            if [x._version for x in tensors] != versions:
-                raise UnsupportedError(
-                    "sdeint_adjoint(sde, ..., adjoint_method='aca'): sde changed a Brownian increment in place, so "
-                    "the replay could not give it the same. Make a new tensor of it instead."
-                )
-        return [Query(x if self._taped else tuple(map(_sample, x)), note) for x, _, note in asked]
+    def check(self, first: int = 0) -> None:
+        """Raise if one of the latest answers is nothing to be given to a replay, once no step uses it any more.
+
+        Of those from the ``first`` on.
+        """
+        settled = len(self.answers) - len(self._versions)
+        first = max(first, settled)
+        latest, versions = self.answers[first:], self._versions[first - settled :]
+        if any(x.requires_grad for x in latest if isinstance(x, Tensor)) or any(
+            x.requires_grad for xs in latest if not isinstance(xs, Tensor) for x in xs
+        ):
+            raise UnsupportedError(
+                "sdeint_adjoint(..., bm=bm, adjoint_method='aca'): its increments require a gradient, which the "
+                "replay would lose. Make it of detached tensors, or differentiate with torchsde.sdeint."
+            )
+        if [x._version if isinstance(x, Tensor) else _versions(x) for x in latest] != versions:
+            raise UnsupportedError(
+                "sdeint_adjoint(sde, ..., adjoint_method='aca'): sde changed a Brownian increment in place, so "
+                "the replay could not give it the same. Make a new tensor of it instead."
+            )
+
+    def settle(self) -> None:
+        """Keep of the latest answers what there is to keep."""
+        self.check()
+        for n in range(len(self.answers) - len(self._versions), len(self.answers)):
+            tensors = _tensors(self.answers[n])
+            self.answers[n] = moved(tensors, self._device) if self._taped else tuple(map(_sample, tensors))
+        self._versions = []
 
 
 class StillBrownian:
@@ -166,6 +180,10 @@ class ReplayingBrownian:
 
 def _tensors(answer: Any) -> tuple[Tensor, ...]:
     return answer if isinstance(answer, tuple) else (answer,)
+
+
+def _versions(tensors: Sequence[Tensor]) -> list[int]:
+    return [x._version for x in tensors]
 
 
 def _sample(x: Tensor) -> Tensor:

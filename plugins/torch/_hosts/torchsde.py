@@ -7,136 +7,26 @@ import functools
 import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from steptape._errors import GradientError
 from steptape.compat import _torchsde as host
-from steptape.compat._unsupported import unsupported
-from steptape.torch._autograd.graph import Call, Parameters, refuse_written
+from steptape.torch._autograd.graph import Call, Parameters
 from steptape.torch._autograd.surroundings import Surroundings
 from steptape.torch._hosts.base import Before, HostSteps, Solve, Timeline
-from steptape.torch._hosts.brownian import Asked, NotingBrownian, Query, ReplayingBrownian, StillBrownian
+from steptape.torch._hosts.brownian import NotingBrownian, ReplayingBrownian, StillBrownian
 from steptape.torch._hosts.grid import integrated
 from steptape.torch._hosts.memo import REPEATING, Once
-from steptape.torch._tape.checkpoints import Keep, KeptStates
+from steptape.torch._hosts.sde_recorder import CALL, SdeRecorder
+from steptape.torch._tape.checkpoints import Keep
 from steptape.torch._tape.graphs import Graphs
-from steptape.torch._tape.tape import SdeStep, SdeTape, State, fingerprints
-from steptape.torch._tape.transfer import moved
+from steptape.torch._tape.tape import Later, SdeTape, State, sample
 
-_CALL = Call("sdeint_adjoint", "sde")
 # The queries after which a solve whose graph is kept looks no more for what changes besides: its notes are for replays.
 _LOOKS = 8
-
-
-class _Call(NamedTuple):
-    """One call of a solver's step: from the state, of which these are the versions, at t0 to t1, by what it asked."""
-
-    t0: Tensor
-    t1: Tensor
-    state: State
-    versions: list[int]
-    asked: list[Asked]
-
-
-class SdeRecorder:
-    """Stands in for a solver's ``step`` and notes the steps that the host accepts.
-
-    ``states``: those that they start from, and the last one, as the solver has them: in a graph, if it builds one.
-    """
-
-    def __init__(self, solver: Any, noise: NotingBrownian, keep: Keep, graphs: Graphs | None):
-        self._step: Any = solver.step
-        self._adaptive = solver.adaptive
-        self._noise = noise
-        # Under a limit on the states, a query keeps a few entries alone.
-        self._answers_to = None if keep.checkpoints is not None else keep.device
-        self._in_graph = graphs is not None
-        # Where all is held anyway, what is noted of steps can wait until they have all been taken.
-        self._waits = not self._adaptive and keep.checkpoints is None and keep.device is None
-        self.kept = KeptStates(keep, graphs)
-        self._calls: list[_Call] = []
-        self._end: Any = None
-        self.states: list[State] = []
-        self.steps: list[SdeStep] = []
-        self.queries: list[Query] = []
-        self.rejected = 0
-
-    def step(self, t0: Tensor, t1: Tensor, y: Tensor, extra: Sequence[Tensor]) -> tuple[Tensor, Sequence[Tensor]]:
-        """The solver's own step, noted."""
-        if self._adaptive and len(self._calls) == 3:
-            self._decide(accepted=y is not self._calls[0].state[0])
-        state = (y, *extra)
-        versions = [x._version for x in state]
-        try:
-            self._end = end = self._step(t0, t1, y, extra)
-        except RuntimeError as error:
-            if "a leaf Variable that requires grad" in str(error):
-                refuse_written(_CALL)
-            raise
-        self._calls.append(_Call(t0, t1, state, versions, self._noise.asked()))
-        if not (self._waits or self._adaptive):
-            self._accept()
-        return end
-
-    def finish(self) -> None:
-        """After the solve: its last try was accepted."""
-        if self._adaptive and self._calls:
-            self._decide(accepted=True)
-        self._accept()
-        if self._in_graph and self._end is not None:
-            y, extra = self._end
-            self.states.append((y, *extra))
-        # The solver holds this object, which must not hold the solver: the states would wait for the garbage collector.
-        del self._step, self._end
-
-    def _decide(self, accepted: bool) -> None:
-        """A try is one whole step, for the error estimate, and two halves; the host goes on from these."""
-        if len(self._calls) != 3:
-            raise _unknown_tries()
-        whole, *halves = self._calls
-        if halves[0].state[0] is not whole.state[0] or halves[1].t1 is not whole.t1:
-            raise _unknown_tries()
-        queries = [query for call in self._calls for query in self._noted(call)]
-        self._calls = []
-        if accepted:
-            self._keep(halves[0].state, (halves[0].t0, *(call.t1 for call in halves)), queries[len(whole.asked) :])
-        else:
-            self.rejected += 1
-
-    def _accept(self) -> None:
-        """All steps that have been taken, of a solver that takes no others."""
-        for call in self._calls:
-            self._keep(call.state, (call.t0, call.t1), self._noted(call))
-        self._calls = []
-
-    def _noted(self, call: _Call) -> list[Query]:
-        if [x._version for x in call.state] != call.versions:
-            refuse_written(_CALL)
-        return self._noise.noted(call.asked)
-
-    def _keep(self, state: State, times: tuple[Tensor, ...], queries: list[Query]) -> None:
-        if self._in_graph:
-            self.states.append(state)
-            state = tuple([x.detach() for x in state])
-        self.kept.offer(len(self.steps), state)
-        self.steps.append(SdeStep(times, len(self.queries)))
-        if self._answers_to is not None:
-            queries = [query._replace(answer=moved(query.answer, self._answers_to)) for query in queries]
-        self.queries += queries
-
-
-def _numbers(times: Sequence[Tensor]) -> Tensor:
-    """Times, of which those of adaptive steps may be on several devices."""
-    if len({x.device for x in times}) == 1:
-        return torch.stack([*times]).double().cpu()
-    return torch.tensor([float(x) for x in times], dtype=torch.float64)
-
-
-def _unknown_tries() -> Exception:
-    return unsupported("torchsde", "adaptive tries that are one whole step and then two halves of it", "sde")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,7 +46,7 @@ class SdeSolve(Solve):
     keep: Keep
     extras: int | None
     before: Before | None = None
-    call: Call = _CALL
+    call: Call = CALL
 
     constants = 0
     tableau = None
@@ -208,39 +98,26 @@ class SdeSolve(Solve):
 
     def record(
         self, given: Sequence[Tensor], surroundings: Surroundings, graphs: Graphs | None = None
-    ) -> tuple[tuple[Tensor, ...], SdeTape]:
+    ) -> tuple[tuple[Tensor, ...], Any]:
         side = surroundings.side
         note, writes = side.note(), side.writes
-        noise = NotingBrownian(self.bm, side, self.taped, math.inf if graphs is None else _LOOKS)
+        noise = NotingBrownian(self.bm, side, self.taped, math.inf if graphs is None else _LOOKS, self.keep.device)
         solver = self.solver(self.sde, noise)
-        recorder = SdeRecorder(solver, noise, self.keep, graphs)
+        recorder = SdeRecorder(solver, noise, self.keep, in_graph=graphs is not None)
         solver.step = recorder.step
 
         def integrate(*given: Tensor) -> tuple[Tensor, ...]:
             return self._integrated(solver, given)
 
-        results = integrate(*given) if graphs is None else graphs.keep_whole(integrate, given, recorder.states)
+        results = integrate(*given) if graphs is None else graphs.keep_whole(integrate, given, recorder.looked_at)
         solution, *after = results
         recorder.finish()
         changed = not side.is_untouched_since(note, writes)
-        ends = _numbers([step.times[-1] for step in recorder.steps])
-        outputs = self.ts[1:].detach().double().cpu().contiguous()
-        tape = SdeTape(
-            length=len(recorder.steps),
-            states=recorder.kept.states,
-            slots=recorder.kept.slots,
-            step_of_output=torch.searchsorted(ends, outputs).tolist(),
-            fingerprints=fingerprints(recorder.kept.last, solution[-1]),
-            rejected=recorder.rejected,
-            notes=[query.note for query in recorder.queries] if changed else (),
-            ts=self.ts,
-            steps=recorder.steps,
-            answers=[query.answer for query in recorder.queries],
-            note=note if changed else None,
-            unnoted=changed and not noise.looks,
-        )
+        make = functools.partial(recorder.tape, self.ts, sample(solution[-1]), note if changed else None)
+        later = graphs is not None and graphs.whole is not None and not changed
+        tape = Later(len(recorder.times), make) if later else make()
         # Without steps, what comes out is what went in.
-        return (solution, *(after if len(ends) else map(torch.clone, after))), tape
+        return (solution, *(after if recorder.times else map(torch.clone, after))), tape
 
     def start(self, tape: Any, given: Sequence[Tensor], surroundings: Surroundings) -> tuple[State, Timeline]:
         y0, *extra = given

@@ -21,14 +21,14 @@ from steptape.torch._hosts.base import Solve, Timeline
 from steptape.torch._replay.checks import check_end, refuse_clipping, refuse_forward_mode, refuse_other_values
 from steptape.torch._replay.compiled import CompiledSweep, How, check_compilable, refuse_parts
 from steptape.torch._replay.first import FirstEvaluation
-from steptape.torch._replay.host_step import HostStepSweep
+from steptape.torch._replay.host_step import HostStepSweep, pull_whole
 from steptape.torch._replay.kept import graphs_of
 from steptape.torch._replay.runge_kutta import RungeKuttaSweep
 from steptape.torch._replay.sweep import Sweep
 from steptape.torch._replay.transforms import solve_in_transforms
 from steptape.torch._replay.unrolled import unrolled
 from steptape.torch._tape.graphs import Graphs
-from steptape.torch._tape.tape import OdeTape, Tape
+from steptape.torch._tape.tape import OdeTape, State, Tape
 from steptape.torch._tape.transfer import settle
 
 
@@ -102,6 +102,7 @@ class Replay(torch.autograd.Function):
             grads = _pulled(ctx, cotangents)
         if not graph_is_retained():
             ctx.surroundings.let_go()
+            ctx.tape = None
         return (None, *grads)
 
 
@@ -158,8 +159,8 @@ class ReplayBack:
         if not self.graphs.are_of(self._tape.length):
             self._first.check()
         if self.graphs.whole is not None:
-            whole = self._host_sweep(Timeline.empty(self._given[0]))
-            return [*whole.pull_whole(self.graphs.whole, cotangents, self._needed), *parameters.found]
+            pulled = pull_whole(self.graphs.whole, cotangents, self._needed, parameters, self._end_again)
+            return [*pulled, *parameters.found]
         solution, *at_end = cotangents
         solution = solution.movedim(len(parameters.batch), 0)
         with torch.enable_grad(), parameters.in_place():
@@ -224,6 +225,9 @@ class ReplayBack:
     def _host_sweep(self, timeline: Timeline) -> HostStepSweep:
         steps = self._solve.host_steps(self._tape, timeline, self._given, self._parameters, self._surroundings)
         return HostStepSweep(steps, self._tape, timeline, self._parameters, self._given[0].device)
+
+    def _end_again(self, n: int) -> State:
+        return self._host_sweep(Timeline.empty(self._given[0])).end_again(n)
 
     def _graphs_for(self, timeline: Timeline) -> Graphs:
         return self.graphs if self.graphs.in_time or not timeline.moves else Graphs()

@@ -8,7 +8,7 @@ graph of a step is freed before that of the step before is built.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -59,14 +59,25 @@ class HostStepSweep(Sweep):
             times = [x.detach().requires_grad_(self.moves) for x in self.steps.times(n, outputs)]
             return start, times, *self.steps.take(n, start, times, outputs)
 
-    def pull_whole(self, whole: Whole, cotangents: Sequence[Tensor], needed: Sequence[bool]) -> list[Tensor | None]:
-        """The cotangents that are ``needed`` of what the solve was given, by its graph, from those of its results."""
-        for n in filter(functools.partial(is_looked_at, steps=self.tape.length), range(self.tape.length)):
-            again = functools.partial(self._end_again, n)
-            self._check_leaves(whole.states[n + 1], whole.states[n], again)
-        wanted = [x for x, need in zip(whole.given, needed, strict=False) if need]
-        found = iter(self.parameters.pull(zip(whole.results, cotangents, strict=True), wanted))
-        return [next(found) if need else None for need in needed[: len(whole.given)]]
-
-    def _end_again(self, n: int) -> State:
+    def end_again(self, n: int) -> State:
+        """Where step n ends, taken again with a graph."""
         return self._with_graph(n, self.tape.states[n], NONE)[2]
+
+
+def pull_whole(
+    whole: Whole,
+    cotangents: Sequence[Tensor],
+    needed: Sequence[bool],
+    parameters: Parameters,
+    end_again: Callable[[int], State],
+) -> list[Tensor | None]:
+    """The cotangents that are ``needed`` of what a solve was given, by its graph, from those of its results.
+
+    ``end_again``: takes a step again.
+    """
+    check_leaves = LeafCheck(parameters)
+    for n, start, end in whole.steps:
+        check_leaves(end, start, functools.partial(end_again, n))
+    wanted = [x for x, need in zip(whole.given, needed, strict=False) if need]
+    found = iter(parameters.pull(zip(whole.results, cotangents, strict=True), wanted))
+    return [next(found) if need else None for need in needed[: len(whole.given)]]

@@ -21,6 +21,8 @@ from steptape.torch._autograd.leaves import leaf_of
 from steptape.torch._tape.ledger import Ledger, Token
 
 T = TypeVar("T")
+# Its number, and the states that it starts from and ends at.
+Step = tuple[int, tuple[Tensor, ...], tuple[Tensor, ...]]
 
 
 class Evaluation(NamedTuple):
@@ -34,12 +36,12 @@ class Evaluation(NamedTuple):
 class Whole(NamedTuple):
     """A solve of the host's as one graph: from what it was given to what it returns.
 
-    ``states``: those that its steps start from, as they are in the graph, and the last one.
+    ``steps``: a few, by their number, and the states in the graph that each starts from and ends at.
     """
 
     given: tuple[Tensor, ...]
     results: tuple[Tensor, ...]
-    states: list[tuple[Tensor, ...]]
+    steps: Sequence[Step]
     tokens: tuple[Token, ...] = ()
 
 
@@ -80,13 +82,13 @@ class Graphs:
         return slope, Stage(t, leaf, end if self.in_time else end_of(end), nodes)
 
     def keep_whole(
-        self, solve: Callable[..., Sequence[Tensor]], given: Sequence[Tensor], states: list[tuple[Tensor, ...]]
+        self, solve: Callable[..., Sequence[Tensor]], given: Sequence[Tensor], steps: Sequence[Step]
     ) -> tuple[Tensor, ...]:
-        """What ``solve(*given)`` returns, its graph kept; ``states``: filled with those that its steps start from."""
+        """What ``solve(*given)`` returns, its graph kept; ``steps``: to be filled with a few."""
         leaves = tuple(leaf_of(self.solve, x) for x in given)
         results, tokens = self._built(lambda: tuple(solve(*leaves)), lambda made: made)
         if tokens is not None:
-            self.whole = Whole(leaves, results, states, tokens)
+            self.whole = Whole(leaves, results, steps, tokens)
         return tuple(x.detach() for x in results)
 
     def take_out(self, step: int, retain: bool) -> Sequence[Any] | None:

@@ -116,6 +116,31 @@ class SdeTape(Tape):
     unnoted: bool
 
 
+class Later:
+    """The tape of a solve whose graph is kept, and which changed nothing besides: made where it is asked for after all.
+
+    ``make``: how.
+    """
+
+    notes: Sequence[Any] = ()
+
+    def __init__(self, length: int, make: Callable[[], Tape]):
+        self.length, self._make = length, make
+        self._made: Tape | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        self._made = self._made or self._make()
+        return getattr(self._made, name)
+
+    def emptied(self) -> tuple[Later, list[Tensor]]:
+        """Itself: whoever makes it sees whether something has been changed in place."""
+        return self, []
+
+    def refilled(self, tensors: Sequence[Tensor]) -> Later:
+        """Itself."""
+        return self
+
+
 def _mapped(kind: type, change: Callable[[Any], Any], tree: Any) -> Any:
     """A tree with its leaves of a kind changed; the keys of dictionaries are no leaves."""
     if isinstance(tree, kind):

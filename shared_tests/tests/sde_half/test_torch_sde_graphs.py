@@ -123,7 +123,7 @@ def test_a_second_pass_and_second_derivatives_take_the_steps_again():
     found = []
     for sdeint, ours in ((torchsde.sdeint, {}), (sdeint_adjoint, GRAPHS)):
         sde, y0 = Sde(case.sde_type, case.noise_type), initial()
-        ys = sdeint(sde, y0, [0.0, 0.3], bm=interval(case.noise_type), dt=0.1, method=case.method, **ours)
+        ys = sdeint(sde, y0, [0.0, 0.3, 1.0], bm=interval(case.noise_type), dt=0.05, method=case.method, **ours)
         wanted = (y0, *(p for p in sde.parameters() if p is not None))
         loss = ys[-1].square().sum()
         (first,) = torch.autograd.grad(loss, y0, retain_graph=True)
@@ -142,3 +142,51 @@ def test_batched_cotangents_are_pulled_through_the_same_graphs():
     found = torch.autograd.grad(ys, y0, batch, is_grads_batched=True, retain_graph=True)
     each = [torch.autograd.grad(ys, y0, one, retain_graph=True)[0] for one in batch]
     assert distance(found, [torch.stack(each)]) <= 1e-12
+
+
+class OneAtATime(torch.autograd.Function):
+    """The identity, whose backward pass takes no batch."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, cotangent):
+        return torch.from_numpy(cotangent.numpy())
+
+
+def test_where_an_operation_takes_no_batch_steps_are_taken_again_from_the_states_that_are_held():
+    class Plain(Sde):
+        def f(self, t, y):
+            return OneAtATime.apply(super().f(t, y))
+
+    sde, y0, found = Plain("stratonovich", "diagonal"), initial(), []
+    batch = torch.randn(2, 3, *y0.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    for method in ("euler_heun", "reversible_heun"):
+        call = {"bm": interval("diagonal"), "dt": 0.02, "method": method}
+        with record_solves() as solves:
+            ys = sdeint_adjoint(sde, y0, [0.0, 0.33, 1.0], **call, **GRAPHS)
+        found.append(torch.autograd.grad(ys, y0, batch, is_grads_batched=True)[0])
+        assert solves[0].states_kept < 20 < solves[0].accepted_steps < solves[0].evaluations_backward
+        ys = torchsde.sdeint(sde, y0, [0.0, 0.33, 1.0], **call)
+        each = [torch.autograd.grad(ys, y0, one, retain_graph=True)[0] for one in batch]
+        assert distance(found[-1:], [torch.stack(each)]) <= 1e-12
+
+
+def test_increments_that_change_after_the_solve_are_not_replayed():
+    class Held:
+        shape, dtype, device, levy_area_approximation = (4, 3), torch.float64, torch.device("cpu"), "none"
+
+        def __init__(self):
+            self.made = []
+
+        def __call__(self, ta, tb=None, **_):
+            self.made.append(torch.full(self.shape, 0.1, dtype=self.dtype))
+            return self.made[-1]
+
+    bm, y0 = Held(), initial()
+    ys = sdeint_adjoint(Sde("ito", "diagonal"), y0, [0.0, 1.0], bm=bm, dt=0.1, method="euler", **GRAPHS)
+    bm.made[3].mul_(2.0)
+    with pytest.raises(UnsupportedError, match="increment in place"):
+        torch.autograd.grad(ys.sum(), y0, create_graph=True)
