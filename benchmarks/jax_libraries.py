@@ -49,7 +49,8 @@ def aimed(name: str, adjoint: diffrax.AbstractAdjoint) -> Run:
     import optimistix
 
     solver = getattr(optimistix, name)(rtol=1e-8, atol=1e-8)
-    find, residual = optimistix.least_squares, functools.partial(missed, adjoint=adjoint)
+    find: Any = optimistix.least_squares
+    residual: Any = functools.partial(missed, adjoint=adjoint)
     if name == "Newton":
         find = optimistix.root_find
     elif name == "BFGS":
