@@ -88,6 +88,8 @@ def test_noise_with_the_hosts_own_first_step():
     first = {}
     func.callback_accept_step = lambda t, y, h: first.setdefault("first_step", h)
     gradients(torchdiffeq.odeint, func, method="dopri5", **LOOSE)
+    if not first:
+        pytest.skip("torchdiffeq 0.2.3 calls no callbacks, which tell the size of the first step here")
 
     class Evaluated(Noisy):
         """With one evaluation more before the rest, as the host's guess of the first step makes."""
