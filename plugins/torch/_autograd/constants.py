@@ -17,7 +17,7 @@ _FEW = 64
 
 
 class Constants:
-    """Some ``tensors`` without a gradient, and ``arrays`` of NumPy's, as they are now: the smallest ones."""
+    """Some ``tensors`` that no gradient goes to, and ``arrays`` of NumPy's, as they are now: the smallest ones."""
 
     def __init__(self, tensors: Iterable[Tensor], arrays: Iterable[Any]):
         self._tensors = [(x.detach(), x._version, x.detach().clone()) for x in _smallest(tensors, Tensor.numel)]
@@ -57,9 +57,9 @@ def is_written_to(x: Tensor, version: int, then: Tensor) -> bool:
 
 
 def is_plain(x: Tensor) -> bool:
-    """Whether a tensor has numbers of its own that can be kept, and no gradient."""
-    plain = type(x) in (Tensor, torch.nn.Parameter) and x.layout is torch.strided and not x.is_meta
-    return plain and not x.requires_grad and not x.is_inference()
+    """Whether a tensor has numbers of its own that can be kept."""
+    plain = type(x) in (Tensor, torch.nn.Parameter) and x.layout is torch.strided
+    return plain and not (x.is_meta or x.is_inference())
 
 
 def is_array(x: Any) -> bool:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from steptape.compat._torch import PARAMETRIZE
+from steptape.torch._autograd.code import functions_of, is_of_library, names_in
 from steptape.torch._autograd.constants import is_array
 from steptape.torch._autograd.draws import Draws, drawn_again, draws_of, draws_of_all, is_generator
 from steptape.torch._autograd.modules import DEPTH, LONG, all_of, parts_of, slots_of
@@ -46,6 +47,8 @@ class Held:
         self._draws = draws_of_all()
         self._seen: set[int] = set()
         self._objects: set[int] = set()
+        # How many objects the walk is in.
+        self._inside = 0
         self._left = _MANY
         self._walk(func, DEPTH)
         if PARAMETRIZE["_cache_enabled"]:
@@ -127,9 +130,12 @@ class Held:
             self.tensors.append(holder)
         elif is_generator(holder):
             self._draws.append(draws_of(holder))
+        elif is_array(holder):
+            self.arrays.append(holder)
         elif isinstance(holder, torch.nn.Module):
             for module in all_of([holder])[: self._left]:
-                self._note_module(module, depth)
+                if id(module) not in self._seen:
+                    self._note_module(module, depth)
         elif depth:
             self._seen.add(id(holder))
             self._note_parts(holder, depth)
@@ -151,9 +157,13 @@ class Held:
 
     def _note_parts(self, holder: Any, depth: int) -> None:
         if isinstance(holder, FunctionType):
-            self._note(holder.__globals__, (x for x in holder.__code__.co_names if x in holder.__globals__), 0)
+            self._note(holder.__globals__, [x for x in names_in(holder.__code__) if x in holder.__globals__], 0)
             for cell in holder.__closure__ or ():
                 self._note(cell, (None,), depth)
+            for value in holder.__defaults__ or ():
+                self._look(value, depth)
+            if vars(holder):
+                self._snapshots.append(Snapshot.of(vars(holder)))
         elif type(holder) is list:
             # Of a list, which may be a log, no tensors but those that have a gradient.
             self._note(holder, [i for i, x in enumerate(holder[:LONG]) if _is_noted(x)], depth, len(holder))
@@ -162,27 +172,31 @@ class Held:
         elif not isinstance(holder, type):
             self._note_class(type(holder))
             self._note(holder, slots_of(holder), depth)
-            if hasattr(holder, "__dict__"):
-                self._snapshots.append(Snapshot.of(vars(holder)))
+            if (attributes := _attributes(holder)) is not None:
+                self._snapshots.append(Snapshot.of(attributes))
                 for value in self._snapshots[-1].values.values():
                     self._look(value, depth)
 
     def _note_object(self, value: Any) -> None:
-        """What an object holds itself, such as a schedule or a configuration, but not its objects in turn."""
+        """What an object holds, such as a schedule or a configuration, and what the objects in it hold in turn."""
         others = (type, ModuleType, MethodType, torch.nn.Module)
         seen = id(value) in self._seen or id(value) in self._objects
-        if hasattr(value, "__dict__") and not seen and not isinstance(value, others):
+        if self._inside < DEPTH and _attributes(value) is not None and not seen and not isinstance(value, others):
             self._objects.add(id(value))
+            self._inside += 1
             self._note_parts(value, 1)
+            self._inside -= 1
 
     def _note_class(self, kind: type) -> None:
-        """What a class of the user's holds for all its objects."""
+        """What a class of the user's holds for all its objects, and what its functions refer to."""
         for one in kind.__mro__:
             if one.__module__.partition(".")[0] in ("torch", "builtins"):
                 return
             if id(one) not in self._seen:
                 self._seen.add(id(one))
                 self._note(one, [name for name, x in vars(one).items() if _is_data(name, x)], 0)
+                for function in functions_of(one):
+                    self._walk(function, DEPTH)
 
     def _note(self, holder: Any, keys: Iterable[Any], depth: int, size: int | None = None) -> None:
         values = {key: held_by(holder, key) for key in keys}
@@ -201,11 +215,13 @@ class Held:
             self._draws.append(draws_of(value))
         elif is_array(value):
             self.arrays.append(value)
-        elif isinstance(value, (FunctionType, functools.partial)):
+        elif isinstance(value, (functools.partial, MethodType)):
             self._walk(value, depth - 1)
+        elif isinstance(value, FunctionType):
+            if not is_of_library(value):
+                self._walk(value, depth - 1)
         elif type(value) not in (list, tuple, *DICTIONARIES):
-            if depth != 1:
-                self._note_object(value)
+            self._note_object(value)
         elif depth > 1:
             self._walk(value, depth - 1)
         else:
@@ -215,6 +231,12 @@ class Held:
             if not isinstance(value, tuple):
                 noted = {key: x for key, x in found.items() if _is_noted(x)}
                 self._snapshots.append(Snapshot(value, noted, len(value)))
+
+
+def _attributes(x: Any) -> dict[str, Any] | None:
+    """Those of an object's own; others pass on what is not theirs."""
+    found = getattr(x, "__dict__", None)
+    return found if type(found) is dict else None
 
 
 def _tail_of(snapshot: Snapshot) -> list[Any] | None:

@@ -153,19 +153,23 @@ class Surroundings:
         self.first = self.first._replace(left=left) if self.first and (left or not holds) else None
         return holds
 
-    def hold(self, before: Held, holds: bool, params: Sequence[Tensor], named: bool) -> list[Tensor]:
+    def hold(
+        self, before: Held, holds: bool, params: Sequence[Tensor], unused: Sequence[Tensor], named: bool
+    ) -> list[Tensor]:
         """Take what func refers to now for what the solve left; the tensors that are new, and have no history.
 
         ``before``: what it referred to before the solve, of which nothing is held any more, but for where it ``holds``
         still. Nor is what was computed elsewhere than the ``params``: an earlier solve's solution would hold that
-        solve, and so on. Of what has no gradient, as others are ``named``, its values are.
+        solve, and so on. Of what has no gradient, as others are ``named``, its values are. ``unused``: those of the
+        parameters that the first evaluation does not depend on, but may compute with.
         """
         known = set(map(id, before.tensors))
         self._written = [(x, x.detach().clone()) for x, version in self._versions if x._version != version]
         self._after, self._writes = self.side.small_note(), self.side.writes
         held = before if holds else Held(self._func)
         tensors = held.tensors
-        self._constants = Constants(filter(is_plain, (*tensors, *self._frozen)), held.arrays)
+        constants = [*(x for x in (*tensors, *self._frozen) if not x.requires_grad), *unused]
+        self._constants = Constants(filter(is_plain, constants), held.arrays)
         held.let_go([x for x in tensors if x.grad_fn is not None and not is_one_of(x, params)], keep_values=named)
         if held is not before:
             before.clear()

@@ -40,6 +40,8 @@ def check_supported(points: Tensor) -> None:
 class QuadratureBack:
     """One backward pass: from the cotangent of the solution to those of y0, t, the points and the parameters."""
 
+    graphs = None
+
     def __init__(
         self,
         solver: BackwardSolver,
@@ -128,4 +130,9 @@ class QuadratureBack:
         assert tableau is not None
         sweep = RungeKuttaSweep(tableau, tape, timeline, self._field, y0, whole_steps=False)
         for n, state in sweep.steps_backward():
-            yield sweep.interpolant(n, state)
+            piece = sweep.interpolant(n, state)
+            sweep.check(n, state)
+            sweep.following = state
+            if n == 0:
+                sweep.ends.check(self._field.parameters)
+            yield piece

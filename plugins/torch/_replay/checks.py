@@ -28,6 +28,18 @@ def check_end(end: Tensor, fingerprint: Tensor, start: Tensor, parameters: Param
     refuse_other_values(parameters)
 
 
+def check_unchanged(versions: Sequence[tuple[Tensor, int]], call: Call) -> None:
+    """Raise if one of the tensors, which had these versions when the solve ended, has been written to since."""
+    changed = next((x for x, version in versions if x._version != version), None)
+    if changed is not None:
+        raise GradientError(
+            f"{call}: a tensor of shape {tuple(changed.shape)} that {call.func} uses has been modified by an inplace "
+            "operation since the solve, such as an optimizer's step. Go backward before that; or, with "
+            "adjoint_method='aca', keep graphs by adjoint_options={'memory': 'graphs'}, which need no more than those "
+            "of back-propagation."
+        )
+
+
 def check_values(found: Sequence[Tensor], expected: Sequence[Tensor], parameters: Parameters) -> None:
     """Raise if an evaluation returned other values than the same one did before, by more than rounding."""
     if len(found) != len(expected):

@@ -18,7 +18,13 @@ from steptape.torch._autograd.graph import Parameters
 from steptape.torch._autograd.surroundings import Surroundings
 from steptape.torch._autograd.used import check_kept
 from steptape.torch._hosts.base import Solve, Timeline
-from steptape.torch._replay.checks import check_end, refuse_clipping, refuse_forward_mode, refuse_other_values
+from steptape.torch._replay.checks import (
+    check_end,
+    check_unchanged,
+    refuse_clipping,
+    refuse_forward_mode,
+    refuse_other_values,
+)
 from steptape.torch._replay.compiled import CompiledSweep, How, check_compilable, refuse_parts
 from steptape.torch._replay.first import FirstEvaluation
 from steptape.torch._replay.host_step import HostStepSweep, pull_whole
@@ -53,7 +59,7 @@ class Replay(torch.autograd.Function):
         # A view of a leaf requires a gradient also where no graph is built, and func may go by that.
         given, params = [x.detach() for x in inputs[: solve.given]], inputs[solve.given :]
         assert solve.before is not None
-        ctx.surroundings, held, _, kept, _ = solve.before
+        ctx.surroundings, held, first, kept, _ = solve.before
         ctx.graphs = graphs_of(solve, inputs, ctx.needs_input_grad[1:], ctx.surroundings)
         results, tape = solve.record(given, ctx.surroundings, ctx.graphs)
         if solve.keep.device is not None:
@@ -65,15 +71,17 @@ class Replay(torch.autograd.Function):
             parameters = Parameters(params, solve.call, ctx.surroundings.autocast)
             with ctx.surroundings.replayed(changed=False, params=params):
                 FirstEvaluation(solve, given, ctx.surroundings, parameters).note(held)
-        new = ctx.surroundings.hold(held, held_still, params, solve.call.named)
+        used = set(map(id, first))
+        unused = [x for x in params if id(x) not in used]
+        new = ctx.surroundings.hold(held, held_still, params, unused, solve.call.named)
         if (kept or new) and not (ctx.graphs and ctx.graphs.are_of(tape.length)):
             with ctx.surroundings.looked_at():
                 check_kept(kept, new, solve.evaluated, given, solve.call)
-        # Saved parameters are watched for changes in place, but hooks such as save_on_cpu unpack other objects, and the
-        # check of what func depends on goes by identity.
+        # Hooks such as save_on_cpu unpack other objects, and the check of what func depends on goes by identity.
         ctx.solve, ctx.params = solve, params
+        ctx.versions = [(x, x._version) for x in first if not x.is_inference()]
         ctx.tape, tensors = tape.emptied()
-        ctx.save_for_backward(*inputs, *tensors)
+        ctx.save_for_backward(*inputs[: solve.given], *tensors)
         ctx.mark_non_differentiable(*results[len(results) - solve.constants :])
         # A pass that ends before it gets here must not take the steps again: a closed gate sends None on.
         ctx.set_materialize_grads(False)
@@ -109,7 +117,7 @@ class Replay(torch.autograd.Function):
 def _pulled(ctx: Any, cotangents: Sequence[Tensor], size: int | None = None) -> list[Tensor | None]:
     """The cotangents of the inputs as far as they are needed, of a batch of ``size`` if there is one."""
     solve, params, needed, saved = ctx.solve, ctx.params, ctx.needs_input_grad[1:], ctx.saved_tensors
-    tape = ctx.tape.refilled(saved[solve.given + len(params) :])
+    tape = ctx.tape.refilled(saved[solve.given :])
     about = (params, solve.call, ctx.surroundings.autocast, needed[solve.given :], solve.before.used_first)
     parameters = Parameters(*about) if size is None else BatchParameters(size, *about)
     back = (solve.back or ReplayBack)(solve, ctx.surroundings, tape, saved[: solve.given], parameters, needed)
@@ -117,6 +125,8 @@ def _pulled(ctx: Any, cotangents: Sequence[Tensor], size: int | None = None) -> 
     if ctx.graphs is not None and pull == back.plain:
         parameters.retains, parameters.solve = graph_is_retained(), ctx.graphs.solve
         back.graphs = ctx.graphs if parameters.retains else ctx.graphs.handed_over()
+    if not (back.graphs and back.graphs.are_of(tape.length)):
+        check_unchanged(ctx.versions, solve.call)
     with ctx.surroundings.replayed(changed=bool(tape.notes), params=params), ctx.surroundings.as_solved():
         grads = pull(cotangents)
     if ctx.surroundings.draws_anew:

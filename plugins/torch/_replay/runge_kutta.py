@@ -111,7 +111,7 @@ class RungeKuttaSweep(Sweep):
         kept = self.graphs.take_out(n, self.field.parameters.retains)
         if kept is None:
             stages = self._slopes(n, state, own, graphs=self.whole_steps)
-            self._check(n, state)
+            self.check(n, state)
         else:
             stages = [evaluation.stage for evaluation in kept]
             check_hooks((stage.y for stage in stages if stage), self.field.parameters.call)
@@ -160,7 +160,7 @@ class RungeKuttaSweep(Sweep):
             sums += weights * cotangent
         return start + cotangent
 
-    def _check(self, n: int, state: State) -> None:
+    def check(self, n: int, state: State) -> None:
         """Hold the step against the state that follows, or at the end of the solve against what the tape says of it."""
         left = len(self.sizes) - 1 - n
         if left == 1:

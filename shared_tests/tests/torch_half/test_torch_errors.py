@@ -98,10 +98,10 @@ def test_a_tensor_that_func_first_uses_later_on(method, options, create_graph):
 @pytest.mark.parametrize("checkpoints", [None, 1])
 @pytest.mark.parametrize("method", ["dopri5", "rk4", "explicit_adams"])
 def test_a_func_that_changes_between_the_passes(method, checkpoints, create_graph):
-    generator = torch.Generator()
+    out_of_sight = [[[[[torch.Generator()]]]]]
 
     def func(y):
-        return y * (0.5 + torch.rand((), generator=generator).round())
+        return y * (0.5 + torch.rand((), generator=out_of_sight[0][0][0][0][0]).round())
 
     options = {"max_step": 0.1} if method == "dopri5" else {"step_size": 0.1}
     keep = {"checkpoints": checkpoints}

@@ -1088,6 +1088,23 @@ refusal(
 )(reversible(**STRATONOVICH))
 
 
+def with_its_bias_stepped(step=True, **keep):
+    layer, y0 = torch.nn.Linear(2, 2, dtype=torch.float64), y0_of()
+    ys = odeint_adjoint(lambda t, y: layer(y), y0, T, adjoint_method="aca", adjoint_options=keep)
+    with torch.no_grad():
+        if step:
+            layer.bias.add_(1.0)
+    return torch.autograd.grad(ys[-1].sum(), (y0, layer.weight))
+
+
+refusal(
+    GradientError,
+    "modified by an inplace operation since the solve, such as an optimizer's step",
+    lambda: with_its_bias_stepped(step=False),
+    lambda: with_its_bias_stepped(memory="graphs"),
+)(with_its_bias_stepped)
+
+
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.said[:40])
 def test_a_way_out_that_is_named_works(case):
     with pytest.raises(case.error, match=case.said):
