@@ -206,6 +206,8 @@ def unwrapped(x: torch.Tensor) -> torch.Tensor | None:
 
 
 _LOCK = threading.Lock()
+# From so many numbers on a copy is not made before it is needed.
+_LARGE = 2**16
 _uncompiled: list[Any] = []
 
 
@@ -228,6 +230,15 @@ def uncompiled() -> Iterator[None]:
             if len(_uncompiled) == 1:
                 _uncompiled[0].__exit__(None, None, None)
             _uncompiled.pop(-1)
+
+
+def copied(x: torch.Tensor) -> torch.Tensor:
+    """A copy; where torch can, one that takes neither time nor memory until one of the two is written to."""
+    lazily = getattr(torch, "_lazy_clone", torch.clone) if x.numel() > _LARGE else torch.clone
+    try:
+        return lazily(x.detach())
+    except RuntimeError:  # Memory that is not torch's own.
+        return x.detach().clone()
 
 
 def sequence_number(node: Any) -> int:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
-from steptape.compat._torch import uncompiled
+from steptape.compat._torch import copied, uncompiled
 from steptape.compat._torch_graphs import WritesAgain
 from steptape.compat._torch_hooks import hooks_passed_by
 from steptape.torch._autograd.constants import SMALL, Constants, is_plain, is_written_to
@@ -171,14 +171,20 @@ class Surroundings:
         constants = [*(x for x in (*tensors, *self._frozen) if not x.requires_grad), *unused]
         self._constants = Constants(filter(is_plain, constants), held.arrays)
         held.let_go([x for x in tensors if x.grad_fn is not None and not is_one_of(x, params)], keep_values=named)
-        if held is not before:
-            before.clear()
         self._held = held
         return [
             x
             for x in tensors
             if id(x) not in known and not x.requires_grad and (x.is_floating_point() or x.is_complex())
         ]
+
+    def keeps_constants(self, before: Held, evaluate: Callable[[], Any]) -> bool:
+        """Whether what func, as it was ``before``, computes and keeps in an evaluation has no history with a graph."""
+        known = set(map(id, before.tensors))
+        with before.as_it_was(self.lent), torch.enable_grad(), uncompiled():
+            evaluate()
+            new = [x for x in Held(self._func, self.side.followed).tensors if id(x) not in known]
+        return bool(new) and not any(x.requires_grad for x in new)
 
     def let_go(self) -> None:
         """After the last backward pass, what func referred to is not held."""
@@ -262,7 +268,7 @@ class SideState:
     def note(self) -> Note:
         """The state now; buffers that have not changed since the last note share its copies."""
         if self._versions != (versions := self.writes):
-            self._versions, self._values = versions, [buffer.detach().clone() for buffer in self.buffers]
+            self._versions, self._values = versions, list(map(copied, self.buffers))
         return (*(generator.get_state() for generator in self._generators), *self._values)
 
     def small_note(self) -> Note | None:
@@ -297,9 +303,11 @@ class SideState:
         count = len(generators)
         for generator, state in zip(generators, note[:count], strict=True):
             generator.set_state(state)
-        for buffer, value in zip(self.buffers, note[count:], strict=True):
-            # Not a change that autograd is to see: the graphs of earlier evaluations do not read what follows.
-            buffer.data.copy_(value)
+        now = zip(self._versions, self._values, strict=True) if self._values else ((-1, None) for _ in self.buffers)
+        for buffer, value, (version, noted) in zip(self.buffers, note[count:], now, strict=True):
+            if noted is not value or buffer._version != version:
+                # Not a change that autograd is to see: the graphs of earlier evaluations do not read what follows.
+                buffer.data.copy_(value)
         self._versions, self._values = self.writes, list(note[count:])
 
     @contextmanager

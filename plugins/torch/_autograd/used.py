@@ -154,11 +154,17 @@ def is_among(x: Tensor, named: Sequence[Tensor], given: Sequence[Tensor]) -> boo
 
 
 def check_kept(
-    kept: Sequence[Tensor], new: Sequence[Tensor], evaluate: Evaluate, given: Sequence[Tensor], call: Call
+    kept: Sequence[Tensor],
+    new: Sequence[Tensor],
+    evaluate: Evaluate,
+    given: Sequence[Tensor],
+    call: Call,
+    is_constant: Callable[[Callable[[], Any]], bool],
 ) -> None:
     """Raise if, after the solve, evaluations at its ends do not use what the first one kept: others have no history.
 
-    Or if they use ``new`` tensors without a history, that func has come to refer to in the solve.
+    Or if they use ``new`` tensors without a history, that func has come to refer to in the solve, unless what an
+    evaluation computes and keeps ``is_constant``.
     """
     for n in (0, -1) if kept else (-1,):
         apart = [x.clone() for x in given]
@@ -174,7 +180,7 @@ def check_kept(
                 "detach() it, if it needs no gradient."
             )
         late = next((x for x in new if operations.leads_to(x, outputs)), None)
-        if late is not None:
+        if late is not None and not is_constant(lambda: evaluate(-1, *(x.clone() for x in given))):
             raise GradientError(
                 f"{call}: {call.func} computed a tensor of shape {tuple(late.shape)} in the solve, after its first "
                 "evaluation, and kept it for others. The solve builds no graph, so the gradient of what it was "

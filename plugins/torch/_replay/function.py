@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any, NoReturn
@@ -76,7 +77,10 @@ class Replay(torch.autograd.Function):
         new = ctx.surroundings.hold(held, held_still, params, unused, solve.call.named)
         if (kept or new) and not (ctx.graphs and ctx.graphs.are_of(tape.length)):
             with ctx.surroundings.looked_at():
-                check_kept(kept, new, solve.evaluated, given, solve.call)
+                is_constant = functools.partial(ctx.surroundings.keeps_constants, held)
+                check_kept(kept, new, solve.evaluated, given, solve.call, is_constant)
+        if not held_still:
+            held.clear()
         # Hooks such as save_on_cpu unpack other objects, and the check of what func depends on goes by identity.
         ctx.solve, ctx.params = solve, params
         ctx.versions = [(x, x._version) for x in first if not x.is_inference()]
