@@ -179,7 +179,7 @@ class Held:
 
     def _note_object(self, value: Any) -> None:
         """What an object holds, such as a schedule or a configuration, and what the objects in it hold in turn."""
-        others = (type, ModuleType, MethodType, torch.nn.Module)
+        others = (type, FunctionType, MethodType, ModuleType, Tensor, torch.nn.Module)
         seen = id(value) in self._seen or id(value) in self._objects
         if self._inside < DEPTH and _attributes(value) is not None and not seen and not isinstance(value, others):
             self._objects.add(id(value))
@@ -228,6 +228,8 @@ class Held:
             entries = value.items() if isinstance(value, dict) else enumerate(value)
             found = dict(islice(entries, LONG))
             self.tensors += [x for x in found.values() if isinstance(x, Tensor)]
+            for x in found.values():
+                self._note_object(x)
             if not isinstance(value, tuple):
                 noted = {key: x for key, x in found.items() if _is_noted(x)}
                 self._snapshots.append(Snapshot(value, noted, len(value)))

@@ -352,3 +352,29 @@ def test_what_is_only_recorded_is_no_cache(method):
         return torch.autograd.grad(ys.square().sum(), tuple(func.net.parameters()))
 
     assert distance(gradient(odeint_adjoint, adjoint_method="aca"), gradient(torchdiffeq.odeint)) < 1e-12
+
+
+@pytest.mark.parametrize("adjoint_options", [{}, {"checkpoints": 1}, {"memory": "graphs"}], ids=str)
+def test_what_is_kept_for_an_interval_has_no_history_to_lose(adjoint_options):
+    class Driven(torch.nn.Module):
+        """By a path that has no gradient, whose slope is kept until the next interval."""
+
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.net = torch.nn.Linear(3, 3, dtype=torch.float64)
+            self.path, self.interval = torch.randn(5, 3, dtype=torch.float64), None
+
+        def forward(self, t, y):
+            i = min(int(t * 4), 3)
+            if i != self.interval:
+                self.interval, self.slope = i, self.path[i + 1] - self.path[i]
+            return self.net(y).tanh() * self.slope
+
+    def gradient(odeint, **aca):
+        func = Driven()
+        ys = odeint(func, Y0, T, method="rk4", options={"step_size": 0.125}, **aca)
+        return torch.autograd.grad(ys.sum(), [*func.parameters()])
+
+    found = gradient(odeint_adjoint, adjoint_method="aca", adjoint_options=adjoint_options)
+    assert distance(found, gradient(torchdiffeq.odeint)) <= 1e-12

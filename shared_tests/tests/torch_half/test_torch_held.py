@@ -207,6 +207,62 @@ def gradients_reversed_by_a_schedule(solve):
     return x, [*func.parameters()]
 
 
+SETTINGS = {"factor": 0.0, "deep": types.SimpleNamespace(inner=types.SimpleNamespace(factor=0.0))}
+
+
+def helper(y):
+    return Reversed.apply(y, SETTINGS["factor"])
+
+
+class ReadsItself(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = net()
+
+    def forward(self, t, y):
+        return self.net(Reversed.apply(y, SETTINGS["factor"])).tanh()
+
+
+class ReadsByAnother(ReadsItself):
+    def forward(self, t, y):
+        return self._reversed(y).tanh()
+
+    def _reversed(self, y):
+        return self.net(helper(y))
+
+
+class ReadsDeep(ReadsItself):
+    def forward(self, t, y):
+        return self.net(Reversed.apply(y, SETTINGS["deep"].inner.factor)).tanh()
+
+
+def gradients_reversed_by_a_setting_of_the_program(kind):
+    def case(solve):
+        func, x = kind(), Y0
+        for i in range(3):
+            SETTINGS["factor"] = SETTINGS["deep"].inner.factor = 0.5 + i
+            x = solve(func, x, T)[-1]
+        return x, [*func.parameters()]
+
+    case.__name__ = f"gradients reversed by a setting that {kind.__name__}"
+    return case
+
+
+def weights_that_follow_others(solve):
+    model, teacher = net(), net(1)
+
+    def func(t, y):
+        with torch.no_grad():
+            aim = teacher(y)
+        return model(y).tanh() + 0.1 * aim
+
+    x = solve(func, Y0, T)[-1]
+    with torch.no_grad():
+        for own, other in zip(teacher.parameters(), model.parameters(), strict=True):
+            own.lerp_(other, 0.1)
+    return x, [*model.parameters()]
+
+
 def gradients_reversed_by_a_buffer(solve):
     class Scheduled(torch.nn.Module):
         def __init__(self):
@@ -272,6 +328,8 @@ CASES = (
     weights_of_a_frozen_layer,
     gradients_reversed_by_a_number_in_a_list,
     gradients_reversed_by_a_schedule,
+    *map(gradients_reversed_by_a_setting_of_the_program, [ReadsItself, ReadsByAnother, ReadsDeep]),
+    weights_that_follow_others,
     gradients_reversed_by_a_buffer,
     list_that_is_cleared,
     frozen_in_the_solve,

@@ -348,3 +348,29 @@ def test_weights_that_the_first_evaluation_sets_in_place(method, adjoint_options
     assert torch.equal(ys, expected)
     assert torch.equal(found_scale, scale)
     assert distance(found, grads) <= 1e-12
+
+
+@pytest.mark.parametrize("written", [False, True])
+def test_a_large_buffer_is_copied_only_if_it_is_written_to(written):
+    class Field(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.w = torch.nn.Parameter(torch.ones(2, dtype=torch.float64))
+            self.register_buffer("table", torch.ones(10**5, dtype=torch.float64))
+
+        def forward(self, t, y):
+            if written:
+                self.table.mul_(1.01)
+            return -self.w * y * self.table[0].item()
+
+    def gradient(odeint, **aca):
+        func, y0 = Field(), torch.ones(2, dtype=torch.float64)
+        ys = odeint(func, y0, torch.tensor([0.0, 1.0], dtype=torch.float64), method="rk4", **aca)
+        grads = torch.autograd.grad(ys.sum(), [func.w])
+        return grads, func.table
+
+    (found, ours), (expected, hosts) = gradient(odeint_adjoint, adjoint_method="aca"), gradient(torchdiffeq.odeint)
+    assert distance(found, expected) <= 1e-12
+    assert torch.equal(ours, hosts)
+    # torch tells where a copy is yet to be made.
+    assert written or torch._C._is_cow_tensor(ours)
