@@ -30,7 +30,7 @@ def functions_of(kind: type) -> list[FunctionType]:
 
 
 def _functions_of(kind: type) -> Iterator[FunctionType]:
-    known = {}
+    known: dict[str, Any] = {}
     for one in reversed(kind.__mro__):
         if one.__module__.partition(".")[0] not in ("torch", "builtins"):
             known.update(vars(one))
