@@ -21,6 +21,7 @@ from steptape.torch._hosts.recorder import Recorder
 from steptape.torch._hosts.scheme import Scheme, scheme_of
 from steptape.torch._hosts.tableau import Tableau
 from steptape.torch._hosts.timeline import timeline_of
+from steptape.torch._hosts.whole import as_one_graph
 from steptape.torch._tape.checkpoints import Keep
 from steptape.torch._tape.graphs import Graphs
 from steptape.torch._tape.tape import OdeTape, State, fingerprints
@@ -163,12 +164,22 @@ class OdeSolve(Solve):
         return self._integrated(loop_of(solver, lean=self.keep.lean), t)
 
     def record(
-        self, given: Sequence[Tensor], surroundings: Surroundings, graphs: Graphs | None = None
-    ) -> tuple[tuple[Tensor, Tensor], OdeTape]:
+        self,
+        given: Sequence[Tensor],
+        surroundings: Surroundings,
+        graphs: Graphs | None = None,
+        grid: Tensor | None = None,
+    ) -> tuple[tuple[Tensor, Tensor], Any]:
+        """The same; ``grid``: if it has been laid before."""
         if self.first is not None:
             return self._begun(self.first, surroundings.side).record(given, surroundings, graphs)
         y0, t, points = given
+        whole = as_one_graph(self, given, surroundings, graphs)
+        if whole is not None:
+            return (whole[0], t[-1].clone()), whole[1]
         solver = self.solver(y0)
+        if grid is not None:
+            solver.grid_constructor = lambda *_: grid
         recorder = self.scheme.recorder(self.func, self.keep, surroundings.side, solver, graphs)
         host.attach(solver, recorder, seeks_event=self.event_fn is not None)
         note = recorder.note_interpolant if self.keep.interpolants else None
