@@ -46,7 +46,7 @@ class OdeSolve(Solve):
     event_fn: Any = None
     back: Any = None
     before: Before | None = None
-    first: Callable[..., Tensor] | None = None
+    first: Any = None
     call: Call = Call()  # noqa: RUF009
 
     given = 3
@@ -171,12 +171,16 @@ class OdeSolve(Solve):
         grid: Tensor | None = None,
     ) -> tuple[tuple[Tensor, Tensor], Any]:
         """The same; ``grid``: if it has been laid before."""
-        if self.first is not None:
-            return self._begun(self.first, surroundings.side).record(given, surroundings, graphs)
-        y0, t, points = given
         whole = as_one_graph(self, given, surroundings, graphs)
         if whole is not None:
-            return (whole[0], t[-1].clone()), whole[1]
+            return (whole[0], given[1][-1].clone()), whole[1]
+        begun = self if self.first is None else self._begun(self.first, surroundings.side)
+        return begun._recorded(given, surroundings, graphs, grid)
+
+    def _recorded(
+        self, given: Sequence[Tensor], surroundings: Surroundings, graphs: Graphs | None, grid: Tensor | None
+    ) -> tuple[tuple[Tensor, Tensor], OdeTape]:
+        y0, t, points = given
         solver = self.solver(y0)
         if grid is not None:
             solver.grid_constructor = lambda *_: grid

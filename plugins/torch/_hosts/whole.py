@@ -18,6 +18,7 @@ from torch import Tensor
 from steptape.compat import _torchdiffeq as host
 from steptape.compat._torch import place_in_order
 from steptape.compat._torch_graphs import end_of
+from steptape.compat._torch_hooks import has_hooks
 from steptape.torch._autograd.graph import refuse_written
 from steptape.torch._autograd.leaves import is_glanced_at, is_looked_at
 from steptape.torch._autograd.surroundings import Note, Surroundings
@@ -33,8 +34,9 @@ def as_one_graph(
     y0, t, _ = given
     if graphs is None or not graphs.keeps_all or graphs.in_time or not _is_plain(solve, y0, t):
         return None
-    solver, side = solve.solver(y0), surroundings.side
-    if host.fixed_step(solver) is None or not is_as_host(type(solver), y0.dtype, t.dtype, y0.device):
+    solver: Any = solve.solver(y0)
+    side = surroundings.side
+    if host.fixed_step(solver) is None or not is_as_host(solver.__class__, y0.dtype, t.dtype, y0.device):
         return None
     note, writes = side.note(), side.writes
     with torch.enable_grad():
@@ -53,7 +55,7 @@ def as_one_graph(
 
     (solution,) = graphs.keep_whole(integrate, (y0,), watched.steps, watched.glances)
     if watched.lost:
-        # What came without a graph may be taken over from elsewhere.
+        # What came without a graph may be taken over from elsewhere, and a hook on the state is to be refused.
         graphs.whole = None
     changes = not side.is_untouched_since(note, writes)
     states = {n: solve.scheme.taped(tuple(x.detach() for x in start), True) for n, start, _ in watched.steps}
@@ -73,7 +75,10 @@ def step_again(solve: Any, nodes: Tensor, n: int, y: Tensor) -> State:
 def _is_plain(solve: Any, y0: Tensor, t: Tensor) -> bool:
     """Whether the outputs of a solve on a fixed grid are made of plain tensors, and of the ends of its steps alone."""
     plainly = type(y0) in (Tensor, torch.nn.Parameter) and solve.keep.lean and solve.event_fn is None
-    return plainly and len(t) > 1 and solve.options.get("interp", "linear") == "linear" and not solve.in_options
+    begins = solve.first is None or solve.first.repeats
+    return (
+        plainly and begins and len(t) > 1 and solve.options.get("interp", "linear") == "linear" and not solve.in_options
+    )
 
 
 def _func_of(solve: Any, y0: Tensor) -> Any:
@@ -106,7 +111,8 @@ class _Watched:
     """func in the host's normal form, in a solve of so many steps.
 
     ``steps``: a few, by their number, with the states they start from and end at. ``glances``: of more of them, the
-    ends of the graphs of such a state and of func there. ``lost``: whether func returned what has no graph.
+    ends of the graphs of such a state and of func there. ``lost``: whether func returned what has no graph, or put a
+    hook on a state.
     """
 
     def __init__(self, solve: Any, y0: Tensor, count: int):
@@ -123,7 +129,7 @@ class _Watched:
 
     def __call__(self, t: Tensor, y: Tensor, **side: Any) -> Tensor:
         slope = self._func(t, y, **side)
-        if not slope.requires_grad:
+        if not slope.requires_grad or has_hooks(y):
             self.lost = True
         elif self._glances and slope.grad_fn is not None:
             self.glances.append((self._n, end_of(y), end_of(slope)))

@@ -231,9 +231,10 @@ class ReplayBack:
     def _end_again(self, n: int, start: State | None) -> State:
         if self._solve.tableau is None:
             return self._host_sweep(Timeline.empty(self._given[0])).end_again(n)
-        (y,) = start or self._tape.states[n]
+        tape: Any = self._tape
+        (y,) = start or tape.states[n]
         with torch.enable_grad(), self._surroundings.side.kept(), self._surroundings.around_func():
-            return step_again(self._solve, self._tape.nodes, n, y.detach().view_as(self._given[0]).requires_grad_())
+            return step_again(self._solve, tape.nodes, n, y.detach().view_as(self._given[0]).requires_grad_())
 
     def _graphs_for(self, timeline: Timeline) -> Graphs:
         return self.graphs if self.graphs.in_time or not timeline.moves else Graphs()
