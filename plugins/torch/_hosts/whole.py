@@ -17,10 +17,9 @@ from torch import Tensor
 
 from steptape.compat import _torchdiffeq as host
 from steptape.compat._torch import place_in_order
-from steptape.compat._torch_graphs import end_of
 from steptape.compat._torch_hooks import has_hooks
 from steptape.torch._autograd.graph import refuse_written
-from steptape.torch._autograd.leaves import is_glanced_at, is_looked_at
+from steptape.torch._autograd.leaves import Node, is_looked_at
 from steptape.torch._autograd.surroundings import Note, Surroundings
 from steptape.torch._hosts.fixed_loop import integrated, is_as_host, plain
 from steptape.torch._tape.graphs import Graphs, Step
@@ -110,15 +109,15 @@ def _taken_again(
 class _Watched:
     """func in the host's normal form, in a solve of so many steps.
 
-    ``steps``: a few, by their number, with the states they start from and end at. ``glances``: of more of them, the
-    ends of the graphs of such a state and of func there. ``lost``: whether func returned what has no graph, or put a
-    hook on a state.
+    ``steps``: a few, by their number, with the states they start from and end at. ``glances``: of one in
+    four evaluations where such a state is in the graph, and func there. ``lost``: whether func returned what has no
+    graph, or put a hook on a state.
     """
 
     def __init__(self, solve: Any, y0: Tensor, count: int):
         self._func, self._callback = _func_of(solve, y0), solve.func.callback_step
         self._call = solve.call
-        self._stages, self._count = solve.tableau.stages, count
+        self._count, self._rare = count, max(1, 4 // solve.tableau.stages)
         self._n, self._place = 0, place_in_order()
         self._sizes: set[int] = set()
         self._start: Tensor | None = None
@@ -132,7 +131,7 @@ class _Watched:
         if not slope.requires_grad or has_hooks(y):
             self.lost = True
         elif self._glances and slope.grad_fn is not None:
-            self.glances.append((self._n, end_of(y), end_of(slope)))
+            self.glances.append((self._n, Node(y.grad_fn, y.output_nr), Node(slope.grad_fn, slope.output_nr)))
             self._glances = False
         return slope
 
@@ -141,7 +140,8 @@ class _Watched:
         if n:
             self._close(y)
         self._n, self._start = n, y
-        self._looks, self._glances = is_looked_at(n, self._count), is_glanced_at(n, self._stages)
+        self._looks = is_looked_at(n, self._count)
+        self._glances = not self._looks and n % self._rare == 0
         if self._callback is not host.NO_CALLBACK:
             self._callback(t, y.detach(), h)
         self._place = place_in_order()

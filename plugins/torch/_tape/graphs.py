@@ -37,7 +37,7 @@ class Whole(NamedTuple):
     """A solve of the host's as one graph: from what it was given to what it returns.
 
     ``steps``: a few, by their number, and the states in the graph that each starts from and ends at. ``glances``: of
-    more steps the ends of the graphs of a state and of an evaluation there.
+    more steps where a state is in the graph, and an evaluation there.
     """
 
     given: tuple[Tensor, ...]
