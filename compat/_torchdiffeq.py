@@ -138,11 +138,11 @@ def steps_as_known(solver: Any) -> bool:
 def fixed_step(solver: Any) -> Any:
     """What takes a step of a fixed grid, given func, its start, size and end and the state: its increment, and a slope.
 
-    None where the solver's loop over its steps is not the host's own.
+    None where the solver's loop over its steps, or what it takes them by, is not the host's own.
     """
     solver_class = type(solver)
     known = solver_class in FIXED_GRID_NAMES and solver_class.integrate is _FIXED_LOOP
-    return solver._step_func if known else None
+    return solver._step_func if known and "_step_func" not in vars(solver) else None
 
 
 def steps_whole(solver_class: type) -> bool:

@@ -16,29 +16,65 @@ from torch import Tensor
 from steptape.compat import _torchdiffeq as host
 from steptape.compat._torch import plainly
 
-# Called before each step with its number, its start and the state there.
+# Called before each step with its number, its start, the state there and its size.
 Before = Callable[[int, Tensor, Tensor, Tensor], None]
 
 
-def integrated(solver: Any, func: Any, y: Tensor, t: Tensor, grid: Tensor, before: Before) -> list[Tensor]:
-    """The outputs of ``solver.integrate(t)`` by its steps of ``func`` along a ``grid``, and the state at its end."""
+class FixedLoop:
+    """Integrates as a ``solver`` does whose steps are known, where no graph is built.
+
+    ``evaluate``: func for its steps, at times on neither side of a jump; ``told``: called back before each.
+    """
+
+    def __init__(self, solver: Any, evaluate: Callable[[Tensor, Tensor], Tensor], told: Callable[..., None]):
+        self._solver, self._evaluate, self._told = solver, evaluate, told
+
+    def integrate(self, t: Tensor) -> Tensor:
+        """The solution at the times ``t``."""
+        solver, y0 = self._solver, self._solver.y0
+        if not is_as_host(solver.__class__, y0.dtype, t.dtype, y0.device):
+            return solver.integrate(t)
+        grid = solver.grid_constructor(solver.func, y0, t)
+        assert grid[0] == t[0]
+        assert grid[-1] == t[-1]
+        solution, dtype = y0.new_empty(len(t), *y0.shape), y0.real.dtype
+        rows = iter(solution)
+
+        def evaluate(t: Tensor, y: Tensor, **side: Any) -> Tensor:
+            return self._evaluate(t.to(dtype), y)
+
+        def before(n: int, t: Tensor, y: Tensor, h: Tensor) -> None:
+            self._told(t, y, h)
+
+        integrated(solver, evaluate, y0, t, grid, before, lambda y: next(rows).copy_(y))
+        return solution
+
+    def integrate_until_event(self, t0: Tensor, event_fn: Any) -> tuple[Tensor, Tensor]:
+        """The solver's own."""
+        return self._solver.integrate_until_event(t0, event_fn)
+
+
+def integrated(
+    solver: Any, func: Any, y: Tensor, t: Tensor, grid: Tensor, before: Before, put: Callable[[Tensor], Any]
+) -> Tensor:
+    """``put`` each output of ``solver.integrate(t)`` by steps of ``func`` along a ``grid``; the state at its end."""
     step, ends, times = host.fixed_step(solver), t.tolist(), grid.tolist()
     outputs, points, sizes = t.unbind(), grid.unbind(), grid.diff().unbind()
-    # Views have their place in the order in which a backward pass adds up, which is that of the host's writes.
-    ys, j = [y.view_as(y)], 1
+    put(y)
+    j = 1
     for n, size in enumerate(sizes):
         t0, t1, time = points[n], points[n + 1], times[n + 1]
         before(n, t0, y, size)
         y0, y = y, y + step(func, t0, size, t1, y)[0]
         while j < len(ends) and time >= ends[j]:
             if ends[j] == times[n]:
-                ys.append(y0.view_as(y0))
+                put(y0)
             elif ends[j] == time:
-                ys.append(y.view_as(y))
+                put(y)
             else:
-                ys.append(host.interpolated(solver, t0, y0, None, t1, y, None, outputs[j]))
+                put(host.interpolated(solver, t0, y0, None, t1, y, None, outputs[j]))
             j += 1
-    return [*ys, y]
+    return y
 
 
 def plain(func: Any, y0: Tensor) -> Any:
@@ -75,7 +111,9 @@ def _trial(solver_class: Any, y0: Tensor, t: Tensor, told: list[Tensor], ours: b
     if not ours:
         return solver.integrate(t)
     grid = solver.grid_constructor(func, y0, t)
-    return torch.stack(integrated(solver, plain(func, y0), y0, t, grid, lambda *_: None)[:-1])
+    ys: list[Tensor] = []
+    integrated(solver, plain(func, y0), y0, t, grid, lambda *_: None, ys.append)
+    return torch.stack(ys)
 
 
 def _equal(x: Tensor, y: Tensor) -> bool:
