@@ -39,6 +39,10 @@ try:
     _LOOP = {
         name: getattr(AdaptiveRungeKutta, name) for name in (*_OWN, "integrate_until_event", "_advance_until_event")
     }
+    # The loop over a fixed grid that a lean one stands in for.
+    _FIXED_LOOP = fixed_grid.FixedGridODESolver.integrate
+    # What stands for a callback that a func does not have.
+    NO_CALLBACK = getattr(misc, "_null_callback", None)
     find_event, interp_evaluate, rms_norm = event_handling.find_event, interp._interp_evaluate, misc._rms_norm
     # What is read of a tableau, of the state between two adaptive steps, of wrapped funcs and multistep solvers; and
     # where a solver of a fixed grid takes its steps.
@@ -129,6 +133,16 @@ def steps_as_known(solver: Any) -> bool:
         and all(getattr(solver_class, name, None) is own for name, own in _LOOP.items())
         and vars(solver).keys() == _KNOWN
     )
+
+
+def fixed_step(solver: Any) -> Any:
+    """What takes a step of a fixed grid, given func, its start, size and end and the state: its increment, and a slope.
+
+    None where the solver's loop over its steps, or what it takes them by, is not the host's own.
+    """
+    solver_class = type(solver)
+    known = solver_class in FIXED_GRID_NAMES and solver_class.integrate is _FIXED_LOOP
+    return solver._step_func if known and "_step_func" not in vars(solver) else None
 
 
 def steps_whole(solver_class: type) -> bool:

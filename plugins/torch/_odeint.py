@@ -134,13 +134,15 @@ def odeint_adjoint(
         Held between forward and backward: one state per accepted step, or ``checkpoints`` states, and a scalar per
         stage of each step, besides the solution itself. With ``{"memory": "graphs"}`` also what autograd saves of each
         accepted evaluation of func, and its result, but none of the solver's arithmetic; graphs of rejected tries go
-        with them. States alone are kept, and steps taken again, where a parameter was computed from another one, where
-        hooks act on saved tensors (``save_on_cpu``, ``torch.utils.checkpoint``), and where a grid or ``step_size`` has
-        a gradient; so they are with ``create_graph=True``, and for a batch of cotangents that an operation does not
-        take. A size counts storages, each once, and not those of the inputs, parameters and buffers; besides there is
-        the evaluation at hand. Where steps start from slopes they cannot
-        recompute, these are held too: one per state for ``fehlberg2``, ``adaptive_heun`` and ``tsit5``, one per step or
-        up to eleven per checkpoint for the Adams solvers. The backward pass adds the graph of one step or stage.
+        with them. On a fixed grid whose times need no gradient it is the graph of the solve, as by back-propagation,
+        and few states; where it goes by states, the solve is taken again. States alone are kept, and steps taken again,
+        where a parameter was computed from another one, where hooks act on saved tensors (``save_on_cpu``,
+        ``torch.utils.checkpoint``), and where a grid or ``step_size`` has a gradient; so they are with
+        ``create_graph=True``, and for a batch of cotangents that an operation does not take. A size counts storages,
+        each once, and not those of the inputs, parameters and buffers; besides there is the evaluation at hand. Where
+        steps start from slopes they cannot recompute, these are held too: one per state for ``fehlberg2``,
+        ``adaptive_heun`` and ``tsit5``, one per step or up to eleven per checkpoint for the Adams solvers. The backward
+        pass adds the graph of one step or stage.
         ``"quadrature"`` holds the dense output, five states per accepted step, or ``checkpoints`` states. Of n
         cotangents at once, the backward pass holds n states for each stage, and n times each gradient that is asked
         for.

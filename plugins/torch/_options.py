@@ -168,7 +168,9 @@ def with_parameters(
     solve = dataclasses.replace(solve, before=before, call=solve.call._replace(named=named is not None))
     surroundings.first = FirstValues(untouched.note, used.values, solve.around)
     if used.values and is_taken:
-        solve = solve.beginning_with(First(given[0].detach().clone(), used.values[0], used.after))
+        solve = solve.beginning_with(
+            First(given[0].detach().clone(), used.values[0], used.after, held is untouched.held)
+        )
     return solve, params
 
 

@@ -144,7 +144,7 @@ class _Meter:
         stats = self.stats
         stats.seconds_forward = self._now() - began
         stats.accepted_steps, stats.rejected_steps = tape.length, tape.rejected
-        stats.states_kept = len(tape.states) + sum(map(len, getattr(tape, "interpolants", ())))
+        stats.states_kept = tape.states_kept
         self._held = tape.held()
         self._in_graphs = graphs.ledger.storages if graphs and graphs.ledger else set()
         return results, tape

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
@@ -17,6 +17,14 @@ def leaf_of(solve: object, x: Tensor) -> Tensor:
     leaf: Any = x.detach().requires_grad_()
     leaf.of_solve = solve
     return leaf
+
+
+class Node(NamedTuple):
+    """Where a tensor is in a graph that is held elsewhere."""
+
+    grad_fn: Any
+    output_nr: int
+    requires_grad: bool = True
 
 
 def is_looked_at(n: int, steps: int) -> bool:

@@ -125,11 +125,12 @@ def used_later(late: Sequence[Tensor], solve: Callable[[], Any]) -> list[Tensor]
 class First:
     """The first evaluation, for a solve to take in place of its own: what it drew and kept is drawn once.
 
-    ``y``: its state. ``value``: what it returned, and ``after``: what func changes besides, after it.
+    ``y``: its state. ``value``: what it returned, and ``after``: what func changes besides, after it. ``repeats``:
+    whether func itself is as before, so that it returns the same again from the same numbers drawn.
     """
 
-    def __init__(self, y: Tensor, value: Tensor, after: Note):
-        self._y, self._value, self._after = y, value, after
+    def __init__(self, y: Tensor, value: Tensor, after: Note, repeats: bool):
+        self._y, self._value, self._after, self.repeats = y, value, after, repeats
 
     def __call__(self, side: SideState, evaluate: Callable[[], Tensor], y: Tensor) -> Tensor:
         """``evaluate()`` at ``y``, if it is not this evaluation; ``side``: of the solve, which takes notes of it."""

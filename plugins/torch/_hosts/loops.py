@@ -1,4 +1,4 @@
-"""Which loop takes an adaptive solver's steps: the lean one, where it is known to do what the host's does."""
+"""Which loop takes a solver's steps: a lean one, where it is known to do what the host's does."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from torch import Tensor
 
 from steptape.compat import _torchdiffeq as host
 from steptape.compat._torch import plainly
+from steptape.torch._hosts.fixed_loop import FixedLoop
 from steptape.torch._hosts.lean import ROUNDED, LeanLoop
-from steptape.torch._hosts.recorder import AdaptiveRecorder
+from steptape.torch._hosts.recorder import AdaptiveRecorder, Recorder
 
 
 def loop_of(solver: Any, *, lean: bool, note_interpolant: Callable[[Sequence[Tensor]], None] | None = None) -> Any:
@@ -23,6 +24,10 @@ def loop_of(solver: Any, *, lean: bool, note_interpolant: Callable[[Sequence[Ten
     """
     if lean and host.steps_as_known(solver) and _plain(solver) and _tried(solver):
         return LeanLoop(solver, solver.func, _evaluate_of(solver.func), note_interpolant)
+    if lean and note_interpolant is None and host.fixed_step(solver) is not None and _takes_ends(solver):
+        func = solver.func
+        evaluate = func.evaluate_plain if isinstance(func, Recorder) else host.without_sides(func)
+        return FixedLoop(solver, evaluate, func.callback_step)
     if note_interpolant is not None:
         host.call_after_steps(solver, note_interpolant)
     return solver
@@ -33,6 +38,12 @@ def _evaluate_of(func: Any) -> Callable[[Tensor, Tensor, bool], Tensor]:
         return func.evaluate
     base = host.without_sides(func)
     return lambda t, y, last: base(t, y)
+
+
+def _takes_ends(solver: Any) -> bool:
+    """Whether the outputs of a solver on a fixed grid are made of plain tensors, and of the ends of its steps alone."""
+    is_plain = type(solver.y0) in (Tensor, torch.nn.Parameter) and not torch.is_grad_enabled()
+    return is_plain and solver.interp == "linear" and not solver.perturb
 
 
 def _plain(solver: Any) -> bool:

@@ -85,6 +85,12 @@ class Recorder:
         self._note_evaluation()
         return self._evaluate(t, y, **kwargs)
 
+    def evaluate_plain(self, t: Tensor, y: Tensor) -> Tensor:
+        """func at a time on neither side of a jump."""
+        if self._after_first is None:
+            self._note_evaluation()
+        return self.clock(t, y)
+
     def _note_evaluation(self) -> None:
         self._evaluation = self._side.note()
         if self._after_first is None and self.clock.evaluated:

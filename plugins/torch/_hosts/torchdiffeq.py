@@ -21,6 +21,7 @@ from steptape.torch._hosts.recorder import Recorder
 from steptape.torch._hosts.scheme import Scheme, scheme_of
 from steptape.torch._hosts.tableau import Tableau
 from steptape.torch._hosts.timeline import timeline_of
+from steptape.torch._hosts.whole import as_one_graph
 from steptape.torch._tape.checkpoints import Keep
 from steptape.torch._tape.graphs import Graphs
 from steptape.torch._tape.tape import OdeTape, State, fingerprints
@@ -45,7 +46,7 @@ class OdeSolve(Solve):
     event_fn: Any = None
     back: Any = None
     before: Before | None = None
-    first: Callable[..., Tensor] | None = None
+    first: Any = None
     call: Call = Call()  # noqa: RUF009
 
     given = 3
@@ -163,12 +164,26 @@ class OdeSolve(Solve):
         return self._integrated(loop_of(solver, lean=self.keep.lean), t)
 
     def record(
-        self, given: Sequence[Tensor], surroundings: Surroundings, graphs: Graphs | None = None
+        self,
+        given: Sequence[Tensor],
+        surroundings: Surroundings,
+        graphs: Graphs | None = None,
+        grid: Tensor | None = None,
+    ) -> tuple[tuple[Tensor, Tensor], Any]:
+        """The same; ``grid``: if it has been laid before."""
+        whole = as_one_graph(self, given, surroundings, graphs)
+        if whole is not None:
+            return (whole[0], given[1][-1].clone()), whole[1]
+        begun = self if self.first is None else self._begun(self.first, surroundings.side)
+        return begun._recorded(given, surroundings, graphs, grid)
+
+    def _recorded(
+        self, given: Sequence[Tensor], surroundings: Surroundings, graphs: Graphs | None, grid: Tensor | None
     ) -> tuple[tuple[Tensor, Tensor], OdeTape]:
-        if self.first is not None:
-            return self._begun(self.first, surroundings.side).record(given, surroundings, graphs)
         y0, t, points = given
         solver = self.solver(y0)
+        if grid is not None:
+            solver.grid_constructor = lambda *_: grid
         recorder = self.scheme.recorder(self.func, self.keep, surroundings.side, solver, graphs)
         host.attach(solver, recorder, seeks_event=self.event_fn is not None)
         note = recorder.note_interpolant if self.keep.interpolants else None

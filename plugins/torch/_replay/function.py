@@ -19,6 +19,7 @@ from steptape.torch._autograd.graph import Parameters
 from steptape.torch._autograd.surroundings import Surroundings
 from steptape.torch._autograd.used import check_kept
 from steptape.torch._hosts.base import Solve, Timeline
+from steptape.torch._hosts.whole import step_again
 from steptape.torch._replay.checks import (
     check_end,
     check_unchanged,
@@ -131,7 +132,7 @@ def _pulled(ctx: Any, cotangents: Sequence[Tensor], size: int | None = None) -> 
         back.graphs = ctx.graphs if parameters.retains else ctx.graphs.handed_over()
     if not (back.graphs and back.graphs.are_of(tape.length)):
         check_unchanged(ctx.versions, solve.call)
-    with ctx.surroundings.replayed(changed=bool(tape.notes), params=params), ctx.surroundings.as_solved():
+    with ctx.surroundings.replayed(changed=tape.changes, params=params), ctx.surroundings.as_solved():
         grads = pull(cotangents)
     if ctx.surroundings.draws_anew:
         refuse_other_values(parameters)
@@ -173,7 +174,8 @@ class ReplayBack:
         if not self.graphs.are_of(self._tape.length):
             self._first.check()
         if self.graphs.whole is not None:
-            pulled = pull_whole(self.graphs.whole, cotangents, self._needed, parameters, self._end_again)
+            needed = self._needed[: self._solve.given]
+            pulled = pull_whole(self.graphs.whole, cotangents, needed, parameters, self._end_again)
             return [*pulled, *parameters.found]
         solution, *at_end = cotangents
         solution = solution.movedim(len(parameters.batch), 0)
@@ -223,7 +225,7 @@ class ReplayBack:
         return [next(found) if need else None for need in self._needed]
 
     def _sweep(self, timeline: Timeline) -> Sweep:
-        solve, tape, y0 = self._solve, self._tape, self._given[0]
+        solve, tape, y0 = self._solve, self._tape.made, self._given[0]
         if solve.tableau is None or not isinstance(tape, OdeTape):
             return self._host_sweep(timeline)
         around, moves = self._surroundings, timeline.moves
@@ -240,8 +242,13 @@ class ReplayBack:
         steps = self._solve.host_steps(self._tape, timeline, self._given, self._parameters, self._surroundings)
         return HostStepSweep(steps, self._tape, timeline, self._parameters, self._given[0].device)
 
-    def _end_again(self, n: int) -> State:
-        return self._host_sweep(Timeline.empty(self._given[0])).end_again(n)
+    def _end_again(self, n: int, start: State | None) -> State:
+        if self._solve.tableau is None:
+            return self._host_sweep(Timeline.empty(self._given[0])).end_again(n)
+        tape: Any = self._tape
+        (y,) = start or tape.states[n]
+        with torch.enable_grad(), self._surroundings.side.kept(), self._surroundings.around_func():
+            return step_again(self._solve, tape.nodes, n, y.detach().view_as(self._given[0]).requires_grad_())
 
     def _graphs_for(self, timeline: Timeline) -> Graphs:
         return self.graphs if self.graphs.in_time or not timeline.moves else Graphs()

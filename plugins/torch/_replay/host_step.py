@@ -69,15 +69,18 @@ def pull_whole(
     cotangents: Sequence[Tensor],
     needed: Sequence[bool],
     parameters: Parameters,
-    end_again: Callable[[int], State],
+    end_again: Callable[[int, State | None], State],
 ) -> list[Tensor | None]:
     """The cotangents that are ``needed`` of what a solve was given, by its graph, from those of its results.
 
-    ``end_again``: takes a step again.
+    ``end_again``: takes a step again, from a state if it is at hand.
     """
     check_leaves = LeafCheck(parameters)
     for n, start, end in whole.steps:
-        check_leaves(end, start, functools.partial(end_again, n))
+        check_leaves(end, start, functools.partial(end_again, n, start))
+    for n, place, slope in whole.glances:
+        if not check_leaves.glance(slope, (place,)):
+            check_leaves((slope,), (place,), functools.partial(end_again, n, None))
     wanted = [x for x, need in zip(whole.given, needed, strict=False) if need]
     found = iter(parameters.pull(zip(whole.results, cotangents, strict=True), wanted))
-    return [next(found) if need else None for need in needed[: len(whole.given)]]
+    return [next(found) if need else None for need in needed]

@@ -36,13 +36,15 @@ class Evaluation(NamedTuple):
 class Whole(NamedTuple):
     """A solve of the host's as one graph: from what it was given to what it returns.
 
-    ``steps``: a few, by their number, and the states in the graph that each starts from and ends at.
+    ``steps``: a few, by their number, and the states in the graph that each starts from and ends at. ``glances``: of
+    more steps where a state is in the graph, and an evaluation there.
     """
 
     given: tuple[Tensor, ...]
     results: tuple[Tensor, ...]
     steps: Sequence[Step]
     tokens: tuple[Token, ...] = ()
+    glances: Sequence[tuple[int, Any, Any]] = ()
 
 
 class Graphs:
@@ -82,14 +84,23 @@ class Graphs:
         return slope, Stage(t, leaf, end if self.in_time else end_of(end), nodes)
 
     def keep_whole(
-        self, solve: Callable[..., Sequence[Tensor]], given: Sequence[Tensor], steps: Sequence[Step]
+        self,
+        solve: Callable[..., Sequence[Tensor]],
+        given: Sequence[Tensor],
+        steps: Sequence[Step],
+        glances: Sequence[tuple[int, Any, Any]] = (),
     ) -> tuple[Tensor, ...]:
-        """What ``solve(*given)`` returns, its graph kept; ``steps``: to be filled with a few."""
+        """What ``solve(*given)`` returns, its graph kept; ``steps``, ``glances``: to be filled with a few."""
         leaves = tuple(leaf_of(self.solve, x) for x in given)
         results, tokens = self._built(lambda: tuple(solve(*leaves)), lambda made: made)
         if tokens is not None:
-            self.whole = Whole(leaves, results, steps, tokens)
+            self.whole = Whole(leaves, results, steps, tokens, glances)
         return tuple(x.detach() for x in results)
+
+    @property
+    def keeps_all(self) -> bool:
+        """Whether there is room for any graph."""
+        return not self._full and (self.ledger is None or self.ledger.limit is None)
 
     def take_out(self, step: int, retain: bool) -> Sequence[Any] | None:
         """Those of a step, if they are kept; ``retain``: and go on keeping them."""

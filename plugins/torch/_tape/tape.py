@@ -37,6 +37,21 @@ class Tape:
     rejected: int
     notes: Sequence[Any]
 
+    @property
+    def made(self: T) -> T:
+        """Itself."""
+        return self
+
+    @property
+    def changes(self) -> bool:
+        """Whether evaluations change anything besides."""
+        return bool(self.notes)
+
+    @property
+    def states_kept(self) -> int:
+        """How many states are held, with those of the dense output."""
+        return len(self.states) + sum(map(len, getattr(self, "interpolants", ())))
+
     def held(self) -> list[Tensor]:
         """All tensors on the tape, each once."""
         return list(
@@ -117,20 +132,23 @@ class SdeTape(Tape):
 
 
 class Later:
-    """The tape of a solve whose graph is kept, and which changed nothing besides: made where it is asked for after all.
+    """The tape of a solve whose graph is kept: made where it is asked for after all.
 
-    ``make``: how.
+    ``make``: how. ``changes``: whether evaluations change anything besides. ``known``: what is known of it before.
     """
 
-    notes: Sequence[Any] = ()
+    def __init__(self, length: int, make: Callable[[], Tape], changes: bool = False, **known: Any):
+        self.length, self.changes, self._make, self._known = length, changes, make, known
+        self._made: Any = None
 
-    def __init__(self, length: int, make: Callable[[], Tape]):
-        self.length, self._make = length, make
-        self._made: Tape | None = None
+    @property
+    def made(self) -> Any:
+        """The tape."""
+        self._made = self._made or self._make()
+        return self._made
 
     def __getattr__(self, name: str) -> Any:
-        self._made = self._made or self._make()
-        return getattr(self._made, name)
+        return self._known[name] if self._made is None and name in self._known else getattr(self.made, name)
 
     def emptied(self) -> tuple[Later, list[Tensor]]:
         """Itself: whoever makes it sees whether something has been changed in place."""
