@@ -12,7 +12,7 @@ import torch
 import torchdiffeq
 from torch.autograd import grad
 
-from steptape import GradientError, SteptapeWarning, UnsupportedError
+from steptape import SteptapeWarning, UnsupportedError
 from steptape.shared_tests.oracles.distance import distance
 from steptape.torch import install, odeint_adjoint, record_solves
 from steptape.torch._replay import programs
