@@ -303,9 +303,12 @@ class SideState:
         count = len(generators)
         for generator, state in zip(generators, note[:count], strict=True):
             generator.set_state(state)
-        now = zip(self._versions, self._values, strict=True) if self._values else ((-1, None) for _ in self.buffers)
-        for buffer, value, (version, noted) in zip(self.buffers, note[count:], now, strict=True):
-            if noted is not value or buffer._version != version:
+        # Batch norm writes to its statistics out of autograd's sight, but counts.
+        writes, values = self.writes, note[count:]
+        untouched = self._versions == writes
+        noted = self._values or [None] * len(values)
+        for buffer, value, was, n, m in zip(self.buffers, values, noted, writes, self._versions or writes, strict=True):
+            if was is not value or not (untouched or (n == m and buffer.numel() > SMALL)):
                 # Not a change that autograd is to see: the graphs of earlier evaluations do not read what follows.
                 buffer.data.copy_(value)
         self._versions, self._values = self.writes, list(note[count:])

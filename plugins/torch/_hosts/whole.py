@@ -110,15 +110,15 @@ def _taken_again(
 class _Watched:
     """func in the host's normal form, in a solve of so many steps.
 
-    ``steps``: a few, by their number, with the states they start from and end at. ``glances``: of one in
-    four evaluations where such a state is in the graph, and func there. ``lost``: whether func returned what has no
-    graph, or put a hook on a state.
+    ``steps``: a few, by their number, with the states they start from and end at. ``glances``: of one in three
+    evaluations at least where such a state is in the graph, and func there. ``lost``: whether func returned what has
+    no graph, or put a hook on a state.
     """
 
     def __init__(self, solve: Any, y0: Tensor, count: int):
         self._func, self._callback = _func_of(solve, y0), solve.func.callback_step
         self._call = solve.call
-        self._count, self._rare = count, max(1, 4 // solve.tableau.stages)
+        self._count, self._rare = count, max(1, 3 // solve.tableau.stages)
         self._n, self._place = 0, place_in_order()
         self._sizes: set[int] = set()
         self._start: Tensor | None = None
