@@ -17,8 +17,9 @@ from steptape.torch._autograd.graph import Call, is_one_of, refuse_hooks, refuse
 from steptape.torch._autograd.held import Held
 from steptape.torch._autograd.looks import Inside, Traits
 from steptape.torch._autograd.modules import modules_of
+from steptape.torch._autograd.side import same
 from steptape.torch._autograd.stored import check_stored
-from steptape.torch._autograd.surroundings import FirstValues, Surroundings, Untouched, same
+from steptape.torch._autograd.surroundings import FirstValues, Surroundings, Untouched
 from steptape.torch._autograd.used import (
     First,
     Used,

@@ -11,7 +11,8 @@ from torch import Tensor
 from steptape.compat._torch import place_in_order
 from steptape.torch._autograd.graph import Parameters, check_hooks
 from steptape.torch._autograd.leaves import LeafCheck
-from steptape.torch._autograd.surroundings import Note, Restored, Surroundings
+from steptape.torch._autograd.side import Note, Restored
+from steptape.torch._autograd.surroundings import Surroundings
 
 
 class Stage(NamedTuple):

@@ -1,9 +1,7 @@
 """What evaluations of func read and change besides their arguments, such that a replay finds it as the solve did.
 
 That is autocast; the tensors of its modules, to which ``torch.func.functional_call`` may lend others for the time of a
-solve; and what evaluations change: the state of the random number generators, and buffers such as running statistics
-and power iterations. Of the latter the solve takes notes where an accepted step starts; evaluations in their order do
-the rest. Rejected tries have changed it too, which is why each step has notes of its own.
+solve; what it refers to; and what evaluations change, its side state.
 """
 
 from __future__ import annotations
@@ -16,17 +14,16 @@ import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
-from steptape.compat._torch import copied, uncompiled
+from steptape.compat._torch import uncompiled
 from steptape.compat._torch_graphs import WritesAgain
 from steptape.compat._torch_hooks import hooks_passed_by
-from steptape.torch._autograd.constants import SMALL, Constants, is_plain, is_written_to
-from steptape.torch._autograd.draws import Coded, Draws, drawn_again, draws_of
+from steptape.torch._autograd.constants import Constants, is_plain
+from steptape.torch._autograd.draws import Draws, drawn_again, draws_of
 from steptape.torch._autograd.graph import is_one_of
 from steptape.torch._autograd.held import Held
 from steptape.torch._autograd.modules import all_of, modules_of
+from steptape.torch._autograd.side import Note, SideState
 from steptape.torch._autograd.snapshot import Snapshot, given_back, kept, restore
-
-Note = tuple[Tensor, ...]
 
 
 class FirstValues(NamedTuple):
@@ -248,119 +245,3 @@ class Untouched:
 def _require_gradients(params: Sequence[Tensor], required: bool) -> None:
     for p in params:
         p.requires_grad_(required)
-
-
-class SideState:
-    """The default generators of the CPU and of the state's ``device``, and the ``buffers`` of modules.
-
-    ``own``: those generators; ``followed``: more, of others, that func draws from.
-    """
-
-    def __init__(self, device: torch.device, buffers: Iterable[Tensor]):
-        self.own = [torch.default_generator]
-        if device.type == "cuda":
-            self.own.append(torch.cuda.default_generators[device.index or 0])
-        self.followed: list[Any] = []
-        self.buffers = list({id(x): x for x in buffers}.values())
-        self._versions: list[int] = []
-        self._values: list[Tensor] = []
-
-    def note(self) -> Note:
-        """The state now; buffers that have not changed since the last note share its copies."""
-        if self._versions != (versions := self.writes):
-            self._versions, self._values = versions, list(map(copied, self.buffers))
-        return (*(generator.get_state() for generator in self._generators), *self._values)
-
-    def small_note(self) -> Note | None:
-        """The state now, if it takes little memory to keep."""
-        return self.note() if 0 < sum(x.numel() for x in self.buffers) <= SMALL else None
-
-    def is_written_to(self, note: Note, writes: list[int]) -> bool:
-        """Whether any buffer has been since a ``note`` when there were so many ``writes``."""
-        return any(map(is_written_to, self.buffers, writes, note[len(self._generators) :]))
-
-    def note_after(self, earlier: Note) -> Note:
-        """The state now: an earlier note itself if nothing has changed since, else one that shares the rest with it."""
-        note = self.note()
-        return earlier if same(earlier, note) else shared(note, earlier)
-
-    @property
-    def _generators(self) -> list[Any]:
-        return [*self.own, *map(Coded, self.followed)] if self.followed else self.own
-
-    @property
-    def writes(self) -> list[int]:
-        """How often each of the buffers has been written to."""
-        return [buffer._version for buffer in self.buffers]
-
-    def is_untouched_since(self, note: Note, writes: list[int]) -> bool:
-        """Whether nothing has changed it, be it to what it was, since a ``note`` when there were so many ``writes``."""
-        return self.writes == writes and same(note, self.note())
-
-    def set(self, note: Note) -> None:
-        """Make it the state that was noted."""
-        generators = self._generators
-        count = len(generators)
-        for generator, state in zip(generators, note[:count], strict=True):
-            generator.set_state(state)
-        # Batch norm writes to its statistics out of autograd's sight, but counts.
-        writes, values = self.writes, note[count:]
-        untouched = self._versions == writes
-        noted = self._values or [None] * len(values)
-        for buffer, value, was, n, m in zip(self.buffers, values, noted, writes, self._versions or writes, strict=True):
-            if was is not value or not (untouched or (n == m and buffer.numel() > SMALL)):
-                # Not a change that autograd is to see: the graphs of earlier evaluations do not read what follows.
-                buffer.data.copy_(value)
-        self._versions, self._values = self.writes, list(note[count:])
-
-    @contextmanager
-    def kept(self) -> Iterator[None]:
-        """Leave it after the block as it was before."""
-        before = self.note()
-        try:
-            yield
-        finally:
-            self.set(before)
-
-
-def same(a: Note, b: Note) -> bool:
-    """Whether two notes are of the same state."""
-    return all(map(_equal, a, b))
-
-
-def shared(note: Note, earlier: Note) -> Note:
-    """A note that shares with an earlier one what has not changed since."""
-    return tuple(y if _equal(x, y) else x for x, y in zip(note, earlier, strict=True))
-
-
-def _equal(x: Tensor, y: Tensor) -> bool:
-    if x is y:
-        return True
-    if x.dtype is torch.uint8 and y.dtype is torch.uint8 and x.is_cpu and y.is_cpu:
-        # States of generators, which torch compares byte by byte.
-        return x.numpy().tobytes() == y.numpy().tobytes()
-    return torch.equal(x, y)
-
-
-class Restored:
-    """The side state as a replay sets it: as it was when the solve took a stage.
-
-    ``notes``: for each step those before its first evaluations, as far as the solve took them; the others follow in
-    order. Empty if nothing changes.
-    """
-
-    def __init__(self, side: SideState, notes: Sequence[Sequence[Note]]):
-        self._side, self._notes = side, notes
-        self._step: int | None = None
-        self._known: dict[int, Note] = {}
-
-    def before(self, step: int, stage: int) -> None:
-        """Set the state for a stage; a step's stages come in order, and then again in any order."""
-        if not self._notes:
-            return
-        if step != self._step:
-            self._step, self._known = step, dict(enumerate(self._notes[step]))
-        if stage in self._known:
-            self._side.set(self._known[stage])
-        else:
-            self._known[stage] = self._side.note()

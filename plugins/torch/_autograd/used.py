@@ -19,7 +19,8 @@ from steptape._errors import GradientError
 from steptape.compat._torch import is_freed, sequence_number, uncompiled
 from steptape.torch._autograd.graph import Call, is_one_of, leads_to, place_of, places_from, tensors_of
 from steptape.torch._autograd.looks import Evaluate, Inside, Noticed, Operations, Traits, look
-from steptape.torch._autograd.surroundings import Note, SideState, Untouched
+from steptape.torch._autograd.side import Note, SideState
+from steptape.torch._autograd.surroundings import Untouched
 
 # Each parameter that is not used takes time in each pull.
 _FEW = 50

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from steptape._errors import GradientError, UnsupportedError
-from steptape.torch._autograd.surroundings import Note, SideState
+from steptape.torch._autograd.side import Note, SideState
 from steptape.torch._tape.transfer import moved
 
 _ENTRIES = 8

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from steptape.compat import _torchdiffeq as host
-from steptape.torch._autograd.surroundings import Note, SideState, same, shared
+from steptape.torch._autograd.side import Note, SideState, same, shared
 from steptape.torch._tape.checkpoints import Keep, KeptStates
 from steptape.torch._tape.graphs import Evaluation, Graphs
 from steptape.torch._tape.tape import State

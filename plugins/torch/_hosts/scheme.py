@@ -13,7 +13,7 @@ from torch import Tensor
 from steptape.compat import _torchdiffeq as host
 from steptape.compat._torch import plainly
 from steptape.compat._unsupported import unsupported
-from steptape.torch._autograd.surroundings import SideState
+from steptape.torch._autograd.side import SideState
 from steptape.torch._hosts.recorder import AdaptiveRecorder, HostStepRecorder, Recorder
 from steptape.torch._hosts.tableau import Tableau, adaptive_tableau, fixed_grid_tableau
 from steptape.torch._tape.checkpoints import Keep

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from steptape.compat._unsupported import unsupported
 from steptape.torch._autograd.graph import Call, refuse_written
-from steptape.torch._autograd.surroundings import Note
+from steptape.torch._autograd.side import Note
 from steptape.torch._hosts.brownian import NotingBrownian
 from steptape.torch._tape.checkpoints import Keep, KeptStates
 from steptape.torch._tape.tape import SdeStep, SdeTape, State, fingerprints

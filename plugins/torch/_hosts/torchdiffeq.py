@@ -14,7 +14,8 @@ from steptape._errors import UnsupportedError
 from steptape.compat import _torchdiffeq as host
 from steptape.torch._autograd.field import Field
 from steptape.torch._autograd.graph import Call, Parameters
-from steptape.torch._autograd.surroundings import SideState, Surroundings
+from steptape.torch._autograd.side import SideState
+from steptape.torch._autograd.surroundings import Surroundings
 from steptape.torch._hosts.base import Before, HostSteps, Solve, Timeline
 from steptape.torch._hosts.loops import loop_of
 from steptape.torch._hosts.recorder import Recorder

@@ -20,7 +20,8 @@ from steptape.compat._torch import place_in_order
 from steptape.compat._torch_hooks import has_hooks
 from steptape.torch._autograd.graph import refuse_written
 from steptape.torch._autograd.leaves import Node, is_looked_at
-from steptape.torch._autograd.surroundings import Note, Surroundings
+from steptape.torch._autograd.side import Note
+from steptape.torch._autograd.surroundings import Surroundings
 from steptape.torch._hosts.fixed_loop import integrated, is_as_host, plain
 from steptape.torch._tape.graphs import Graphs, Step
 from steptape.torch._tape.tape import Later, OdeTape, State, fingerprints

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from steptape.torch._autograd.graph import tensors_of
-from steptape.torch._autograd.surroundings import Note
+from steptape.torch._autograd.side import Note
 
 # Where a step starts: y, and what it cannot compute from y, such as the slopes of earlier steps, the latest first.
 State = tuple[Tensor, ...]
