@@ -3,6 +3,7 @@
 Read by feature: where nothing is noted, a rule is taken for one of the user's, which need not be a derivative.
 """
 
+import functools
 import importlib.util
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ def is_of_library(equation: Any) -> bool:
     return any(file.startswith(folder) for folder in _folders())
 
 
+@functools.cache
 def _folders() -> list[str]:
     found = (importlib.util.find_spec(name) for name in _LIBRARIES)
     return [f"{Path(one.origin).parent.as_posix()}/" for one in found if one is not None and one.origin]

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from steptape.compat import _torchdiffeq as host
 from steptape.compat._torch import plainly
+from steptape.torch._hosts.trial import Told, does_the_same, start_of
 
 # Called before each step with its number, its start, the state there and its size.
 Before = Callable[[int, Tensor, Tensor, Tensor], None]
@@ -87,34 +88,17 @@ def plain(func: Any, y0: Tensor) -> Any:
 @plainly
 def is_as_host(solver_class: Any, of_state: torch.dtype, of_times: torch.dtype, device: torch.device) -> bool:
     """Whether both loops do the same on a small problem, to the bit."""
-    told: list[list[Tensor]] = [[], []]
-    y0 = torch.linspace(0.3, 2.0, 15, device=device).view(3, 5).to(of_state)
+    y0 = start_of(of_state, device)
     t = torch.tensor([0.125, 0.3, 0.32, 0.6, 1.9], device=device, dtype=of_times)
-    try:
-        with torch.autocast(device.type, enabled=False):
-            for ours in (False, True):
-                told[ours].append(_trial(solver_class, y0, t, told[ours], ours))
-    except Exception:
-        # What one of them cannot do, the host is to say itself.
-        return False
-    return len(told[0]) == len(told[1]) and all(map(_equal, *told))
+    return does_the_same(lambda ours: _try(solver_class, y0, t, ours), device)
 
 
-def _trial(solver_class: Any, y0: Tensor, t: Tensor, told: list[Tensor], ours: bool) -> Tensor:
-    def base(t: Tensor, y: Tensor) -> Tensor:
-        told.extend((t, y))
-        return torch.cos(3 * t) * y - 0.5 * y * y
-
-    func = host.with_callbacks(host.with_sides(base))
-    func.callback_step = lambda t, y, h: None
+def _try(solver_class: Any, y0: Tensor, t: Tensor, ours: bool) -> list[Tensor]:
+    """The solution of a problem with outputs at and between the ends of steps, and all that func is told."""
+    func, ys = Told(), list[Tensor]()
     solver = solver_class(func=func, y0=y0, rtol=1e-3, atol=1e-3, step_size=0.2)
     if not ours:
-        return solver.integrate(t)
+        return [solver.integrate(t), *func.told]
     grid = solver.grid_constructor(func, y0, t)
-    ys: list[Tensor] = []
-    integrated(solver, plain(func, y0), y0, t, grid, lambda *_: None, ys.append)
-    return torch.stack(ys)
-
-
-def _equal(x: Tensor, y: Tensor) -> bool:
-    return x.dtype == y.dtype and torch.equal(x, y)
+    integrated(solver, plain(func, y0), y0, t, grid, lambda n, *step: func.callback_step(*step), ys.append)
+    return [torch.stack(ys), *func.told]

@@ -15,6 +15,7 @@ from steptape.compat._torch import plainly
 from steptape.torch._hosts.fixed_loop import FixedLoop
 from steptape.torch._hosts.lean import ROUNDED, LeanLoop
 from steptape.torch._hosts.recorder import AdaptiveRecorder, Recorder
+from steptape.torch._hosts.trial import Told, does_the_same, start_of
 
 
 def loop_of(solver: Any, *, lean: bool, note_interpolant: Callable[[Sequence[Tensor]], None] | None = None) -> Any:
@@ -67,47 +68,16 @@ def _tried(solver: Any) -> bool:
 @plainly
 def same_as_host(solver_class: Any, of_state: torch.dtype, of_times: torch.dtype, device: torch.device) -> bool:
     """Whether the lean loop does on a small problem what the host's does, to the bit."""
-    with torch.autocast(device.type, enabled=False):
-        y0 = torch.linspace(0.3, 2.0, 15, device=device).view(3, 5).to(of_state)
-        t = torch.tensor([0.125, 0.3, 0.6, 1.9], device=device, dtype=y0.real.dtype)
-        try:
-            return _equal(*(_try(solver_class, of_times, y0, t, lean) for lean in (False, True)))
-        except Exception:
-            # What one of them cannot do, the host is to say itself.
-            return False
+    y0 = start_of(of_state, device)
+    t = torch.tensor([0.125, 0.3, 0.6, 1.9], device=device, dtype=y0.real.dtype)
+    return does_the_same(lambda lean: _try(solver_class, of_times, y0, t, lean), device)
 
 
 def _try(solver_class: Any, dtype: torch.dtype, y0: Tensor, t: Tensor, lean: bool) -> list[Tensor]:
     """The solution of a problem with a rejected try, steps cut short and outputs between, and all that func is told."""
-    func = _Told()
+    func = Told()
     options = {"first_step": 1.5, "step_t": t.new_tensor([1.4]), "jump_t": t.new_tensor([1.1]), "dtype": dtype}
     tolerance = max(1e-4, 4 * torch.finfo(y0.dtype).eps)
     solver = solver_class(func=func, y0=y0, rtol=tolerance, atol=tolerance, norm=host.rms_norm, **options)
     loop = LeanLoop(solver, func, _evaluate_of(func)) if lean else solver
     return [loop.integrate(t), *func.told]
-
-
-class _Told:
-    """A vector field that keeps what it is told."""
-
-    def __init__(self) -> None:
-        self.told: list[Tensor] = []
-        self._with_sides = host.with_sides(self.base_func)
-
-    def base_func(self, t: Tensor, y: Tensor) -> Tensor:
-        self.told += [t, y]
-        return torch.cos(3 * t) * y - 0.5 * y * y
-
-    def __call__(self, t: Tensor, y: Tensor, **side: Any) -> Tensor:
-        return self._with_sides(t, y, **side)
-
-    def _step(self, t: Tensor, y: Tensor, h: Tensor) -> None:
-        self.told += [t, y, h]
-
-    callback_step = callback_accept_step = callback_reject_step = _step
-
-
-def _equal(hosts: list[Tensor], ours: list[Tensor]) -> bool:
-    return len(ours) == len(hosts) and all(
-        x.dtype == y.dtype and x.shape == y.shape and torch.equal(x, y) for x, y in zip(hosts, ours, strict=True)
-    )

@@ -8,6 +8,7 @@ from steptape import GradientError, UnsupportedError
 from steptape.shared_tests.oracles.distance import distance
 from steptape.torch import record_solves, sdeint_adjoint
 from steptape_helpers.sde_problems import LEVY, Sde, cases, differentiate, initial, interval
+from steptape_helpers.torch_solves import TakesNoBatch
 
 GRAPHS = {"adjoint_method": "aca", "adjoint_options": {"memory": "graphs"}}
 
@@ -144,22 +145,10 @@ def test_batched_cotangents_are_pulled_through_the_same_graphs():
     assert distance(found, [torch.stack(each)]) <= 1e-12
 
 
-class OneAtATime(torch.autograd.Function):
-    """The identity, whose backward pass takes no batch."""
-
-    @staticmethod
-    def forward(ctx, x):
-        return x.clone()
-
-    @staticmethod
-    def backward(ctx, cotangent):
-        return torch.from_numpy(cotangent.numpy())
-
-
 def test_where_an_operation_takes_no_batch_steps_are_taken_again_from_the_states_that_are_held():
     class Plain(Sde):
         def f(self, t, y):
-            return OneAtATime.apply(super().f(t, y))
+            return TakesNoBatch.apply(super().f(t, y))
 
     sde, y0, found = Plain("stratonovich", "diagonal"), initial(), []
     batch = torch.randn(2, 3, *y0.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))

@@ -15,6 +15,18 @@ ADAMS = ("explicit_adams", "implicit_adams", "fixed_adams")
 FIXED_GRID = ("euler", "midpoint", "heun2", "heun3", "rk4")
 
 
+class TakesNoBatch(torch.autograd.Function):
+    """The identity, whose backward pass reads a number of its cotangent, which a batch of them does not have."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, cotangent: Tensor) -> Tensor:
+        return cotangent if cotangent.sum().item() else cotangent * 1.0
+
+
 def gradients_of(loss: Tensor, wrt: Any, second: bool) -> Any:
     """Of a loss, or of its gradient's own sum of squares; None for what is not used."""
     found = torch.autograd.grad(loss, wrt, allow_unused=True, create_graph=second)

@@ -12,7 +12,7 @@ from torch.autograd import grad
 from steptape import GradientError
 from steptape.shared_tests.oracles.distance import distance
 from steptape.torch import odeint_adjoint, record_solves
-from steptape_helpers.torch_solves import ADAMS, ADAPTIVE, FIXED_GRID
+from steptape_helpers.torch_solves import ADAMS, ADAPTIVE, FIXED_GRID, TakesNoBatch
 
 WAYS = (
     (torchdiffeq.odeint, {}),
@@ -206,16 +206,7 @@ def test_second_derivatives_are_those_of_back_propagation():
 
 @pytest.mark.parametrize("takes_batch", [True, False])
 def test_batched_cotangents_are_pulled_together_or_replayed(takes_batch):
-    class Read(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx, x):
-            return x.clone()
-
-        @staticmethod
-        def backward(ctx, cotangent):
-            return cotangent if cotangent.sum().item() else cotangent * 1.0
-
-    ys, inputs = solve(Field(None if takes_batch else Read.apply))
+    ys, inputs = solve(Field(None if takes_batch else TakesNoBatch.apply))
     batch = torch.randn(3, *ys.shape, dtype=torch.float64)
     found = grad(ys, inputs, batch, is_grads_batched=True, retain_graph=True)
     each = [grad(ys, inputs, one, retain_graph=True) for one in batch]

@@ -10,7 +10,7 @@ from torch.autograd import grad
 from steptape import GradientError, UnsupportedError
 from steptape.shared_tests.oracles.distance import distance
 from steptape.torch import odeint_adjoint, record_solves
-from steptape_helpers.torch_solves import FIXED_GRID
+from steptape_helpers.torch_solves import FIXED_GRID, TakesNoBatch
 
 OURS = {"adjoint_method": "aca", "adjoint_options": {"memory": "graphs"}}
 WAYS = ((torchdiffeq.odeint, {}), (odeint_adjoint, OURS))
@@ -102,17 +102,8 @@ def test_running_statistics_are_those_of_the_solve_after_every_pass():
 
 
 def test_a_batch_that_an_operation_does_not_take_is_replayed():
-    class Read(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx, x):
-            return x.clone()
-
-        @staticmethod
-        def backward(ctx, cotangent):
-            return cotangent if cotangent.sum().item() else cotangent * 1.0
-
     found = []
-    for between in (Read.apply, None):
+    for between in (TakesNoBatch.apply, None):
         func, y0 = Field(between), state()
         ys = odeint_adjoint(func, y0, T, method="rk4", options={"step_size": 0.1}, **OURS)
         batch = torch.linspace(-1, 1, 2 * ys.numel(), dtype=torch.float64).view(2, *ys.shape)
