@@ -26,6 +26,8 @@ from steptape.torch._autograd.snapshot import DICTIONARIES, Snapshot, held_by, r
 
 _OF_TORCH = frozenset(vars(torch.nn.Module()))
 _CHANGING = ("_modules", "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+# What threads wait for is not as it was: another one would wait for ever.
+_OF_THREADS = frozenset(("_thread", "threading", "queue", "logging", "multiprocessing", "concurrent", "asyncio"))
 _PLAIN = frozenset((bool, int, float, str, type(None)))
 # Of what holds more, the rest is left as it is.
 _MANY = 2000
@@ -124,7 +126,7 @@ class Held:
 
     def _walk(self, holder: Any, depth: int) -> None:
         self._left -= 1
-        if id(holder) in self._seen or self._left < 0:
+        if id(holder) in self._seen or self._left < 0 or _is_of(holder, _OF_THREADS):
             return
         if isinstance(holder, Tensor):
             self.tensors.append(holder)
@@ -180,7 +182,7 @@ class Held:
     def _note_object(self, value: Any) -> None:
         """What an object holds, such as a schedule or a configuration, and what the objects in it hold in turn."""
         others = (type, FunctionType, MethodType, ModuleType, Tensor, torch.nn.Module)
-        seen = id(value) in self._seen or id(value) in self._objects
+        seen = id(value) in self._seen or id(value) in self._objects or _is_of(value, _OF_THREADS)
         if self._inside < DEPTH and _attributes(value) is not None and not seen and not isinstance(value, others):
             self._objects.add(id(value))
             self._inside += 1
@@ -233,6 +235,10 @@ class Held:
             if not isinstance(value, tuple):
                 noted = {key: x for key, x in found.items() if _is_noted(x)}
                 self._snapshots.append(Snapshot(value, noted, len(value)))
+
+
+def _is_of(x: Any, modules: frozenset[str]) -> bool:
+    return type(x).__module__.partition(".")[0] in modules
 
 
 def _attributes(x: Any) -> dict[str, Any] | None:

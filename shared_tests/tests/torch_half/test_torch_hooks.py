@@ -123,7 +123,7 @@ def test_hooks_are_the_user_s_own_again():
 def test_another_thread_s_gradient_meets_its_hooks():
     """While one thread replays, another one takes the gradient in the same parameter."""
     field, seen = Field(), []
-    entered, done = threading.Event(), threading.Event()
+    solved, entered, done = threading.Event(), threading.Event(), threading.Event()
 
     class Waiting(torch.nn.Module):
         def __init__(self):
@@ -131,9 +131,9 @@ def test_another_thread_s_gradient_meets_its_hooks():
             self.field = field
 
         def forward(self, t, y):
-            if torch.is_grad_enabled() and not entered.is_set():
+            if solved.is_set() and not entered.is_set():
                 entered.set()
-                done.wait(20)
+                assert done.wait(20)
             return self.field(t, y)
 
     field.net.bias.register_hook(lambda g: seen.append(threading.get_ident()) or 2 * g)
@@ -148,8 +148,10 @@ def test_another_thread_s_gradient_meets_its_hooks():
     thread = threading.Thread(target=other)
     thread.start()
     ys = odeint_adjoint(Waiting(), Y0, T, options=OPTIONS["dopri5"], adjoint_method="aca")
+    solved.set()
     torch.autograd.grad(ys.sum(), field.net.bias)
     thread.join()
+    assert entered.is_set()
     assert torch.equal(found[0], torch.full((3,), 2.0, dtype=torch.float64))
     assert seen == [thread.ident, threading.get_ident()]
 
