@@ -10,7 +10,7 @@ from torch import Tensor
 
 from steptape.compat._torch import place_in_order
 from steptape.torch._autograd.graph import Parameters, check_hooks
-from steptape.torch._autograd.leaves import LeafCheck
+from steptape.torch._autograd.leaves import LeafCheck, is_glanced_at, is_looked_at
 from steptape.torch._autograd.side import Note, Restored
 from steptape.torch._autograd.surroundings import Surroundings
 
@@ -32,7 +32,7 @@ class Field:
 
     ``side``: what to ask before an evaluation of the solve's, of which the tape has ``notes``. ``in_time``: whether
     cotangents in t are wanted too. ``checks``: whether what func depends on is looked at, in the first evaluation and
-    after each ``look_again``; not where who differentiates follows all.
+    now and then; not where who differentiates follows all.
     """
 
     def __init__(
@@ -66,10 +66,19 @@ class Field:
             y = y.detach().view(self._shape).requires_grad_()
             before = place_in_order()
             stage = Stage(t, y, self.slope(t, y), place_in_order() - before)
-            self._note_size(stage)
+            self._note_size(stage.nodes)
             self.check(stage.slope, t, y, first)
         check_hooks((y,), self.parameters.call)
         return stage
+
+    def within(self, t: Tensor, y: Tensor, first: bool = False) -> Tensor:
+        """What func returns at ``y`` in its own shape, as a part of a larger graph, checked as a stage is."""
+        before = place_in_order()
+        slope = self.returned(t, y)
+        self._note_size(place_in_order() - before)
+        self.check(slope, t, y, first)
+        check_hooks((y,), self.parameters.call)
+        return slope
 
     def slope(self, t: Tensor, y: Tensor) -> Tensor:
         """f(t, y) for ``y`` in its own shape, as part of the caller's graph if there is one, in the dtype of ``y``."""
@@ -95,23 +104,22 @@ class Field:
         for stage in stages:
             if stage is None:
                 continue
-            self._note_size(stage)
+            self._note_size(stage.nodes)
             if self._looks or self._glances:
                 with torch.enable_grad():
                     self.check(stage.slope, stage.t, stage.y)
 
-    def _note_size(self, stage: Stage) -> None:
-        if stage.nodes not in self._sizes:
-            self._sizes.add(stage.nodes)
+    def _note_size(self, nodes: int) -> None:
+        if nodes not in self._sizes:
+            self._sizes.add(nodes)
             self._glances = True
 
-    def glance(self) -> None:
-        """Look whether the next evaluation depends on what others do not."""
-        self._glances = True
-
-    def look_again(self) -> None:
-        """Look at what the next evaluation depends on: func may use other tensors than before."""
-        self._looks = True
+    def look_at(self, n: int, steps: int, stages: int) -> None:
+        """Before step n: whether to look at what its next evaluation depends on, as func may use other tensors now."""
+        if is_looked_at(n, steps):
+            self._looks = True
+        elif is_glanced_at(n, stages):
+            self._glances = True
 
     def check(self, slope: Tensor, t: Tensor, y: Tensor, first: bool = False) -> None:
         """Raise, the next time, if a slope depends on leaves besides ``t``, ``y`` and the parameters.

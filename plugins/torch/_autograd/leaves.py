@@ -64,6 +64,8 @@ class LeafCheck:
         unknown = self._unknown(outputs, known)
         if first:
             self._check_first()
+        # Of a graph that is to go.
+        self._reached = set()
         if any(getattr(x, "of_solve", None) is parameters.solve for x in unknown):
             _refuse_history(parameters.call)
         # As many as were made for themselves before.

@@ -32,11 +32,10 @@ def as_one_graph(
 ) -> tuple[Tensor, Later] | None:
     """The solution, whose graph is kept, and the tape; None where steps are to be kept one by one."""
     y0, t, _ = given
-    if graphs is None or not graphs.keeps_all or graphs.in_time or not _is_plain(solve, y0, t):
+    if graphs is None or not graphs.keeps_all or graphs.in_time:
         return None
-    solver: Any = solve.solver(y0)
-    side = surroundings.side
-    if host.fixed_step(solver) is None or not is_as_host(solver.__class__, y0.dtype, t.dtype, y0.device):
+    solver, side = known_solver(solve, y0, t), surroundings.side
+    if solver is None:
         return None
     note, writes = side.note(), side.writes
     with torch.enable_grad():
@@ -73,13 +72,19 @@ def step_again(solve: Any, nodes: Tensor, n: int, y: Tensor) -> State:
     return (y + host.fixed_step(solver)(_func_of(solve, y), t0, t1 - t0, t1, y)[0],)
 
 
-def _is_plain(solve: Any, y0: Tensor, t: Tensor) -> bool:
-    """Whether the outputs of a solve on a fixed grid are made of plain tensors, and of the ends of its steps alone."""
+def known_solver(solve: Any, y0: Tensor, t: Tensor) -> Any:
+    """A new solver of a solve on a fixed grid that our loop takes as the host's does; None if there is none.
+
+    Its outputs are made of plain tensors, and of the ends of its steps alone.
+    """
     plainly = type(y0) in (Tensor, torch.nn.Parameter) and solve.keep.lean and solve.event_fn is None
     begins = solve.first is None or solve.first.repeats
-    return (
-        plainly and begins and len(t) > 1 and solve.options.get("interp", "linear") == "linear" and not solve.in_options
-    )
+    of_ends = len(t) > 1 and solve.options.get("interp", "linear") == "linear" and not solve.in_options
+    if not (plainly and begins and of_ends):
+        return None
+    solver = solve.solver(y0)
+    known = host.fixed_step(solver) is not None and is_as_host(solver.__class__, y0.dtype, t.dtype, y0.device)
+    return solver if known else None
 
 
 def _func_of(solve: Any, y0: Tensor) -> Any:

@@ -19,7 +19,7 @@ from steptape.torch._autograd.graph import Parameters
 from steptape.torch._autograd.surroundings import Surroundings
 from steptape.torch._autograd.used import check_kept
 from steptape.torch._hosts.base import Solve, Timeline
-from steptape.torch._hosts.whole import step_again
+from steptape.torch._hosts.whole import known_solver, step_again
 from steptape.torch._replay.checks import (
     check_end,
     check_unchanged,
@@ -29,6 +29,7 @@ from steptape.torch._replay.checks import (
 )
 from steptape.torch._replay.compiled import CompiledSweep, How, check_compilable, refuse_parts
 from steptape.torch._replay.first import FirstEvaluation
+from steptape.torch._replay.grid_steps import GridSweep
 from steptape.torch._replay.host_step import HostStepSweep, pull_whole
 from steptape.torch._replay.kept import graphs_of
 from steptape.torch._replay.runge_kutta import RungeKuttaSweep
@@ -236,7 +237,15 @@ class ReplayBack:
             how = How(solve.bare_field, solve.user_func, around.autocast_settings, solve.keep.compile)
             return CompiledSweep(solve.tableau, tape, timeline, field, y0, how)
         whole_steps, graphs = solve.keep.graph == "step", self._graphs_for(timeline)
+        if whole_steps and not moves and (solver := self._known_solver(tape)):
+            return GridSweep(solver, solve.tableau.stages, tape, timeline, field, y0)
         return RungeKuttaSweep(solve.tableau, tape, timeline, field, y0, whole_steps, graphs)
+
+    def _known_solver(self, tape: OdeTape) -> Any:
+        """The solver of a fixed grid whose steps can be taken again by several, without regard to anything else."""
+        (y0, t, *_), solve = self._given, self._solve
+        apart = tape.notes or self._parameters.batch or solve.keep.memory != "states" or solve.options.get("perturb")
+        return None if apart or not y0.numel() else known_solver(solve, y0, t)
 
     def _host_sweep(self, timeline: Timeline) -> HostStepSweep:
         steps = self._solve.host_steps(self._tape, timeline, self._given, self._parameters, self._surroundings)

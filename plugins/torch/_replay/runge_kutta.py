@@ -18,7 +18,6 @@ from torch import Tensor
 
 from steptape.torch._autograd.field import Field, Stage
 from steptape.torch._autograd.graph import check_hooks
-from steptape.torch._autograd.leaves import is_glanced_at, is_looked_at
 from steptape.torch._hosts.base import Timeline
 from steptape.torch._hosts.tableau import Tableau
 from steptape.torch._replay.checks import check_end
@@ -102,10 +101,7 @@ class RungeKuttaSweep(Sweep):
 
     def _step(self, n: int, state: State, outputs: slice, mu: Tensor, after: After) -> After:
         end, link = after
-        if is_looked_at(n, self.tape.length):
-            self.field.look_again()
-        elif is_glanced_at(n, self.to_end):
-            self.field.glance()
+        self.field.look_at(n, self.tape.length, self.to_end)
         # A last stage at the end of the step is the next step's first, or of use to outputs inside the step alone.
         own = self.to_end if link or not len(mu) else self.last + 1
         kept = self.graphs.take_out(n, self.field.parameters.retains)

@@ -27,8 +27,10 @@ from steptape.torch._tape.tape import State, Tape
 class Sweep(abc.ABC):
     """The backward pass over one tape; ``cotangents``: of its times, once it has run, with the ``batch`` last.
 
-    ``following``: the state at which the next step starts.
+    ``following``: the state at which the next step starts. ``together``: how many steps are taken at a time.
     """
+
+    together = 1
 
     def __init__(self, tape: Tape, timeline: Timeline, device: torch.device, parameters: Parameters):
         self.tape, self.parameters = tape, parameters
@@ -48,6 +50,8 @@ class Sweep(abc.ABC):
             return [at_end[0] + at_outputs.sum(0), *at_end[1:]]
         cotangents, last = self._begun(at_end), len(at_outputs)
         for n, state in self.steps_backward():
+            if n % self.together:
+                continue
             first = bisect.bisect_left(self.tape.step_of_output, n, hi=last)
             cotangents = self._step(n, state, slice(first, last), at_outputs[first:last], cotangents)
             last, self.following = first, state
@@ -64,7 +68,10 @@ class Sweep(abc.ABC):
 
     @abc.abstractmethod
     def _step(self, n: int, state: State, outputs: slice, mu: Tensor, after: Any) -> Any:
-        """Replay step n: from the cotangents ``mu`` of its outputs and those ``after`` it to those before it."""
+        """Replay step n, and those to be taken together with it.
+
+        From the cotangents ``mu`` of the outputs inside and those ``after`` to those before.
+        """
 
     def _begun(self, at_end: list[Tensor]) -> Any:
         """What there is after the last step."""

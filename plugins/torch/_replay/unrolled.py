@@ -17,7 +17,7 @@ from torch import Tensor
 from steptape.compat._torch import outside_transforms
 from steptape.torch._autograd.field import Field
 from steptape.torch._autograd.graph import Parameters
-from steptape.torch._autograd.leaves import LeafCheck, is_glanced_at, is_looked_at
+from steptape.torch._autograd.leaves import LeafCheck, is_looked_at
 from steptape.torch._autograd.surroundings import Surroundings
 from steptape.torch._hosts.base import HostSteps, Solve, Timeline
 from steptape.torch._hosts.tableau import Tableau
@@ -78,10 +78,7 @@ def _by_tableau(tableau: Tableau, tape: Any, timeline: Timeline, field: Field, y
     for n, h in enumerate(sizes):
         ahead = n + 1 < len(sizes) and not tape.evaluates_first_stage[n + 1]
         outputs = range(len(tape.step_of_output))[_outputs_of(tape, n)]
-        if is_looked_at(n, len(sizes)):
-            field.look_again()
-        elif is_glanced_at(n, tableau.stages):
-            field.glance()
+        field.look_at(n, len(sizes), tableau.stages)
         if slope is None:
             field.side.before(n, 0)
             t = timeline.stages[n, 0]
