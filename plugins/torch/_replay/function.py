@@ -243,7 +243,8 @@ class ReplayBack:
 
     def _known_solver(self, tape: OdeTape) -> Any:
         """The solver of a fixed grid whose steps can be taken again by several, without regard to anything else."""
-        (y0, t, *_), solve = self._given, self._solve
+        solve: Any = self._solve
+        y0, t, *_ = self._given
         apart = tape.notes or self._parameters.batch or solve.keep.memory != "states" or solve.options.get("perturb")
         return None if apart or not y0.numel() else known_solver(solve, y0, t)
 
