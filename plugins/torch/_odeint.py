@@ -142,8 +142,8 @@ def odeint_adjoint(
         each once, and not those of the inputs, parameters and buffers; besides there is the evaluation at hand. Where
         steps start from slopes they cannot recompute, these are held too: one per state for ``fehlberg2``,
         ``adaptive_heun`` and ``tsit5``, one per step or up to eleven per checkpoint for the Adams solvers. The backward
-        pass adds the graph of one step or stage; on a fixed grid, of a state of at most 16,384 entries, that of steps with
-        six evaluations.
+        pass adds the graph of one step or stage; on a fixed grid, of a state of at most 16,384 entries, that of six
+        evaluations.
         ``"quadrature"`` holds the dense output, five states per accepted step, or ``checkpoints`` states. Of n
         cotangents at once, the backward pass holds n states for each stage, and n times each gradient that is asked
         for.
