@@ -30,6 +30,7 @@ from steptape.torch._autograd.used import (
     with_graph,
 )
 from steptape.torch._hosts.base import Before, Solve
+from steptape.torch._replay.first import Repeats
 from steptape.torch._tape.checkpoints import Keep
 
 _told: set[str] = set()
@@ -172,6 +173,8 @@ def with_parameters(
         solve = solve.beginning_with(
             First(given[0].detach().clone(), used.values[0], used.after, held is untouched.held)
         )
+    elif used.values and solve.keep.memory != "states":
+        solve = solve.around(Repeats(used.values[0], solve.call, surroundings.autocast))
     return solve, params
 
 

@@ -1,6 +1,7 @@
 """Generators of random numbers that func may draw from and that are not torch's default ones, and their states.
 
-Those are Python's, NumPy's, and objects of theirs and torch's that func refers to.
+Those are Python's, NumPy's, and objects of theirs and torch's that func refers to. A queue, a set or a counter of plain
+numbers that evaluations change is like a generator: its state is what it holds.
 """
 
 from __future__ import annotations
@@ -8,12 +9,18 @@ from __future__ import annotations
 import pickle
 import random
 import sys
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+_CONTAINERS = (deque, set, Counter)
+_PLAIN = frozenset((bool, int, float, complex, str, bytes, type(None)))
+# Those of more are logs, and too long to be noted at each step.
+_LONG = 256
 
 
 class Draws(NamedTuple):
@@ -67,10 +74,18 @@ def draws_of_all() -> list[Draws]:
 
 
 def is_generator(x: Any) -> bool:
-    """Whether an object draws random numbers."""
+    """Whether an object draws random numbers, or is such a container."""
+    if type(x) in _CONTAINERS:
+        entries = x.items() if isinstance(x, dict) else ((None, entry) for entry in x)
+        return len(x) <= _LONG and all(type(key) in _PLAIN and type(entry) in _PLAIN for key, entry in entries)
     if isinstance(x, (torch.Generator, random.Random)):
         return not isinstance(x, random.SystemRandom)
     return type(x).__module__.startswith("numpy.random") and (hasattr(x, "bit_generator") or hasattr(x, "set_state"))
+
+
+def may_recur(generator: Any) -> bool:
+    """Whether its state may be again what it was, after changes."""
+    return isinstance(generator, _CONTAINERS)
 
 
 @contextmanager
@@ -85,6 +100,8 @@ def drawn_again(draws: Sequence[Draws]) -> Iterator[list[Draws]]:
 
 
 def _state_of(generator: Any) -> Any:
+    if isinstance(generator, _CONTAINERS):
+        return generator.copy()
     if generator is random or isinstance(generator, random.Random):
         return generator.getstate()
     if isinstance(generator, torch.Generator):
@@ -93,7 +110,10 @@ def _state_of(generator: Any) -> Any:
 
 
 def _set_state(generator: Any, state: Any) -> None:
-    if generator is random or isinstance(generator, random.Random):
+    if isinstance(generator, _CONTAINERS):
+        generator.clear()
+        (generator.update if isinstance(generator, (set, dict)) else generator.extend)(state)
+    elif generator is random or isinstance(generator, random.Random):
         generator.setstate(state)
     elif hasattr(generator, "set_state"):
         generator.set_state(state)
@@ -102,6 +122,8 @@ def _set_state(generator: Any, state: Any) -> None:
 
 
 def _equal(a: Any, b: Any) -> bool:
+    if isinstance(a, _CONTAINERS):
+        return bool(a == b)
     if isinstance(a, Tensor):
         return torch.equal(a, b)
     if isinstance(a, dict):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import NoReturn
@@ -42,14 +43,18 @@ def check_unchanged(versions: Sequence[tuple[Tensor, int]], call: Call) -> None:
 
 def check_values(found: Sequence[Tensor], expected: Sequence[Tensor], parameters: Parameters) -> None:
     """Raise if an evaluation returned other values than the same one did before, by more than rounding."""
-    if len(found) != len(expected):
+    if not are_close(found, expected, parameters.rough):
         refuse_other_values(parameters)
-    for a, b in zip(found, expected, strict=True):
-        # The same operations, which on some devices add in another order.
-        eps = eps_of(b, parameters.rough)
-        size = float(b.abs().max()) if b.numel() else math.inf
-        if math.isfinite(size) and not torch.allclose(a.to(b.dtype), b, rtol=0, atol=4 * eps * size):
-            refuse_other_values(parameters)
+
+
+def are_close(found: Sequence[Tensor], expected: Sequence[Tensor], rough: bool) -> bool:
+    """Whether these are the same but for rounding: the same operations, which on some devices add in another order."""
+    return len(found) == len(expected) and all(map(functools.partial(_is_close, rough), found, expected))
+
+
+def _is_close(rough: bool, a: Tensor, b: Tensor) -> bool:
+    eps, size = eps_of(b, rough), float(b.abs().max()) if b.numel() else math.inf
+    return not math.isfinite(size) or torch.allclose(a.to(b.dtype), b, rtol=0, atol=4 * eps * size)
 
 
 def eps_of(x: Tensor, rough: bool) -> float:

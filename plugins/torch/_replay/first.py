@@ -7,20 +7,21 @@ differ where its values do not, as behind a last layer of zeros.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 
+from steptape._errors import GradientError
 from steptape.compat._torch import uncompiled
-from steptape.torch._autograd.graph import Parameters, tensors_of
+from steptape.torch._autograd.graph import Call, Parameters, tensors_of
 from steptape.torch._autograd.held import Held
 from steptape.torch._autograd.snapshot import given_back
 from steptape.torch._autograd.surroundings import Surroundings
 from steptape.torch._hosts.base import Solve
-from steptape.torch._replay.checks import check_derivatives, check_values, eps_of, is_linear
+from steptape.torch._replay.checks import are_close, check_derivatives, check_values, eps_of, is_linear
 
 
 class FirstEvaluation:
@@ -82,6 +83,35 @@ class FirstEvaluation:
         cotangents = [torch.linspace(1, 2, x.numel(), device=x.device).view(x.shape).to(x.dtype) for x in values]
         found = torch.autograd.grad(values, inputs, cotangents, allow_unused=True)
         return [_sums_of(x, self._parameters.rough) for x in found if x is not None]
+
+
+class Repeats:
+    """Encloses evaluations in a solve that keeps graphs: the first one returns what it returned when it was looked at.
+
+    ``value``: that, of the first call in it; ``rough``: whether it is of less precision than its dtype.
+    """
+
+    def __init__(self, value: Tensor, call: Call, rough: bool):
+        self._value: Tensor | None = value
+        self._call, self._rough = call, rough
+
+    def __call__(self, evaluate: Callable[[], Any]) -> Any:
+        out, value = evaluate(), self._value
+        if value is not None:
+            self._value = None
+            found = next(tensors_of(out)).detach()
+            if not torch.equal(found, value) and not are_close([found], [value], self._rough):
+                _refuse_counting(self._call)
+        return out
+
+
+def _refuse_counting(call: Call) -> NoReturn:
+    raise GradientError(
+        f"{call}: {call.func} returned other values when it was evaluated again at the same time and state. It goes by "
+        "something that evaluations advance and that cannot be set back, such as an iterator, which a look at it "
+        "before the solve has advanced too. Make it a function of its arguments and of what can be: numbers, lists, "
+        "dictionaries, queues of numbers, generators of random numbers; or differentiate with the host's own function."
+    )
 
 
 def _sums_of(x: Tensor, rough: bool) -> Tensor:

@@ -1,5 +1,9 @@
-"""Random numbers that func draws elsewhere than from torch: a replay draws the same, and the program the host's."""
+"""Random numbers that func draws elsewhere than from torch: a replay draws the same, and the program the host's.
 
+So it is with queues, counters and sets of plain numbers, which evaluations advance.
+"""
+
+import collections
 import random
 
 import numpy as np
@@ -23,6 +27,33 @@ class Torch:
         return float(torch.rand((), generator=self.generator))
 
 
+class Queue:
+    def __init__(self):
+        self.numbers = collections.deque([0.9, 1.0, 1.2, 0.7])
+
+    def random(self):
+        self.numbers.rotate(1)
+        return self.numbers[0]
+
+
+class Tally:
+    def __init__(self):
+        self.calls = collections.Counter()
+
+    def random(self):
+        self.calls["random"] += 1
+        return 0.5 + self.calls["random"] % 5 / 5
+
+
+class Marks:
+    def __init__(self):
+        self.seen = set()
+
+    def random(self):
+        self.seen.add(len(self.seen) % 7)
+        return 0.5 + len(self.seen) / 7
+
+
 DRAWS = {
     "Python": lambda: random,
     "NumPy": lambda: np.random,
@@ -31,6 +62,9 @@ DRAWS = {
     "an old one of NumPy's": lambda: np.random.RandomState(0),
     "another algorithm of NumPy's": lambda: np.random.Generator(np.random.MT19937(0)),
     "one of torch's": Torch,
+    "a queue": Queue,
+    "a counter": Tally,
+    "a set": Marks,
 }
 
 

@@ -4,8 +4,10 @@ A refusal in the source that no case here provokes fails the last test.
 """
 
 import ast
+import collections
 import functools
 import importlib
+import itertools
 import random
 import re
 from collections.abc import Callable
@@ -628,6 +630,29 @@ refusal(GradientError, "returned other values in the backward pass", lambda: rig
 refusal(GradientError, "func returned another value in the backward pass", lambda: right(Moody(True), **QUAD))(
     lambda: solved(Moody(), **QUAD)
 )
+
+
+class Paced(Decay):
+    """Its rate goes by an iterator, or by a queue of the same numbers."""
+
+    def __init__(self, paces):
+        super().__init__()
+        self.paces = paces
+
+    def forward(self, t, y):
+        if isinstance(self.paces, collections.deque):
+            self.paces.rotate(-1)
+            return super().forward(t, y) * self.paces[0]
+        return super().forward(t, y) * next(self.paces)
+
+
+GRAPHS = {"method": "rk4", "options": {"step_size": 0.1}, "adjoint_options": {"memory": "graphs"}}
+refusal(
+    GradientError,
+    "returned other values when it was evaluated again",
+    lambda: solved(Paced(collections.deque((0.9, 1.0))), **GRAPHS),
+    lambda: solved(Paced(itertools.cycle((1.0, 0.9))), torchdiffeq.odeint, method="rk4"),
+)(lambda: solved(Paced(itertools.cycle((1.0, 0.9))), **GRAPHS))
 
 
 def points(name="aca", detached=False):
