@@ -137,7 +137,7 @@ def test_second_derivatives():
 
 @pytest.mark.parametrize("keep", [{}, {"memory": "graphs"}], ids=str)
 @pytest.mark.parametrize("method", ["euler", "milstein"])
-@pytest.mark.parametrize("source", ["Python", "one of NumPy's"])
+@pytest.mark.parametrize("source", ["Python", "one of NumPy's", "a queue"])
 def test_sde(source, method, keep):
     def solved(sdeint, **aca):
         def solve(sde, y0):
