@@ -54,7 +54,9 @@ def are_close(found: Sequence[Tensor], expected: Sequence[Tensor], rough: bool) 
 
 def _is_close(rough: bool, a: Tensor, b: Tensor) -> bool:
     eps, size = eps_of(b, rough), float(b.abs().max()) if b.numel() else math.inf
-    return a.shape == b.shape and (not math.isfinite(size) or torch.allclose(a.to(b.dtype), b, rtol=0, atol=4 * eps * size))
+    return a.shape == b.shape and (
+        not math.isfinite(size) or torch.allclose(a.to(b.dtype), b, rtol=0, atol=4 * eps * size)
+    )
 
 
 def eps_of(x: Tensor, rough: bool) -> float:
