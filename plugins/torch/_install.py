@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import threading
 from typing import Any, Literal
 
 from steptape._doors import Door, Entry, Installation, Place
@@ -82,7 +83,9 @@ def install(
         -0.368
     """
     setting = _setting(default, adjoint_options, override)
-    return Installation(INSTALLATIONS, _places(override), setting)
+    with _MAKING:
+        places = _places(override)
+    return Installation(INSTALLATIONS, places, setting)
 
 
 def _setting(default: Any, adjoint_options: Any, override: bool) -> Setting | None:
@@ -99,6 +102,10 @@ def _setting(default: Any, adjoint_options: Any, override: bool) -> Setting | No
     if default == "aca":
         keep_of(options, "install")
     return Setting(default, options, override)
+
+
+# A cache lets several threads compute at once, of which each would have doors of its own.
+_MAKING = threading.Lock()
 
 
 @functools.cache
