@@ -118,7 +118,8 @@ def tests(session: nox.Session) -> None:
 def full(session: nox.Session) -> None:
     """The tests that `tests` leaves out: exhaustive products of what it tries by parts; arguments go to pytest."""
     # At level 0 a program may round otherwise than another one of the same solve.
-    in_one(session, "pytest", *SPREAD, "-m", "full", *session.posargs, env={**ALL, "XLA_FLAGS": f"{HASTE}1"})
+    asked = ("-m", "full and not elsewhere", *session.posargs)
+    in_one(session, "pytest", *SPREAD, *asked, env={**ALL, "XLA_FLAGS": f"{HASTE}1"})
 
 
 @nox.session(default=False)

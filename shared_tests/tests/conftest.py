@@ -7,7 +7,7 @@ What is marked ``full`` is of ``nox -s full``, and runs by default nowhere. ``by
 product of parameters says of which of them it runs by default; ``by_default(every=k)``: where the places of the values
 sum to a multiple of k, so that each value still meets some of the others. The rest is ``full``; with
 ``rest="elsewhere"`` another test of the default ones, or of the full, holds the same, and it runs only where one file
-has to hold all: in ``nox -s minimums`` and ``nox -s matrix``.
+has to hold all: in ``nox -s minimums`` and ``nox -s matrix``. A test may have both, of which the latter counts.
 
 ``--device cuda`` makes the tensors of the PyTorch half's exact tests on a GPU; what is marked ``cuda`` runs where there
 is one.

@@ -15,6 +15,12 @@ from steptape.jax import compare
 from steptape.jax._compare import ways
 
 
+@pytest.fixture(autouse=True)
+def _few_rounds(monkeypatch):
+    """What is asked of the times is that they are taken."""
+    monkeypatch.setattr("steptape._compare.race.ROUNDS", 3)
+
+
 class Decay(eqx.Module):
     """dy/dt = -rate y."""
 

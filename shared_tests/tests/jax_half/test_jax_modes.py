@@ -282,7 +282,7 @@ def _kept(function, solver):
 
 
 def test_rules_of_jax_and_of_what_diffrax_needs_are_derivatives_and_cost_nothing():
-    implicit = diffrax.Kvaerno3(root_finder=diffrax.VeryChord(1e-3, 1e-3))
+    implicit = diffrax.ImplicitEuler(root_finder=diffrax.VeryChord(1e-3, 1e-3))
     assert not _kept(lambda y: jax.nn.relu(y) * jnp.logaddexp(y, 1.0), diffrax.Euler())
     assert not _kept(jax.nn.relu, implicit)
     assert _kept(_bent_too, implicit)

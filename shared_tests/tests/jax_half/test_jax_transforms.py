@@ -17,7 +17,7 @@ import pytest
 
 import steptape_helpers.jax_solves
 from steptape.jax import AdaptiveCheckpointAdjoint, QuadratureAdjoint
-from steptape_helpers.jax_solves import HOST, OURS, Field, identical, inputs, solve, worst, x64
+from steptape_helpers.jax_solves import FORWARD, HOST, OURS, Field, identical, inputs, solve, worst, x64
 
 LOOSE = diffrax.PIDController(rtol=3e-2, atol=3e-2)
 # Few enough that most of a solve is recomputed.
@@ -59,21 +59,21 @@ def test_grad_of_vmap_and_vmap_of_grad_where_one_element_runs_out_of_steps():
         solution = final(y0, end, adjoint, max_steps=max_steps, throw=False)
         return jnp.sum(jnp.sin(solution.ys)), solution.stats
 
-    def gradients(adjoint, y0, end):
-        def total(y0, end):
-            values, stats = jax.vmap(lambda y0, end: one(y0, end, adjoint))(y0, end)
-            return jnp.sum(values), stats
+    def total(y0, end):
+        values, stats = jax.vmap(lambda y0, end: one(y0, end, OURS))(y0, end)
+        return jnp.sum(values), stats
 
-        each = jax.vmap(jax.grad(functools.partial(one, adjoint=adjoint), argnums=(0, 1), has_aux=True))
-        return jax.grad(total, argnums=(0, 1), has_aux=True)(y0, end), each(y0, end)
+    def each(mode, adjoint):
+        return jax.vmap(mode(functools.partial(one, adjoint=adjoint), argnums=(0, 1), has_aux=True))
 
-    (host, host_each), (ours, each) = compared(gradients, Y0, ENDS)
-    stats = host[1]
-    assert identical((each[1], ours[1]), (stats, stats))
+    of_vmap = jax.grad(total, argnums=(0, 1), has_aux=True)
+    functions = (of_vmap, each(jax.grad, OURS), each(jax.jacfwd, FORWARD))
+    *ours, (want, stats) = jax.jit(lambda *args: [function(*args) for function in functions])(Y0, ENDS)
     assert max(stats["num_steps"]) == max_steps
     assert max(stats["num_accepted_steps"]) >= 10 * min(stats["num_accepted_steps"]) > 0
-    for got in (host_each, ours, each):
-        assert worst(got[0], host[0]) < 1e-12
+    for got, counted in ours:
+        assert identical(counted, stats)
+        assert worst(got, want) < 1e-12
 
 
 # By default vmap once, here and in the tests of properties.
@@ -91,9 +91,10 @@ def test_vmap_of_vmap_over_the_state_and_over_the_end():
 def test_a_jacobian_pulls_back_a_batch_of_cotangents_through_one_solve():
     def jacobian(adjoint, y0):
         saveat = diffrax.SaveAt(ts=jnp.array([0.5, 2.9]))
-        return jax.jacrev(lambda y0: final(y0, adjoint=adjoint, saveat=saveat).ys)(y0)
+        mode = jax.jacfwd if adjoint == FORWARD else jax.jacrev
+        return mode(lambda y0: final(y0, adjoint=adjoint, saveat=saveat).ys)(y0)
 
-    host, few = compared(jacobian, Y0[0], adjoints=(HOST, FEW))
+    host, few = compared(jacobian, Y0[0], adjoints=(FORWARD, FEW))
     assert few.shape == (2, 2, 2)
     assert worst(few, host) < 1e-12
 
@@ -103,15 +104,15 @@ def test_in_a_branch_of_a_cond_of_a_batch_and_of_none():
         return jax.lax.cond(solves, lambda y0: squared(y0, adjoint=adjoint), lambda y0: jnp.sum(y0**2), y0)
 
     def each(adjoint, y0, solves):
-        grad = jax.grad(functools.partial(value, adjoint=adjoint))
-        return jnp.stack([grad(y0[0], solves[0]), grad(y0[1], solves[1])])
+        mode = jax.jacfwd if adjoint == FORWARD else jax.grad
+        return jax.lax.map(lambda args: mode(functools.partial(value, adjoint=adjoint))(*args), (y0, solves))
 
     def batch(adjoint, y0, solves):
         return jax.vmap(jax.grad(functools.partial(value, adjoint=adjoint)))(y0, solves)
 
     # The host's adjoint cannot be batched in a branch.
     where = (Y0[:2], np.array([True, False]))
-    host, ours, batched = jax.jit(lambda *args: (each(HOST, *args), each(OURS, *args), batch(OURS, *args)))(*where)
+    host, ours, batched = jax.jit(lambda *args: (each(FORWARD, *args), each(OURS, *args), batch(OURS, *args)))(*where)
     assert worst(ours, host) < 1e-12
     assert worst(batched, host) < 1e-12
 

@@ -24,8 +24,9 @@ def ode(adjoint, saveat=None, event=None, batch=False, solver=None, **how):
             return solution.evaluate(0.5)
         return jnp.sum(jnp.where(jnp.isfinite(solution.ys), solution.ys, 0.0))
     gradient = jax.grad(end, argnums=(0, 1))
-    gradient = jax.jit(jax.vmap(gradient, in_axes=(0, None)) if batch else gradient)
-    jax.block_until_ready((end(2.0, 0.7), gradient(jnp.ones(2) if batch else 2.0, 0.7)))
+    gradient = jax.vmap(gradient, in_axes=(0, None)) if batch else gradient
+    both = jax.jit(lambda y0, rate: (end(2.0, rate), gradient(y0, rate)))
+    jax.block_until_ready(both(jnp.ones(2) if batch else 2.0, 0.7))
 
 def sde(adjoint):
     def end(y0):
@@ -33,7 +34,7 @@ def sde(adjoint):
         terms = diffrax.MultiTerm(
             diffrax.ODETerm(lambda t, y, args: -y), diffrax.ControlTerm(lambda t, y, args: 0.1 * y, path))
         return diffrax.diffeqsolve(terms, diffrax.Heun(), 0.0, 1.0, 0.1, y0, adjoint=adjoint, max_steps=16).ys[0]
-    jax.block_until_ready(jax.grad(end)(1.0))
+    jax.block_until_ready(jax.jit(jax.grad(end))(1.0))
 
 aca, few = steptape.jax.AdaptiveCheckpointAdjoint(), steptape.jax.AdaptiveCheckpointAdjoint(3, "stage")
 quadrature, seminorm = steptape.jax.QuadratureAdjoint(), steptape.jax.SeminormAdjoint()

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import diffrax
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -66,16 +67,21 @@ def once(function):
     return call
 
 
+def reverse(function, *inputs):
+    """The gradient in the first input, as one program: in half the time of one for each pass."""
+    return eqx.filter_jit(jax.grad(function))(*inputs)
+
+
 @once
 def grad(adjoint, **how):
     """dy(1)/dp, in reverse mode."""
-    return jax.grad(lambda p: _end(p, adjoint, **how))(P)
+    return reverse(lambda p: _end(p, adjoint, **how), P)
 
 
 def by_default(default):
     """The same, of a call that names no adjoint."""
     with steptape.jax.install(default=default):
-        return jax.grad(_unnamed)(P)
+        return reverse(_unnamed, P)
 
 
 def _unnamed(p):
@@ -92,23 +98,24 @@ def push(adjoint, **how):
 @once
 def curvature(adjoint, **how):
     """The second derivative, and the sign of the first, so that it is to be the same number."""
-    return -jax.grad(jax.grad(lambda p: _end(p, adjoint, **how)))(P)
+    return -reverse(jax.grad(lambda p: _end(p, adjoint, **how)), P)
 
 
 @once
 def in_t1(adjoint):
     """dy(1)/dt1, over p."""
-    return jax.grad(lambda t1: _end(P, adjoint, t1=t1))(1.0) / P
+    return reverse(lambda t1: _end(P, adjoint, t1=t1), 1.0) / P
 
 
 @once
 def in_rtol(adjoint):
     """dy(1)/dp, where the tolerance is differentiated as well."""
 
-    def end(p, rtol):
+    def end(inputs):
+        p, rtol = inputs
         return _end(p, adjoint, stepsize_controller=diffrax.PIDController(rtol=rtol, atol=3e-4))
 
-    return jax.grad(end, argnums=(0, 1))(P, 3e-4)[0]
+    return reverse(end, (P, 3e-4))[0]
 
 
 @once
@@ -479,12 +486,12 @@ CASES = {
         by_aca("a complex state", SEMINORM, y0=np.complex128(1)),
     ],
 }
-EACH = pytest.mark.parametrize(
-    "case", [pytest.param(case, id=f"{module}: {case.says}") for module, cases in CASES.items() for case in cases]
-)
+EACH = [pytest.param(case, id=f"{module}: {case.says}") for module, cases in CASES.items() for case in cases]
+# One call is the way out of all wrong ones of `compare`.
+OTHERS = [param for param in EACH if param.values[0] not in CASES["compare"][1:]]
 
 
-@EACH
+@pytest.mark.parametrize("case", EACH)
 def test_a_refusal_names_ways_out(case):
     with pytest.raises(case.error) as refused:
         case.provoke()
@@ -494,7 +501,7 @@ def test_a_refusal_names_ways_out(case):
 
 
 @pytest.mark.by_default(every=3)
-@EACH
+@pytest.mark.parametrize("case", OTHERS)
 def test_what_it_names_works(case):
     for way in case.ways.values():
         assert abs(way() + END) < 6e-3

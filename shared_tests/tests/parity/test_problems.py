@@ -60,6 +60,7 @@ def test_times_increase_and_names_are_the_keys():
 
 FRAMEWORKS = ("torch", "torchdiffeq", "torchsde", "jax", "equinox", "diffrax")
 TORCH, JAX = FRAMEWORKS[:3], FRAMEWORKS[3:]
+DRAWING = ("matplotlib", "rich", "tabulate")
 
 
 @pytest.mark.parametrize(
@@ -67,17 +68,17 @@ TORCH, JAX = FRAMEWORKS[:3], FRAMEWORKS[3:]
     [
         {
             "steptape": FRAMEWORKS,
-            "steptape.cli": (*FRAMEWORKS, "numpy", "matplotlib", "rich", "tabulate", "jinja2", "packaging"),
+            "steptape.cli": (*FRAMEWORKS, "numpy", *DRAWING, "jinja2", "packaging"),
             "steptape.shared_tests.problems.problems": FRAMEWORKS,
             "steptape.shared_tests.parity.parity": FRAMEWORKS,
         },
         {
-            "steptape.torch": JAX,
+            "steptape.torch": (*JAX, "torchsde", *DRAWING),
             "steptape.shared_tests.backends.backend_torch": JAX,
             "steptape.shared_tests.backends.backend_torch_sde": JAX,
         },
         {
-            "steptape.jax": TORCH,
+            "steptape.jax": (*TORCH, *DRAWING),
             "steptape.shared_tests.backends.backend_jax": TORCH,
             "steptape.shared_tests.backends.backend_jax_sde": TORCH,
         },

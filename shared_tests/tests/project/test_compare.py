@@ -1,7 +1,6 @@
 """``compare``, as far as it is the same in both halves: the advice, the table, the plot, the clock, the command."""
 
 import builtins
-import subprocess
 import sys
 
 import pytest
@@ -290,12 +289,3 @@ def test_a_host_that_is_not_there_is_named(tmp_path, monkeypatch):
     for key, extra in (("func", "torch"), ("sde", "sde"), ("loss", "jax")):
         with pytest.raises(UnsupportedHostVersion, match=rf"not installed: pip install 'steptape\[{extra}\]'"):
             compared("my.py:f", lambda key=key: {key: None})
-
-
-@pytest.mark.parametrize(("half", "host"), [("torch", "torchdiffeq"), ("jax", "diffrax")])
-def test_importing_a_half_brings_neither_the_other_nor_what_draws(half, host):
-    pytest.importorskip(host)
-    others = {"jax", "torch", "matplotlib", "rich", "tabulate", "torchsde"} - {half}
-    code = f"import sys, steptape.{half}; print(sorted({others!r} & sys.modules.keys()))"
-    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == "[]\n"

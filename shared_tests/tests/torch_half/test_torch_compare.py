@@ -18,6 +18,12 @@ T = torch.linspace(0, 1, 3, dtype=torch.float64)
 RK4 = {"method": "rk4", "options": {"step_size": 0.1}, "time_limit": 20.0}
 
 
+@pytest.fixture(autouse=True)
+def _few_rounds(monkeypatch):
+    """What is asked of the times is that they are taken."""
+    monkeypatch.setattr("steptape._compare.race.ROUNDS", 3)
+
+
 class Net(torch.nn.Module):
     """Dropout, a buffer of what was seen, and a count: all that a solve changes."""
 

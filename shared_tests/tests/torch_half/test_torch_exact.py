@@ -31,6 +31,8 @@ def test_adaptive_solvers(name, method):
     assert_exact(problem, method=method, rtol=tolerance, atol=tolerance, options=options)
 
 
+# Each method on each problem with one of the options; any two options and methods meet in the grid.
+@pytest.mark.by_default(every=3, rest="elsewhere")
 @pytest.mark.by_default(every=9)
 @pytest.mark.parametrize("options", [{}, {"interp": "cubic"}, {"perturb": True}], ids=["linear", "cubic", "perturb"])
 @pytest.mark.parametrize("method", AVAILABLE_FIXED_GRID)
@@ -43,6 +45,8 @@ def test_fixed_grid_solvers(name, method, options):
     assert_exact(problem, method=method, options={"step_size": span / steps, **options})
 
 
+# Each method with each of the options on each problem, in one of the two memories.
+@pytest.mark.by_default(every=2, rest="elsewhere")
 @pytest.mark.by_default(every=4)
 @pytest.mark.filterwarnings("ignore:Functional iteration did not converge")
 @pytest.mark.parametrize("options", [{}, {"interp": "cubic"}, {"perturb": True}, {"max_order": 4}], ids=repr)

@@ -203,7 +203,7 @@ def test_threads_install_solve_and_uninstall():
 
     def work():
         try:
-            for _ in range(5):
+            for _ in range(3):
                 with install():
                     adjoint = through(by_module_attribute, options={"first_step": 0.05}, adjoint_method="aca")
                     solver = through(torchdiffeq.odeint, method="aca", options=INNER)
@@ -212,7 +212,7 @@ def test_threads_install_solve_and_uninstall():
         except BaseException as error:
             errors.append(error)
 
-    threads = [threading.Thread(target=work) for _ in range(6)]
+    threads = [threading.Thread(target=work) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
