@@ -1,7 +1,7 @@
 """Generators of random numbers that func may draw from and that are not torch's default ones, and their states.
 
 Those are Python's, NumPy's, and objects of theirs and torch's that func refers to. A queue, a set or a counter of plain
-numbers that evaluations change is like a generator: its state is what it holds.
+numbers is like a generator: its state is what it holds.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor
 
 _CONTAINERS = (deque, set, Counter)
 _PLAIN = frozenset((bool, int, float, complex, str, bytes, type(None)))
-# Those of more are logs, and too long to be noted at each step.
+# Those of more are logs.
 _LONG = 256
 
 
@@ -74,18 +74,17 @@ def draws_of_all() -> list[Draws]:
 
 
 def is_generator(x: Any) -> bool:
-    """Whether an object draws random numbers, or is such a container."""
-    if type(x) in _CONTAINERS:
-        entries = x.items() if isinstance(x, dict) else ((None, entry) for entry in x)
-        return len(x) <= _LONG and all(type(key) in _PLAIN and type(entry) in _PLAIN for key, entry in entries)
+    """Whether an object draws random numbers."""
     if isinstance(x, (torch.Generator, random.Random)):
         return not isinstance(x, random.SystemRandom)
     return type(x).__module__.startswith("numpy.random") and (hasattr(x, "bit_generator") or hasattr(x, "set_state"))
 
 
-def may_recur(generator: Any) -> bool:
-    """Whether its state may be again what it was, after changes."""
-    return isinstance(generator, _CONTAINERS)
+def is_queue(x: Any) -> bool:
+    """Whether an object is a container of plain numbers or words, and no list or dictionary."""
+    if type(x) not in _CONTAINERS or len(x) > _LONG:
+        return False
+    return all(type(entry) in _PLAIN for entry in (*x, *(x.values() if isinstance(x, dict) else ())))
 
 
 @contextmanager

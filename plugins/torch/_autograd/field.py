@@ -74,6 +74,9 @@ class Field:
     def within(self, t: Tensor, y: Tensor, first: bool = False) -> Tensor:
         """What func returns at ``y`` in its own shape, as a part of a larger graph, checked as a stage is."""
         before = place_in_order()
+        if self.parameters.rough:
+            # Each casts weights anew: the gradients of one cast are summed in few digits.
+            torch.clear_autocast_cache()
         slope = self.returned(t, y)
         self._note_size(place_in_order() - before)
         self.check(slope, t, y, first)

@@ -127,6 +127,22 @@ class Parameters:
         ends, cotangents = zip(*pairs, strict=True)
         return self._added(ends, cotangents, inputs)
 
+    def pull_on(self, outputs: Iterable[tuple[Tensor, Tensor]], inputs: Sequence[Tensor]) -> list[Tensor]:
+        """The same of several evaluations, whose shares are added one by one to what there is, as by back-propagation.
+
+        To the bit: a view that is made last is pulled first, and so what there is comes before the shares.
+        """
+        going = [
+            (i, p)
+            for i, p in enumerate(self.params)
+            if i in self._used and id(p) not in self._left_out and not self.cotangents[i].is_sparse
+        ]
+        with torch.enable_grad():
+            before = [(p.view_as(p), self.cotangents[i]) for i, p in going]
+        for i, _ in going:
+            self.cotangents[i] = torch.zeros_like(self.cotangents[i])
+        return self.pull([*outputs, *before], inputs)
+
     def pull_one(self, end: Any, cotangent: Tensor, inputs: Sequence[Tensor]) -> list[Tensor]:
         """The same of one output, or of the end of its graph."""
         if not end.requires_grad:

@@ -20,7 +20,7 @@ from torch import Tensor
 from steptape.compat._torch import PARAMETRIZE
 from steptape.torch._autograd.code import functions_of, is_of_library, names_in
 from steptape.torch._autograd.constants import is_array
-from steptape.torch._autograd.draws import Draws, drawn_again, draws_of, draws_of_all, is_generator
+from steptape.torch._autograd.draws import Draws, drawn_again, draws_of, draws_of_all, is_generator, is_queue
 from steptape.torch._autograd.modules import DEPTH, LONG, all_of, parts_of, slots_of
 from steptape.torch._autograd.snapshot import DICTIONARIES, Snapshot, held_by, restore
 
@@ -36,7 +36,8 @@ _MANY = 2000
 class Held:
     """All of it as it is now; ``tensors``: those among it that are no parameters; ``arrays``: of NumPy's.
 
-    ``followed``: generators of random numbers that are none of its business.
+    ``followed``: generators of random numbers that are none of its business. ``queues``: containers of other kinds than
+    lists and dictionaries.
     """
 
     def __init__(self, func: Any, followed: Sequence[Any] = ()):
@@ -47,6 +48,7 @@ class Held:
         self.tensors: list[Tensor] = []
         self.arrays: list[Any] = []
         self._draws = draws_of_all()
+        self.queues: list[Draws] = []
         self._seen: set[int] = set()
         self._objects: set[int] = set()
         # How many objects the walk is in.
@@ -76,7 +78,8 @@ class Held:
 
     def clear(self) -> None:
         """Hold nothing."""
-        self.tensors, self.arrays, self.values, self._snapshots, self._empty, self._draws = [], [], [], [], [], []
+        self.tensors, self.arrays, self.values, self._snapshots, self._empty = [], [], [], [], []
+        self._draws, self.queues = [], []
 
     @property
     def snapshots(self) -> list[Snapshot]:
@@ -86,7 +89,7 @@ class Held:
     @property
     def holds(self) -> bool:
         """Whether func still refers to all of it, and to nothing else."""
-        return not (any(self._empty) or self.drawn) and all(one.holds for one in self._snapshots)
+        return not (any(self._empty) or self.drawn) and all(one.holds for one in (*self._snapshots, *self.queues))
 
     @property
     def drawn(self) -> list[Draws]:
@@ -105,7 +108,7 @@ class Held:
         for snapshot in self._snapshots:
             if isinstance(snapshot.holder, list) and snapshot.size is not None:
                 del snapshot.holder[snapshot.size :]
-        for one in self._draws:
+        for one in (*self._draws, *self.queues):
             one.restore()
 
     @contextmanager
@@ -113,7 +116,7 @@ class Held:
         """A block in which all of it, and ``more``, is as it was, and after which all is as before the block."""
         snapshots = [*self.snapshots, *more]
         now = [(one, one.changes(), _tail_of(one)) for one in snapshots]
-        with drawn_again(self._draws):
+        with drawn_again([*self._draws, *self.queues]):
             self.restore()
             restore(more)
             try:
@@ -132,6 +135,8 @@ class Held:
             self.tensors.append(holder)
         elif is_generator(holder):
             self._draws.append(draws_of(holder))
+        elif is_queue(holder):
+            self.queues.append(draws_of(holder))
         elif is_array(holder):
             self.arrays.append(holder)
         elif isinstance(holder, torch.nn.Module):
@@ -215,6 +220,8 @@ class Held:
             self.tensors.append(value)
         elif is_generator(value):
             self._draws.append(draws_of(value))
+        elif is_queue(value):
+            self.queues.append(draws_of(value))
         elif is_array(value):
             self.arrays.append(value)
         elif isinstance(value, (functools.partial, MethodType)):

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from steptape.compat._torch import copied
 from steptape.torch._autograd.constants import SMALL, is_written_to
-from steptape.torch._autograd.draws import Coded, may_recur
+from steptape.torch._autograd.draws import Coded
 
 Note = tuple[Tensor, ...]
 
@@ -65,7 +65,7 @@ class SideState:
 
     def is_untouched_since(self, note: Note, writes: list[int]) -> bool:
         """Whether nothing has changed it, be it to what it was, since a ``note`` when there were so many ``writes``."""
-        return self.writes == writes and same(note, self.note()) and not any(map(may_recur, self.followed))
+        return self.writes == writes and same(note, self.note())
 
     def set(self, note: Note) -> None:
         """Make it the state that was noted."""

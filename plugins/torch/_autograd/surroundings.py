@@ -111,7 +111,8 @@ class Surroundings:
         Autocast keeps no copies of weights in it, which the solve would use again.
         """
         referred = [*self._held.snapshots, *self._tensors_now()] if self._held else ()
-        with self.side.kept(), drawn_again(self._drawn), kept(referred):
+        queues = self._held.queues if self._held else ()
+        with self.side.kept(), drawn_again([*self._drawn, *queues]), kept(referred):
             if not self.autocast:
                 yield
                 return

@@ -56,7 +56,7 @@ class GridSweep(Sweep):
             ends, inside = self._taken(n, start, outputs)
         self._check(n + len(ends), state[0], ends, inside)
         pairs = [(ends[-1], after[0]), *zip(inside, mu, strict=True)]
-        (found,) = self.parameters.pull(pairs, (start,))
+        (found,) = self.parameters.pull_on(pairs, (start,))
         return [found.reshape(-1)]
 
     def _taken(self, n: int, y: Tensor, outputs: slice) -> tuple[list[Tensor], list[Tensor]]:

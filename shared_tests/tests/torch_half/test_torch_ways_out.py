@@ -294,10 +294,10 @@ refusal(
 
 def averaging(what="kept", **call):
     """A tenth of the state of the evaluation before, which is kept as it is, or without what leads to it."""
-    before = [torch.zeros(2, dtype=torch.float64)]
+    before = [None]
 
     def field(t, y):
-        slope = -0.7 * y + (0.0 if what == "none" else 0.1 * before[0])
+        slope = -0.7 * y + (0.0 if what == "none" or before[0] is None else 0.1 * before[0])
         before[0] = y.detach() if what == "detached" else y
         return slope
 
