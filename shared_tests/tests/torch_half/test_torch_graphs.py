@@ -160,7 +160,8 @@ def test_under_autocast_the_gradient_is_that_of_the_replay():
             )  # fmt: skip
         found.append((ys, *grad(ys.float().square().sum(), (y0, *func.parameters()))))
     assert torch.equal(found[0][0], found[1][0])
-    assert distance(found[1][1:], found[0][1:]) <= 1e-2
+    # Graphs share the cast of a weight, as by back-propagation, which sums its gradient in bfloat16.
+    assert distance(found[1][1:], found[0][1:]) <= 2e-2
     assert all(g.abs().sum() > 0 for g in found[1])
 
 
