@@ -89,7 +89,8 @@ class Held:
     @property
     def holds(self) -> bool:
         """Whether func still refers to all of it, and to nothing else."""
-        return not (any(self._empty) or self.drawn) and all(one.holds for one in (*self._snapshots, *self.queues))
+        queues = all(one.holds for one in self.queues)
+        return queues and not (any(self._empty) or self.drawn) and all(one.holds for one in self._snapshots)
 
     @property
     def drawn(self) -> list[Draws]:
