@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -18,7 +18,7 @@ from steptape.torch._autograd.surroundings import Surroundings
 class Stage(NamedTuple):
     """One evaluation slope = f(t, y) and the graph that leads to it; ``slope``: or that graph's end alone.
 
-    ``nodes``: how many were made for it.
+    ``nodes``: how many were made for it, where it was kept from the solve.
     """
 
     t: Tensor
@@ -64,20 +64,18 @@ class Field:
         with torch.enable_grad():
             t = t.detach().requires_grad_() if self._in_time else t
             y = y.detach().view(self._shape).requires_grad_()
-            before = place_in_order()
-            stage = Stage(t, y, self.slope(t, y), place_in_order() - before)
-            self._note_size(stage.nodes)
-            self.check(stage.slope, t, y, first)
-        check_hooks((y,), self.parameters.call)
-        return stage
+            return Stage(t, y, self._checked(self.slope, t, y, first))
 
     def within(self, t: Tensor, y: Tensor, first: bool = False) -> Tensor:
         """What func returns at ``y`` in its own shape, as a part of a larger graph, checked as a stage is."""
-        before = place_in_order()
         if self.parameters.rough:
             # Each casts weights anew: the gradients of one cast are summed in few digits.
             torch.clear_autocast_cache()
-        slope = self.returned(t, y)
+        return self._checked(self.returned, t, y, first)
+
+    def _checked(self, evaluate: Callable[[Tensor, Tensor], Tensor], t: Tensor, y: Tensor, first: bool) -> Tensor:
+        before = place_in_order()
+        slope = evaluate(t, y)
         self._note_size(place_in_order() - before)
         self.check(slope, t, y, first)
         check_hooks((y,), self.parameters.call)

@@ -89,8 +89,8 @@ class Held:
     @property
     def holds(self) -> bool:
         """Whether func still refers to all of it, and to nothing else."""
-        queues = all(one.holds for one in self.queues)
-        return queues and not (any(self._empty) or self.drawn) and all(one.holds for one in self._snapshots)
+        changed = any(self._empty) or self.drawn or not all(one.holds for one in self.queues)
+        return not changed and all(one.holds for one in self._snapshots)
 
     @property
     def drawn(self) -> list[Draws]:
@@ -130,17 +130,11 @@ class Held:
 
     def _walk(self, holder: Any, depth: int) -> None:
         self._left -= 1
-        if id(holder) in self._seen or self._left < 0 or _is_of(holder, _OF_THREADS):
+        if id(holder) in self._seen or self._left < 0 or _is_of_threads(holder):
             return
-        if isinstance(holder, Tensor):
-            self.tensors.append(holder)
-        elif is_generator(holder):
-            self._draws.append(draws_of(holder))
-        elif is_queue(holder):
-            self.queues.append(draws_of(holder))
-        elif is_array(holder):
-            self.arrays.append(holder)
-        elif isinstance(holder, torch.nn.Module):
+        if self._is_listed(holder):
+            return
+        if isinstance(holder, torch.nn.Module):
             for module in all_of([holder])[: self._left]:
                 if id(module) not in self._seen:
                     self._note_module(module, depth)
@@ -149,6 +143,20 @@ class Held:
             self._note_parts(holder, depth)
             for part in parts_of(holder):
                 self._walk(part, depth - 1)
+
+    def _is_listed(self, x: Any) -> bool:
+        """Whether it is one of those of which there is a list, in which it now is."""
+        if isinstance(x, Tensor):
+            self.tensors.append(x)
+        elif is_generator(x):
+            self._draws.append(draws_of(x))
+        elif is_queue(x):
+            self.queues.append(draws_of(x))
+        elif is_array(x):
+            self.arrays.append(x)
+        else:
+            return False
+        return True
 
     def _note_module(self, module: torch.nn.Module, depth: int) -> None:
         self._seen.add(id(module))
@@ -188,7 +196,7 @@ class Held:
     def _note_object(self, value: Any) -> None:
         """What an object holds, such as a schedule or a configuration, and what the objects in it hold in turn."""
         others = (type, FunctionType, MethodType, ModuleType, Tensor, torch.nn.Module)
-        seen = id(value) in self._seen or id(value) in self._objects or _is_of(value, _OF_THREADS)
+        seen = id(value) in self._seen or id(value) in self._objects or _is_of_threads(value)
         if self._inside < DEPTH and _attributes(value) is not None and not seen and not isinstance(value, others):
             self._objects.add(id(value))
             self._inside += 1
@@ -217,15 +225,9 @@ class Held:
         self._left -= 1
         if self._left < 0:
             return
-        if isinstance(value, Tensor):
-            self.tensors.append(value)
-        elif is_generator(value):
-            self._draws.append(draws_of(value))
-        elif is_queue(value):
-            self.queues.append(draws_of(value))
-        elif is_array(value):
-            self.arrays.append(value)
-        elif isinstance(value, (functools.partial, MethodType)):
+        if self._is_listed(value):
+            return
+        if isinstance(value, (functools.partial, MethodType)):
             self._walk(value, depth - 1)
         elif isinstance(value, FunctionType):
             if not is_of_library(value):
@@ -245,8 +247,8 @@ class Held:
                 self._snapshots.append(Snapshot(value, noted, len(value)))
 
 
-def _is_of(x: Any, modules: frozenset[str]) -> bool:
-    return type(x).__module__.partition(".")[0] in modules
+def _is_of_threads(x: Any) -> bool:
+    return type(x).__module__.partition(".")[0] in _OF_THREADS
 
 
 def _attributes(x: Any) -> dict[str, Any] | None:

@@ -46,7 +46,6 @@ class LeafCheck:
     def __init__(self, parameters: Parameters):
         self._parameters = parameters
         self._passing = 0
-        self._reached: set[Any] = set()
         self._ends: set[Any] | None = None
 
     def __call__(
@@ -61,17 +60,15 @@ class LeafCheck:
         ``first``: whether the first evaluation of the solve is among those that made the outputs.
         """
         parameters = self._parameters
-        unknown = self._unknown(outputs, known)
+        unknown, reached = self._found(outputs, known)
         if first:
-            self._check_first()
-        # Of a graph that is to go.
-        self._reached = set()
+            self._check_first(reached)
         if any(getattr(x, "of_solve", None) is parameters.solve for x in unknown):
             _refuse_history(parameters.call)
         # As many as were made for themselves before.
         if parameters.call.named or len(unknown) <= self._passing:
             return
-        kept = {id(x) for x in self._unknown(again(), known)}
+        kept = {id(x) for x in self._found(again(), known)[0]}
         self._passing = len(unknown)
         unknown = [x for x in unknown if id(x) in kept]
         if unknown:
@@ -97,27 +94,28 @@ class LeafCheck:
                     return False
         return True
 
-    def _unknown(self, outputs: Iterable[Tensor], known: Sequence[Tensor]) -> list[Tensor]:
+    def _found(self, outputs: Iterable[Tensor], known: Sequence[Tensor]) -> tuple[list[Tensor], set[Any]]:
+        """The leaves besides known ones that outputs depend on, and all places that were reached."""
         known = (*known, *self._parameters.params)
         places, replaced = {place_of(x) for x in known}, {place_of(x) for x in self._parameters.replaced}
         outputs = list(outputs)
         ends = {id(x): x for x in outputs if x.grad_fn is None and x.requires_grad}
-        self._reached = set(ends)
+        reached: set[Any] = set(ends)
         unknown: dict[Any, Tensor] = {place: x for place, x in ends.items() if place not in places}
         for edge in edges_from(((x.grad_fn, x.output_nr) for x in outputs), places):
             if edge in replaced:
                 _refuse_replaced(self._parameters)
             leaf = leaf_at(edge)
             place = edge if leaf is None else id(leaf)
-            self._reached.add(place)
+            reached.add(place)
             if leaf is not None and place not in places:
                 unknown[place] = leaf
-        return list(unknown.values())
+        return list(unknown.values()), reached
 
-    def _check_first(self) -> None:
+    def _check_first(self, reached: set[Any]) -> None:
         """Raise if what the first evaluation of the solve used is not among what was reached."""
         for x in self._parameters.used_first:
-            if place_of(x) not in self._reached:
+            if place_of(x) not in reached:
                 _refuse_forgotten(x, self._parameters)
 
 

@@ -38,16 +38,13 @@ class FixedLoop:
         grid = solver.grid_constructor(solver.func, y0, t)
         assert grid[0] == t[0]
         assert grid[-1] == t[-1]
-        solution, dtype = y0.new_empty(len(t), *y0.shape), y0.real.dtype
+        solution = y0.new_empty(len(t), *y0.shape)
         rows = iter(solution)
-
-        def evaluate(t: Tensor, y: Tensor, **side: Any) -> Tensor:
-            return self._evaluate(t.to(dtype), y)
 
         def before(n: int, t: Tensor, y: Tensor, h: Tensor) -> None:
             self._told(t, y, h)
 
-        integrated(solver, evaluate, y0, t, grid, before, lambda y: next(rows).copy_(y))
+        integrated(solver, cast(self._evaluate, y0), y0, t, grid, before, lambda y: next(rows).copy_(y))
         return solution
 
     def integrate_until_event(self, t0: Tensor, event_fn: Any) -> tuple[Tensor, Tensor]:
@@ -80,8 +77,13 @@ def integrated(
 
 def plain(func: Any, y0: Tensor) -> Any:
     """A func in the host's normal form at times on neither side of a jump, for states like ``y0``."""
-    base, dtype = host.without_sides(func), y0.real.dtype
-    return lambda t, y, **side: base(t.to(dtype), y)
+    return cast(host.without_sides(func), y0)
+
+
+def cast(evaluate: Callable[[Tensor, Tensor], Tensor], y0: Tensor) -> Any:
+    """What the host's steps call for states like ``y0``: times have their precision, and no side of a jump."""
+    dtype = y0.real.dtype
+    return lambda t, y, **side: evaluate(t.to(dtype), y)
 
 
 @functools.lru_cache

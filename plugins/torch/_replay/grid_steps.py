@@ -7,7 +7,6 @@ small state several steps at a time, as many as make up the evaluations of one s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,8 +14,7 @@ from torch import Tensor
 
 from steptape.torch._autograd.field import Field
 from steptape.torch._hosts.base import Timeline
-from steptape.torch._hosts.fixed_loop import integrated
-from steptape.torch._replay.checks import check_end
+from steptape.torch._hosts.fixed_loop import cast, integrated
 from steptape.torch._replay.sweep import Sweep
 from steptape.torch._tape.tape import OdeTape, State
 
@@ -31,33 +29,26 @@ class GridSweep(Sweep):
 
     def __init__(self, solver: Any, stages: int, tape: OdeTape, timeline: Timeline, field: Field, y0: Tensor):
         super().__init__(tape, timeline, y0.device, field.parameters)
-        self._solver, self._field = solver, field
-        self._shape, self._dtype = y0.shape, y0.real.dtype
+        self._solver, self._field, self._y0 = solver, field, y0
         self.together = max(1, _EVALUATIONS // stages) if y0.numel() <= _SMALL else 1
         self._stages, self._begins = stages, False
 
-    def run(self, at_outputs: Tensor, at_end: list[Tensor]) -> list[Tensor]:
-        """The same, by flat states."""
-        (y,) = at_end
-        (flat,) = super().run(at_outputs.reshape(len(at_outputs), y.numel()), [y.reshape(-1)])
-        return [flat.view_as(y)]
-
     def advance(self, n: int, state: State) -> State:
-        def evaluate(t: Tensor, y: Tensor, **side: Any) -> Tensor:
-            return self._field.returned(t.to(self._dtype), y)
-
         with torch.no_grad():
-            nodes, y = self.tape.nodes[n : n + 2], state[0].view(self._shape)
-            return (integrated(self._solver, evaluate, y, nodes[:1], nodes, _nothing, _nothing).reshape(-1),)
+            nodes, y = self.tape.nodes[n : n + 2], state[0].view(self._y0.shape)
+            func = cast(self._field.returned, y)
+            return (integrated(self._solver, func, y, nodes[:1], nodes, _nothing, _nothing).reshape(-1),)
 
     def _step(self, n: int, state: State, outputs: slice, mu: Tensor, after: list[Tensor]) -> list[Tensor]:
         with torch.enable_grad():
-            start = state[0].detach().view(self._shape).requires_grad_()
+            start = state[0].detach().view(self._y0.shape).requires_grad_()
             ends, inside = self._taken(n, start, outputs)
-        self._check(n + len(ends), state[0], ends, inside)
+        last = n + len(ends) - 1
+        self.hold(last, start, ends[-1], inside)
+        if n < last == self.tape.length - 1:
+            self.hold(last - 1, start, ends[-2], inside)
         pairs = [(ends[-1], after[0]), *zip(inside, mu, strict=True)]
-        (found,) = self.parameters.pull_on(pairs, (start,))
-        return [found.reshape(-1)]
+        return self.parameters.pull_on(pairs, (start,))
 
     def _taken(self, n: int, y: Tensor, outputs: slice) -> tuple[list[Tensor], list[Tensor]]:
         """Where the steps from step n on end that are taken together, from ``y``, and the outputs inside them."""
@@ -73,24 +64,12 @@ class GridSweep(Sweep):
             inside.append(y.view_as(y))
 
         times = torch.cat([nodes[:1], self.tape.outputs[outputs]])
-        ends.append(integrated(self._solver, self._evaluated, y, times, nodes, before, put))
+        ends.append(integrated(self._solver, cast(self._evaluated, y), y, times, nodes, before, put))
         return ends, inside[1:]
 
-    def _evaluated(self, t: Tensor, y: Tensor, **side: Any) -> Tensor:
+    def _evaluated(self, t: Tensor, y: Tensor) -> Tensor:
         begins, self._begins = self._begins, False
-        return self._field.within(t.to(self._dtype), y, begins)
-
-    def _check(self, n: int, start: Tensor, ends: Sequence[Tensor], inside: Sequence[Tensor]) -> None:
-        """Hold steps up to step n against the state that follows, or at the end what the tape says of it."""
-        left, marks = self.tape.length - n, self.tape.fingerprints
-        if left > 1 and self.following:
-            self.ends.note(ends[-1], self.following[0], start)
-        elif left == 1:
-            check_end(ends[-1], marks[0], start, self.parameters)
-        elif left == 0:
-            check_end(inside[-1], marks[1], start, self.parameters)
-            if len(ends) > 1:
-                check_end(ends[-2], marks[0], start, self.parameters)
+        return self._field.within(t, y, begins)
 
 
 def _nothing(*_: Any) -> None:

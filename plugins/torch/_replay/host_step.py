@@ -16,7 +16,6 @@ from torch import Tensor
 from steptape.torch._autograd.graph import Parameters, check_hooks
 from steptape.torch._autograd.leaves import LeafCheck, is_looked_at
 from steptape.torch._hosts.base import HostSteps, Timeline
-from steptape.torch._replay.checks import check_end
 from steptape.torch._replay.sweep import Sweep
 from steptape.torch._tape.graphs import Whole
 from steptape.torch._tape.tape import State, Tape
@@ -38,11 +37,7 @@ class HostStepSweep(Sweep):
     def _step(self, n: int, state: State, outputs: slice, mu: Tensor, after: list[Tensor]) -> list[Tensor]:
         start, times, end, inside = self._with_graph(n, state, outputs)
         check_hooks(start, self.parameters.call)
-        left = self.tape.length - 1 - n
-        if left < 2:
-            check_end(end[0] if left else inside[-1], self.tape.fingerprints[1 - left], state[0], self.parameters)
-        elif self.following:
-            self.ends.note(end[0], self.following[0], state[0])
+        self.hold(n, state[0], end[0], inside)
         if is_looked_at(n, self.tape.length):
             self._check_leaves(end, (*start, *times), lambda: self._with_graph(n, state, outputs)[2], first=n == 0)
         moving = times if self.moves else []

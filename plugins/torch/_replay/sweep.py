@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import abc
 import bisect
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from steptape.torch._autograd.graph import Parameters
 from steptape.torch._hosts.base import Timeline
-from steptape.torch._replay.checks import Ends
+from steptape.torch._replay.checks import Ends, check_end
 from steptape.torch._tape.checkpoints import states_backward
 from steptape.torch._tape.tape import State, Tape
 
@@ -61,6 +61,14 @@ class Sweep(abc.ABC):
     def steps_backward(self) -> Iterator[tuple[int, State]]:
         """All steps, the last one first, each with the state it starts from."""
         return states_backward(self.tape, self._device, self.advance)
+
+    def hold(self, n: int, start: Tensor, end: Tensor, outputs: Sequence[Tensor]) -> None:
+        """Hold the end of step n against the state that follows, or where none does what the tape says of it."""
+        left = self.tape.length - 1 - n
+        if left < 2:
+            check_end(end if left else outputs[-1], self.tape.fingerprints[1 - left], start, self.parameters)
+        elif self.following:
+            self.ends.note(end, self.following[0], start)
 
     @abc.abstractmethod
     def advance(self, n: int, state: State) -> State:

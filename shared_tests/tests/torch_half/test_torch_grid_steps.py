@@ -56,11 +56,11 @@ def gradients(odeint, func, y0, t=T, method="euler", step_size=0.07, **call):
     return ys, grad((ys + 0.3).abs().square().sum(), (y, *func.parameters()))
 
 
-def both(field=Field, count=12, dtype=torch.float64, adjoint_options=None, **call):
-    y0 = torch.linspace(-1, 1, count, dtype=torch.float64).view(-1, 3).to(dtype)
-    expected = gradients(torchdiffeq.odeint, field(dtype), y0, **call)
+def both(dtype=torch.float64, adjoint_options=None, **call):
+    y0 = torch.linspace(-1, 1, 12, dtype=torch.float64).view(-1, 3).to(dtype)
+    expected = gradients(torchdiffeq.odeint, Field(dtype), y0, **call)
     ours = {"adjoint_method": "aca", "adjoint_options": adjoint_options or {}}
-    return expected, gradients(odeint_adjoint, field(dtype), y0, **ours, **call)
+    return expected, gradients(odeint_adjoint, Field(dtype), y0, **ours, **call)
 
 
 @pytest.mark.parametrize("method", FIXED_GRID)
@@ -107,10 +107,10 @@ def test_as_many_graphs_are_alive_as_in_a_step_of_dopri5_of_a_large_state_those_
 
 
 class Used:
-    """From its evaluation number ``later`` on it uses a tensor that it did not use before."""
+    """From the time ``later`` on it uses a tensor that it did not use before."""
 
     def __init__(self, later):
-        self.later, self.count = later, 0
+        self.later = later
         self.w = torch.full((3,), 0.5, dtype=torch.float64, requires_grad=True)
         self.hidden = [torch.full((3,), 0.5, dtype=torch.float64, requires_grad=True)]
 
