@@ -86,8 +86,8 @@ class Ends:
         with torch.no_grad():
             end, following, start = end.reshape(-1), following.reshape(-1), start.reshape(-1)
             if end.numel():
-                gaps = torch.stack([end - following, end - start, end])
-                self.note_gaps(torch.linalg.vector_norm(gaps, torch.inf, dim=1))
+                # A norm would take five times as long.
+                self.note_gaps(torch.stack([end - following, end - start, end]).abs().amax(1))
 
     def note_gaps(self, gaps: Tensor) -> None:
         """Of a step, the largest entries of its end less the following state, less its start, and of its end."""

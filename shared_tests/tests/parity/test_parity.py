@@ -124,7 +124,6 @@ def test_the_table_names_the_reason_of_a_failure(monkeypatch, tmp_path, outcome,
     assert "fails 1/5" in printed
 
 
-@pytest.mark.by_default(every=2)
 @pytest.mark.parametrize("part", ["y0", "params", "times"])
 @pytest.mark.parametrize("grade", ["adaptive", "grid"])
 @pytest.mark.parametrize("backend", BACKENDS)
