@@ -145,7 +145,7 @@ def test_events_have_their_gradients():
     assert distance(found[1], found[0]) <= 1e-12
 
 
-@pytest.mark.parametrize("memory, cache", [("states", False), ("graphs", True)])
+@pytest.mark.parametrize(("memory", "cache"), [("states", False), ("graphs", True)])
 def test_under_autocast_the_gradient_is_back_propagation_s_to_the_bit(memory, cache):
     """Graphs share the cast of a weight, as the host's do; a replay casts it anew, as the host does without the cache.
 
