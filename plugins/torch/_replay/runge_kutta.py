@@ -20,7 +20,6 @@ from steptape.torch._autograd.field import Field, Stage
 from steptape.torch._autograd.graph import check_hooks
 from steptape.torch._hosts.base import Timeline
 from steptape.torch._hosts.tableau import Tableau
-from steptape.torch._replay.checks import check_end
 from steptape.torch._replay.outputs import outputs_of
 from steptape.torch._replay.sweep import Sweep
 from steptape.torch._tape.graphs import Graphs
@@ -158,15 +157,12 @@ class RungeKuttaSweep(Sweep):
 
     def check(self, n: int, state: State) -> None:
         """Hold the step against the state that follows, or at the end of the solve against what the tape says of it."""
-        left = len(self.sizes) - 1 - n
-        if left == 1:
-            check_end(self._end(n, state), self.tape.fingerprints[0], state[0], self.field.parameters)
-        elif left and self.following:
-            self.ends.note(self._end(n, state), self.following[0], state[0])
-        elif left == 0:
+        if n < len(self.sizes) - 1:
+            self.hold(n, state[0], self._end(n, state), ())
+        else:
             start = self.of_start[-1] * state[0]
             output = torch.addmv(start, self.k.T, self.weights[-1], alpha=self.sizes[n])
-            check_end(output, self.tape.fingerprints[1], state[0], self.field.parameters)
+            self.hold(n, state[0], output, (output,))
 
     def advance(self, n: int, state: State) -> State:
         """The state at the end of step n."""
