@@ -93,8 +93,7 @@ class Field:
         return slope if slope.shape == y.shape else slope.expand(y.shape)
 
     def pull(self, stage: Stage, cotangent: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The cotangents of the stage's y and t, if wanted, from a flat one of its slope."""
-        cotangent = cotangent.view((*self.parameters.batch, *stage.y.shape))
+        """The cotangents of the stage's y and t, if wanted, from that of its slope, (*batch, *shape)."""
         if not self._in_time:
             return self.parameters.pull_one(stage.slope, cotangent, (stage.y,))[0], None
         in_y, in_t = self.parameters.pull_one(stage.slope, cotangent, (stage.y, stage.t))

@@ -151,30 +151,42 @@ class Parameters:
         return self._added((end,), (cotangent,), inputs)
 
     def _added(self, ends: Sequence[Tensor], cotangents: Sequence[Tensor], inputs: Sequence[Tensor]) -> list[Tensor]:
-        with shared_graphs_refused(self.call):
+        try:
             grads = self.taken(ends, cotangents, (*inputs, *self.params))
-        shares: Any = grads[len(inputs) :]
-        found = [i for i, grad in enumerate(shares) if grad is not None]
-        if len(found) < len(shares):
-            totals, shares = [self.cotangents[i] for i in found], [shares[i] for i in found]
-        else:
-            totals = self.cotangents
-        if any(share.is_sparse for share in shares):
-            for i, share in zip(found, shares, strict=True):
-                self._add_sparse(i, share)
-        elif found:
-            add_each(totals, shares)
+        except RuntimeError as error:
+            refuse_shared_graphs(error, self.call)
+            raise
         self._pulled = True
-        self._used.update(found)
+        self._add(grads[len(inputs) :])
         return [self.zeros(x) if grad is None else grad for x, grad in zip(inputs, grads, strict=False)]
 
-    def _add_sparse(self, i: int, share: Tensor) -> None:
-        """Add to a cotangent, which stays sparse as long as all of its shares are, as by back-propagation."""
+    def _add(self, shares: Sequence[Any]) -> None:
+        """Add what an evaluation gives to the parameters' cotangents."""
+        totals = self.cotangents
+        # Of a small net, an evaluation is not much longer than the rest of this.
+        for share in shares:
+            if share is None or share.is_sparse:
+                break
+        else:
+            if shares:
+                add_each(totals, shares)
+            if len(self._used) < len(shares):
+                self._used.update(range(len(shares)))
+            return
+        found = [i for i, share in enumerate(shares) if share is not None]
+        sparse = {i for i in found if shares[i].is_sparse or totals[i].is_sparse}
+        if dense := [i for i in found if i not in sparse]:
+            add_each([totals[i] for i in dense], [shares[i] for i in dense])
+        for i in sparse:
+            totals[i] = self._sum(i, shares[i])
+        self._used.update(found)
+
+    def _sum(self, i: int, share: Tensor) -> Tensor:
+        """A cotangent with a share more: it stays sparse as long as all of them are, as by back-propagation."""
         total = self.cotangents[i]
         if share.is_sparse and (total.is_sparse or i not in self._used):
-            self.cotangents[i] = (total + share if total.is_sparse else share).coalesce()
-        else:
-            self.cotangents[i] = share + total if total.is_sparse else total + share
+            return (total + share if total.is_sparse else share).coalesce()
+        return share + total if total.is_sparse else total + share
 
     def use(self, grads: Sequence[Tensor | None]) -> None:
         """Note which of the parameters an evaluation depends on, by their shares in its gradient."""
@@ -204,33 +216,22 @@ class Parameters:
         return [total if i in self._used else None for i, total in enumerate(self.cotangents)]
 
 
-class shared_graphs_refused:  # noqa: N801
-    """A block in which a graph that is used a second time is an error in words of ours."""
-
-    __slots__ = ("_call",)
-
-    def __init__(self, call: Call):
-        self._call = call
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if not isinstance(error, RuntimeError) or isinstance(error, GradientError):
-            return
-        call = self._call
-        if "a second time" in str(error):
-            raise GradientError(
-                f"{call}: {call.func} uses a tensor that was computed before this evaluation, and that its first one "
-                "neither used nor computed. Evaluations cannot share its graph. Compute it in each of them; or before "
-                "the solve, and name it: adjoint_params=(*func.parameters(), x, ...)."
-            ) from error
-        if "modified by an inplace operation" in str(error):
-            raise GradientError(
-                f"{call}: a tensor that {call.func} uses has been modified by an inplace operation since its graph was "
-                f"built. Let {call.func} make a new tensor of it instead; or, of an ODE, have one graph at a time by "
-                "adjoint_options={'graph': 'stage'} without 'memory'."
-            ) from error
+def refuse_shared_graphs(error: RuntimeError, call: Call) -> None:
+    """Raise in words of ours if the error is that a graph was used a second time, or was written to."""
+    if isinstance(error, GradientError):
+        return
+    if "a second time" in str(error):
+        raise GradientError(
+            f"{call}: {call.func} uses a tensor that was computed before this evaluation, and that its first one "
+            "neither used nor computed. Evaluations cannot share its graph. Compute it in each of them; or before "
+            "the solve, and name it: adjoint_params=(*func.parameters(), x, ...)."
+        ) from error
+    if "modified by an inplace operation" in str(error):
+        raise GradientError(
+            f"{call}: a tensor that {call.func} uses has been modified by an inplace operation since its graph was "
+            f"built. Let {call.func} make a new tensor of it instead; or, of an ODE, have one graph at a time by "
+            "adjoint_options={'graph': 'stage'} without 'memory'."
+        ) from error
 
 
 def check_hooks(given: Iterable[Tensor], call: Call) -> None:

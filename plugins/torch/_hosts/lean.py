@@ -28,14 +28,14 @@ ROUNDED: dict[torch.dtype, Callable[[float], float]] = {
 
 
 class Step(NamedTuple):
-    """An accepted step: where it starts and ends, its size, y at both, and the slopes k_i, (*y.shape, s + 1)."""
+    """An accepted step: where it starts and ends, its size, y at both, and ``all`` slopes k_i, (*y.shape, s + 1)."""
 
     t0: Tensor
     t1: Tensor
     h: Tensor
     y0: Tensor
     y1: Tensor
-    slopes: Tensor
+    slopes: Any
 
 
 class LeanLoop:
@@ -200,7 +200,7 @@ class LeanLoop:
             return self._time, self._time, [self._y] * 5
         t0, t1, h, y0, y1, slopes = self._step
         if self._coefficients is None:
-            self._coefficients = self._solver._interp_fit(y0, y1, slopes, h)
+            self._coefficients = self._solver._interp_fit(y0, y1, slopes.all, h)
         return t0, t1, self._coefficients
 
     def _interpolated(self, t: Tensor) -> Tensor:

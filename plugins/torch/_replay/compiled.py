@@ -74,7 +74,7 @@ class CompiledSweep(RungeKuttaSweep):
             return super()._step(n, state, outputs, mu, after)
         pulled = self._pulled(bound, own, self._asked(outputs, mu, after))
         self._check_pulled(n, state, pulled)
-        left = None if pulled.first is None else Link(pulled.first.reshape(-1), None)
+        left = None if pulled.first is None else Link(pulled.first, None)
         return After(pulled.start.reshape(-1), left)
 
     def _asked(self, outputs: slice, mu: Tensor, after: After) -> Asked:
@@ -84,7 +84,7 @@ class CompiledSweep(RungeKuttaSweep):
             return Asked(end, following)
         block = self._shares[outputs].T @ mu
         if after.link is not None:
-            block[-1] += after.link.cotangent
+            block[-1] += after.link.cotangent.reshape(-1)
         return Asked(end, following, block.view(-1, *self._shape), self._shares[outputs.stop - 1])
 
     def _pulled(self, bound: _Bound, own: Own, asked: Asked) -> Pulled:

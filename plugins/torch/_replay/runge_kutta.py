@@ -74,16 +74,21 @@ class RungeKuttaSweep(Sweep):
         # Of the step at hand: k_i, and ℓ_i as far as it is summed up; for a batch of cotangents all of theirs. Where
         # every graph of a step is built before the first one is pulled, ℓ_i replaces k_i.
         self.batch = field.parameters.batch
-        self.k = y0.new_zeros(tableau.stages, y0.numel())
-        self.slopes = self.k.view(len(self.k), *y0.shape).unbind()
+        sums = y0.new_zeros(1 + tableau.stages, *self.batch, *y0.shape)
+        self.start, *self.each = sums.unbind()
+        self.start_and_sums = sums.view(len(sums), self.start.numel())
+        self.sums = self.start_and_sums[1:]
         shared = whole_steps and not self.batch
-        self.sums = self.k if shared else y0.new_zeros(len(self.k), *self.batch, y0.numel()).flatten(1)
+        self.k = self.sums if shared else y0.new_zeros(tableau.stages, y0.numel())
+        self.slopes = self.k.view(len(self.k), *y0.shape).unbind()
         a = tableau.rows.to(y0)
         self.by_row = [(self.k[:i].T, a[i, :i]) for i in range(tableau.stages)]
         self.to_the_end = (self.k[: self.to_end].T, a[-1, : self.to_end])
-        # The table times h, as the host rounds it, by rows that each stand upright.
-        self.table, self.scaled = a, torch.empty_like(a)
-        self.by_column = [(self.sums[:i], self.scaled[i, :i, None]) for i in range(len(a))]
+        # The table times h, as the host rounds it, by rows that each stand upright; of a step's start, all take one.
+        self.table, scaled = a, a.new_ones(len(a), 1 + len(self.k))
+        self.scaled = scaled[:, 1 : 1 + a.shape[1]]
+        upright = scaled.view(*scaled.shape, *[1] * (sums.ndim - 1))
+        self.by_column = [(sums[: i + 1], upright[i, : i + 1]) for i in range(len(a))]
         self.outputs = outputs_of(tableau, timeline, y0, self.weights, self.of_start)
 
     def run(self, at_outputs: Tensor, at_end: list[Tensor]) -> list[Tensor]:
@@ -118,42 +123,41 @@ class RungeKuttaSweep(Sweep):
         torch.mul(self.table, self.sizes[n], out=self.scaled)
         if len(mu):
             start, end = self.outputs.pull(outputs, mu, self.sizes[n], end, self.sums)
+            self.start.copy_(start.view_as(self.start))
         else:
-            start = torch.zeros_like(end)
-            self.sums.zero_()
+            self.start_and_sums.zero_()
         if link:
-            self.sums[-1] += link.cotangent
+            self.each[-1].add_(link.cotangent)
+        end = end.view_as(self.start)
         if not self.tableau.last_at_end:
-            start = self._pull_place(len(self.k), start, end)
+            self._pull_place(len(self.k), end)
         for i in range(self.last, handed_on - 1, -1):
             in_y = end
             if link or i != own:
                 # A copy, since hooks in func may keep it.
-                stage, cotangent = stages[i] or self._stage(n, i, state), self.sums[i].clone()
+                stage, cotangent = stages[i] or self._stage(n, i, state), self.each[i].clone()
                 if self.moves:
                     asked = cotangent - link.cotangent if link and i == self.last else cotangent
                     self._pull_places(n, i, outputs, mu, asked, stage.slope.reshape(-1))
                 in_y, in_t = self.field.pull(stage, cotangent)
-                in_y = in_y.reshape(-1)
                 if i == self.to_end:
                     in_y = end + in_y
                 if in_t is not None:
                     self.cotangents.stages[n, i] = in_t
-            start = self._pull_place(i, start, in_y)
+            self._pull_place(i, in_y)
+        start = self.start.flatten().clone()
         if not handed_on:
             return After(start, None)
         if self.moves:
             first = carried if stages[0] is None else stages[0].slope.reshape(-1)
-            self._pull_places(n, 0, outputs, mu, self.sums[0], first)
-        return After(start, Link(self.sums[0].clone(), stages[0]))
+            self._pull_places(n, 0, outputs, mu, self.each[0], first)
+        return After(start, Link(self.each[0].clone(), stages[0]))
 
-    def _pull_place(self, i: int, start: Tensor, cotangent: Tensor) -> Tensor:
-        """The cotangent of the step's start with that of where stage i is evaluated, which also adds to the slopes'."""
-        if i:
-            sums, weights = self.by_column[i]
-            # In two roundings, as back-propagation makes them.
-            sums += weights * cotangent
-        return start + cotangent
+    def _pull_place(self, i: int, cotangent: Tensor) -> None:
+        """Add the cotangent of where stage i is evaluated to those of the step's start and of the slopes before it."""
+        sums, weights = self.by_column[i]
+        # In two roundings, as back-propagation makes them.
+        sums += weights * cotangent
 
     def check(self, n: int, state: State) -> None:
         """Hold the step against the state that follows, or at the end of the solve against what the tape says of it."""

@@ -15,7 +15,7 @@ from steptape import UnsupportedError
 from steptape.compat import _torchdiffeq as host
 from steptape.torch import odeint_adjoint
 from steptape.torch._autograd.surroundings import Surroundings
-from steptape.torch._hosts import loops
+from steptape.torch._hosts import loops, stages
 from steptape.torch._hosts.lean import LeanLoop
 from steptape.torch._hosts.torchdiffeq import OdeSolve
 from steptape.torch._tape.checkpoints import Keep
@@ -204,6 +204,29 @@ def test_a_lean_solve_is_the_hosts_to_the_bit(method, dtype, lean_solves):
         assert not found, f"seed {seed}, {call}: {found[:3]}"
         assert lean_solves
         lean_solves.clear()
+        # Its sums as for a large state.
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(stages, "_LARGE", 1)
+            found = differences(expected, outcome(method, call, lean=True))
+        assert not found, f"seed {seed}, {call}: {found[:3]}"
+        lean_solves.clear()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_the_sums_of_large_states_are_torchs_to_the_bit(dtype):
+    """Of each number of slopes that a solver has."""
+    torch.manual_seed(0)
+    y = torch.randn(64, 65, dtype=dtype)
+    made = stages._slopes(y, 14)
+    assert isinstance(made, stages._OneByOne)
+    for slope in made.each:
+        slope.copy_(torch.randn_like(y))
+    side_by_side = made.all
+    for n in range(1, 15):
+        weights = torch.randn(n, dtype=dtype)
+        assert torch.equal(made.sum(weights), (side_by_side[..., :n] * weights).sum(-1))
+    made.each[0].fill_(-0.0)
+    assert not made.sum(weights[:1].abs()).signbit().any()
 
 
 Y0, T = torch.tensor([1.0, 2.0], dtype=torch.float64), torch.tensor([0.0, 1.0, 2.0], dtype=torch.float64)
