@@ -9,6 +9,8 @@ sum to a multiple of k, so that each value still meets some of the others. The r
 ``rest="elsewhere"`` another test of the default ones, or of the full, holds the same, and it runs only where one file
 has to hold all: in ``nox -s minimums`` and ``nox -s matrix``. A test may have both, of which the latter counts.
 
+``--part=k/n`` runs every nth of the tests that are chosen, from the kth on: of ``nox -s full``, CI runs a half at a time.
+
 ``--device cuda`` makes the tensors of the PyTorch half's exact tests on a GPU; what is marked ``cuda`` runs where there
 is one.
 """
@@ -30,8 +32,9 @@ gc.set_threshold(100_000, 20, 50)
 
 
 def pytest_addoption(parser):
-    """Where tensors are made that the tests put nowhere themselves."""
+    """Where tensors are made that the tests put nowhere themselves, and which of the tests run."""
     parser.addoption("--device", default="cpu", help="of the tensors of the PyTorch half's exact tests")
+    parser.addoption("--part", default="1/1", metavar="K/N", help="run every Nth of the chosen tests, from the Kth on")
 
 
 def pytest_runtest_setup(item):
@@ -51,6 +54,15 @@ def pytest_itemcollected(item):
         places = [_place(product, item.callspec.params) for product in item.iter_markers("parametrize")]
         if sum(places) % every or not where(**given):
             item.add_marker(mark.kwargs.get("rest", "full"))
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config, items):
+    """Leave out, after what marks and names leave out, all that is not of the part that was asked for."""
+    k, n = map(int, config.getoption("part").split("/"))
+    chosen = items[k - 1 :: n]
+    config.hook.pytest_deselected(items=[item for i, item in enumerate(items) if i % n != k - 1])
+    items[:] = chosen
 
 
 def _place(product, given):

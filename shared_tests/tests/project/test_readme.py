@@ -146,7 +146,8 @@ def test_ci_runs_the_readme_s_test_command_and_the_lowest_versions():
     script = (README.parent / ".ci" / "run").read_text(encoding="utf-8")
     install, run = (part.strip() for part in command.split("&&"))
     assert install.removeprefix("pip ") in script.replace(" --quiet", "")
-    assert script.rstrip().splitlines()[-3:] == [run, "nox -s full", "nox -s minimums"]
+    first, full, last = script.rstrip().splitlines()[-3:]
+    assert (first, full.split(" -- ")[0], last) == (run, "nox -s full", "nox -s minimums")
 
 
 @pytest.mark.skipif(not (README.parent / "benchmarks").exists(), reason="runs from a checkout")
