@@ -33,13 +33,13 @@ class _SideBySide:
 
 
 class _OneByOne:
-    """The slopes of a try, and their multiples; ``orders``: in which the host adds i + 1 of these."""
+    """The slopes of a try; ``orders``: in which the host adds i + 1 terms; ``terms``: room for these, one by one."""
 
-    def __init__(self, y: Tensor, orders: Sequence[Order]):
-        self._slopes, terms = y.new_empty(2, len(orders), *y.shape).unbind()
-        self.each, self._terms, self._orders = self._slopes.unbind(), terms.unbind(), orders
-        self._first = [(self._slopes[: i + 1], terms[: i + 1]) for i in range(len(orders))]
-        self._upright = (-1, *[1] * y.ndim)
+    def __init__(self, terms: Tensor, orders: Sequence[Order]):
+        slopes = torch.empty_like(terms)
+        self.each, self._terms, self._orders = slopes.unbind(), terms.unbind(), orders
+        self._first = [(slopes[: i + 1], terms[: i + 1]) for i in range(len(orders))]
+        self._upright = (-1, *[1] * (terms.ndim - 1))
 
     @property
     def all(self) -> Tensor:
@@ -47,7 +47,7 @@ class _OneByOne:
         return torch.stack(self.each, dim=-1)
 
     def sum(self, weights: Tensor) -> Tensor:
-        """The same, readable until the next one is asked for."""
+        """The same, readable until the next one is made in the same room."""
         last = len(weights) - 1
         slopes, terms = self._first[last]
         torch.mul(slopes, weights.view(self._upright), out=terms)
@@ -68,7 +68,7 @@ def _orders(dtype: torch.dtype, count: int) -> list[Order] | None:
     found = []
     for n in range(1, count + 1):
         x = numbers[:, :n].contiguous()
-        candidates = (_order(n, lanes) for lanes in (0, 4, 8, 16))
+        candidates = (_order(n, lanes) for lanes in (0, 2, 4, 8, 16))
         order = next((one for one in candidates if torch.equal(_added(x.clone().unbind(1), one), x.sum(1))), None)
         if order is None:
             return None
@@ -100,8 +100,7 @@ class Stages:
         self._alpha = tableau.alpha.real
         self._at_end = self._alpha == 1
         self._before_end = self._at_end.to(self._alpha.dtype)
-        count = len(self._alpha) + 1
-        self._slopes, self._others = _slopes(y, count), _slopes(y, count)
+        self._slopes, self._others = _places(y, len(self._alpha) + 1)
 
     @property
     def slopes(self) -> Any:
@@ -137,7 +136,11 @@ class Stages:
         return y, self._slopes.sum(self._rows[len(times)])
 
 
-def _slopes(y: Tensor, count: int) -> _SideBySide | _OneByOne:
+def _places(y: Tensor, count: int) -> Sequence[_SideBySide | _OneByOne]:
+    """Two for the slopes of a try."""
     is_known = y.is_cpu and y.numel() >= _LARGE and y.dtype in (torch.float32, torch.float64)
     orders = _orders(y.dtype, count) if is_known else None
-    return _SideBySide(y, count) if orders is None else _OneByOne(y, orders)
+    if orders is None:
+        return [_SideBySide(y, count) for _ in range(2)]
+    terms = y.new_empty(count, *y.shape)
+    return [_OneByOne(terms, orders) for _ in range(2)]

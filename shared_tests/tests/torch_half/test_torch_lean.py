@@ -217,7 +217,7 @@ def test_the_sums_of_large_states_are_torchs_to_the_bit(dtype):
     """Of each number of slopes that a solver has."""
     torch.manual_seed(0)
     y = torch.randn(64, 65, dtype=dtype)
-    made = stages._slopes(y, 14)
+    made, _ = stages._places(y, 14)
     assert isinstance(made, stages._OneByOne)
     for slope in made.each:
         slope.copy_(torch.randn_like(y))
