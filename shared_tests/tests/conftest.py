@@ -9,7 +9,7 @@ sum to a multiple of k, so that each value still meets some of the others. The r
 ``rest="elsewhere"`` another test of the default ones, or of the full, holds the same, and it runs only where one file
 has to hold all: in ``nox -s minimums`` and ``nox -s matrix``. A test may have both, of which the latter counts.
 
-``--part=k/n`` runs every nth of the chosen tests, from the kth on: of ``nox -s full``, CI runs a half at a time.
+``--part=k/n`` runs every nth of the chosen tests, from the kth on: of ``nox -s full``, CI runs a third at a time.
 
 ``--device cuda`` makes the tensors of the PyTorch half's exact tests on a GPU; what is marked ``cuda`` runs where there
 is one.
