@@ -98,10 +98,15 @@ class Parameters:
         self, ends: Sequence[Tensor], cotangents: Sequence[Tensor], inputs: Sequence[Tensor]
     ) -> Sequence[Tensor | None]:
         """The cotangents of ``inputs`` that need one, none added up; frees the graph unless it is retained."""
+        wanted = [x for x in inputs if id(x) not in self._left_out] if self._left_out else inputs
+        try:
+            found = self._taken(ends, cotangents, wanted) if wanted else ()
+        except RuntimeError as error:
+            _refuse_shared_graphs(error, self.call)
+            raise
         if not self._left_out:
-            return self._taken(ends, cotangents, inputs)
-        wanted = [x for x in inputs if id(x) not in self._left_out]
-        grads = iter(self._taken(ends, cotangents, wanted) if wanted else ())
+            return found
+        grads = iter(found)
         return [None if id(x) in self._left_out else next(grads) for x in inputs]
 
     def _taken(
@@ -151,11 +156,7 @@ class Parameters:
         return self._added((end,), (cotangent,), inputs)
 
     def _added(self, ends: Sequence[Tensor], cotangents: Sequence[Tensor], inputs: Sequence[Tensor]) -> list[Tensor]:
-        try:
-            grads = self.taken(ends, cotangents, (*inputs, *self.params))
-        except RuntimeError as error:
-            refuse_shared_graphs(error, self.call)
-            raise
+        grads = self.taken(ends, cotangents, (*inputs, *self.params))
         self._pulled = True
         self._add(grads[len(inputs) :])
         return [self.zeros(x) if grad is None else grad for x, grad in zip(inputs, grads, strict=False)]
@@ -216,7 +217,7 @@ class Parameters:
         return [total if i in self._used else None for i, total in enumerate(self.cotangents)]
 
 
-def refuse_shared_graphs(error: RuntimeError, call: Call) -> None:
+def _refuse_shared_graphs(error: RuntimeError, call: Call) -> None:
     """Raise in words of ours if the error is that a graph was used a second time, or was written to."""
     if isinstance(error, GradientError):
         return

@@ -23,7 +23,6 @@ from numpy.polynomial.legendre import leggauss
 from torch import Tensor
 
 from steptape.torch._autograd.field import Field
-from steptape.torch._autograd.graph import refuse_shared_graphs
 from steptape.torch._continuous.dense import DenseOutput
 from steptape.torch._continuous.solver import BackwardSolver
 
@@ -78,11 +77,7 @@ class AdjointField:
         inputs = ((stage.y,) if with_y else ()) + (tuple(self._params) if with_params else ())
         grads: list[Tensor | None] = [None] * len(inputs)
         if stage.slope.requires_grad:
-            try:
-                grads = list(self._parameters.taken((stage.slope,), (a,), inputs))
-            except RuntimeError as error:
-                refuse_shared_graphs(error, self._parameters.call)
-                raise
+            grads = list(self._parameters.taken((stage.slope,), (a,), inputs))
         in_y = grads.pop(0) if with_y else None
         if with_params:
             self._parameters.use(grads)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from steptape.compat import _torchdiffeq as host
-from steptape.torch._hosts.stages import Stages
+from steptape.torch._hosts.stages import Slopes, Stages
 
 # What arithmetic on times in a dtype makes of a Python float. Two roundings of an operation on float32s are one.
 ROUNDED: dict[torch.dtype, Callable[[float], float]] = {
@@ -35,7 +35,7 @@ class Step(NamedTuple):
     h: Tensor
     y0: Tensor
     y1: Tensor
-    slopes: Any
+    slopes: Slopes
 
 
 class LeanLoop:

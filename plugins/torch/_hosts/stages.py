@@ -54,6 +54,9 @@ class _OneByOne:
         return _added(self._terms, self._orders[last])
 
 
+Slopes = _SideBySide | _OneByOne
+
+
 def _added(terms: Sequence[Tensor], order: Order) -> Tensor:
     """The sum of terms, in one of them."""
     sums = (functools.reduce(Tensor.add_, [terms[i] for i in each]) for each in order)
@@ -87,7 +90,10 @@ def _order(n: int, lanes: int) -> Order:
 
 
 class Stages:
-    """The evaluations of a try. Successive steps write to two places in turn: the last accepted one stays readable."""
+    """The evaluations of a try; ``slopes``: those of the latest one.
+
+    Successive steps write to two places in turn: the last accepted one stays readable.
+    """
 
     def __init__(self, tableau: Any, y: Tensor):
         rows = [*tableau.beta, tableau.c_error]
@@ -100,21 +106,16 @@ class Stages:
         self._alpha = tableau.alpha.real
         self._at_end = self._alpha == 1
         self._before_end = self._at_end.to(self._alpha.dtype)
-        self._slopes, self._others = _places(y, len(self._alpha) + 1)
-
-    @property
-    def slopes(self) -> Any:
-        """Those of the latest try, ``all`` of them (*y.shape, s + 1)."""
-        return self._slopes
+        self.slopes, self._others = _places(y, len(self._alpha) + 1)
 
     def begin(self, slope: Tensor) -> None:
         """Start from a slope."""
-        self._slopes.each[0].copy_(slope)
+        self.slopes.each[0].copy_(slope)
 
     def hand_on(self, slope: Tensor | None) -> None:
         """Start the next step from a slope, by default the last one."""
-        slope = self._slopes.each[-1] if slope is None else slope
-        self._slopes, self._others = self._others, self._slopes
+        slope = self.slopes.each[-1] if slope is None else slope
+        self.slopes, self._others = self._others, self.slopes
         self.begin(slope)
 
     def taken(self, evaluate: Any, y0: Tensor, t0: Tensor, h: Tensor, t1: Tensor) -> tuple[Tensor, Tensor]:
@@ -125,18 +126,18 @@ class Stages:
         times = torch.nextafter(at, at - self._before_end).unbind()
         torch.mul(self._weights, h, out=self._scaled)
         for i, t in enumerate(times):
-            y = y0 + self._slopes.sum(self._rows[i])
-            slope, place = evaluate(t, y, i + 1 == len(times)), self._slopes.each[i + 1]
+            y = y0 + self.slopes.sum(self._rows[i])
+            slope, place = evaluate(t, y, i + 1 == len(times)), self.slopes.each[i + 1]
             if slope.shape == y.shape:
                 place.copy_(slope)
             else:
                 place[...] = slope
         if not self._ends_at_last_stage:
-            y = y0 + self._slopes.sum(self._rows[-1])
-        return y, self._slopes.sum(self._rows[len(times)])
+            y = y0 + self.slopes.sum(self._rows[-1])
+        return y, self.slopes.sum(self._rows[len(times)])
 
 
-def _places(y: Tensor, count: int) -> Sequence[_SideBySide | _OneByOne]:
+def _places(y: Tensor, count: int) -> Sequence[Slopes]:
     """Two for the slopes of a try."""
     is_known = y.is_cpu and y.numel() >= _LARGE and y.dtype in (torch.float32, torch.float64)
     orders = _orders(y.dtype, count) if is_known else None
