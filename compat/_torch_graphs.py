@@ -43,7 +43,12 @@ class GraphEnd(GradientEdge):
 
 def end_of(x: torch.Tensor) -> Any:
     """The end of the graph of a tensor that requires a gradient; the tensor itself, where only that keeps its graph."""
-    return x if x.grad_fn is None or not _EDGES_OWN else GraphEnd(*get_gradient_edge(x))
+    node = x.grad_fn
+    if node is None or not _EDGES_OWN:
+        return x
+    # Of nodes in Python, and of those alone, the edge has to own the graph.
+    edge = get_gradient_edge(x) if isinstance(node, torch._C._FunctionBase) else (node, x.output_nr, None)
+    return GraphEnd(*edge)
 
 
 # Whether the backward pass that is running keeps its graph for another one, which torch before 2.6 does not tell.

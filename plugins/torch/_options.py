@@ -174,7 +174,7 @@ def with_parameters(
             First(given[0].detach().clone(), used.values[0], used.after, held is untouched.held)
         )
     elif used.values and solve.keep.memory != "states":
-        solve = solve.around(Repeats(used.values[0], solve.call, surroundings.autocast))
+        solve = solve.around(Repeats(used.values[0], solve.call, surroundings.autocast), first=True)
     return solve, params
 
 

@@ -124,8 +124,11 @@ class Solve(abc.ABC):
         return self
 
     @abc.abstractmethod
-    def around(self, enclose: Callable[[Callable[[], Any]], Any]) -> Solve:
-        """The same solve, each evaluation of which is what ``enclose(evaluate)`` returns."""
+    def around(self, enclose: Callable[[Callable[[], Any]], Any], first: bool = False) -> Solve:
+        """The same solve, each evaluation of which is what ``enclose(evaluate)`` returns.
+
+        ``first``: what encloses them passes on all but the first one as they are, and need not be asked about them.
+        """
 
     @property
     def in_options(self) -> list[Tensor]:

@@ -138,10 +138,10 @@ class OdeSolve(Solve):
         def enclose(evaluate: Any) -> Tensor:
             return waiting.pop()(side, evaluate, evaluate.args[1]) if waiting else evaluate()
 
-        return dataclasses.replace(self.around(enclose), first=None)
+        return dataclasses.replace(self.around(enclose, first=True), first=None)
 
-    def around(self, enclose: Callable[[Callable[[], Any]], Any]) -> OdeSolve:
-        return dataclasses.replace(self, func=_Enclosed(self.func, enclose))
+    def around(self, enclose: Callable[[Callable[[], Any]], Any], first: bool = False) -> OdeSolve:
+        return dataclasses.replace(self, func=_Enclosed(self.func, enclose, first))
 
     def solver(self, y0: Tensor) -> Any:
         """A new solver of the host for this call."""
@@ -309,12 +309,16 @@ class _OdeSteps(HostSteps):
 
 
 class _Enclosed:
-    """A func in the host's normal form, each evaluation of which is enclosed."""
+    """A func in the host's normal form, each evaluation of which is enclosed, or the ``first`` one alone."""
 
-    def __init__(self, func: Any, enclose: Callable[[Callable[[], Any]], Any]):
-        self.enclosed, self._enclose = func, enclose
+    def __init__(self, func: Any, enclose: Callable[[Callable[[], Any]], Any], first: bool):
+        self.enclosed, self._enclose, self._first = func, enclose, first
+        self._encloses = True
 
     def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
+        if not self._encloses:
+            return self.enclosed(*args, **kwargs)
+        self._encloses = not self._first
         return self._enclose(functools.partial(self.enclosed, *args, **kwargs))
 
     def __getattr__(self, name: str) -> Any:
@@ -322,7 +326,7 @@ class _Enclosed:
 
     @property
     def base_func(self) -> _Enclosed:
-        return _Enclosed(self.enclosed.base_func, self._enclose)
+        return _Enclosed(self.enclosed.base_func, self._enclose, self._first)
 
 
 def _check_options(options: dict[str, Any], event_fn: Any) -> None:

@@ -68,7 +68,7 @@ class SdeSolve(Solve):
         """Whether the increments are on the tape; else the Brownian object is asked again."""
         return self.keep.checkpoints is None
 
-    def around(self, enclose: Callable[[Callable[[], Any]], Any]) -> SdeSolve:
+    def around(self, enclose: Callable[[Callable[[], Any]], Any], first: bool = False) -> SdeSolve:
         return dataclasses.replace(self, sde=host.ForwardSDE(_Enclosed(host.sde_under(self.sde), enclose)))
 
     def solver(self, sde: Any, bm: Any) -> Any:
