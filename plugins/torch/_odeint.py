@@ -234,6 +234,8 @@ def odeint_adjoint(
     shapes, func, y0, t, rtol, atol, method, options, event_fn, reverse = host.check_inputs(
         func, y0, t, rtol, atol, method, options, event_fn, host.SOLVERS
     )
+    # A copy, since a window of times may be moved on in place before the backward pass.
+    t = t.clone()
     solve, points = OdeSolve.from_call(func, y0, t, rtol, atol, method, options, keep, event_fn)
     if solver is not None:
         check_supported(points)

@@ -18,7 +18,7 @@ from steptape.torch._autograd.held import Held
 from steptape.torch._autograd.looks import Inside, Traits
 from steptape.torch._autograd.modules import modules_of
 from steptape.torch._autograd.side import same
-from steptape.torch._autograd.stored import check_stored
+from steptape.torch._autograd.stored import Apart, check_stored
 from steptape.torch._autograd.surroundings import FirstValues, Surroundings, Untouched
 from steptape.torch._autograd.used import (
     First,
@@ -153,7 +153,10 @@ def with_parameters(
     _check_traits(solve.call, used.traits)
     if used.traits.needs_graph or any(isinstance(x, _BY_GRAPH) for x in surroundings.modules):
         solve = solve.around(with_graph)
-    held, is_taken = _after_look(surroundings, untouched, used, by_states=solve.keep.memory == "states")
+    if used.stored:
+        solve = solve.around(Apart(solve.call))
+    by_states, begins = solve.keep.memory == "states", solve.begins
+    held, is_taken = _after_look(surroundings, untouched, used, by_states, begins)
     own = surroundings.parameters
     near = [*held.tensors, *own]
     params = parameters_used(used, given, own if isinstance(func, torch.nn.Module) else (), near, named)
@@ -166,7 +169,7 @@ def with_parameters(
         _tell_missed(solve, [x for x in used.tensors if not is_one_of(x, params)], spelling)
     own_ids = set(map(id, params))
     kept_ones, first = ([x for x in xs if id(x) in own_ids] for xs in (used.kept, used.first))
-    before = Before(surroundings, held, first, kept_ones, used.traits)
+    before = Before(surroundings, held, first, kept_ones, used.traits, used.stored)
     solve = dataclasses.replace(solve, before=before, call=solve.call._replace(named=named is not None))
     surroundings.first = FirstValues(untouched.note, used.values, solve.around)
     if used.values and is_taken:
@@ -174,16 +177,19 @@ def with_parameters(
             First(given[0].detach().clone(), used.values[0], used.after, held is untouched.held)
         )
     elif used.values and solve.keep.memory != "states":
-        solve = solve.around(Repeats(used.values[0], solve.call, surroundings.autocast), first=True)
+        solve = solve.around(Repeats(used.values[0], inside.place, solve.call, surroundings.autocast), first=True)
     return solve, params
 
 
-def _after_look(surroundings: Surroundings, untouched: Untouched, used: Used, by_states: bool) -> tuple[Held, bool]:
+def _after_look(
+    surroundings: Surroundings, untouched: Untouched, used: Used, by_states: bool, begins: bool
+) -> tuple[Held, bool]:
     """What func refers to where the solve begins, and whether that is after the evaluation that was looked at.
 
     It is where that evaluation has drawn random numbers, has made parameters, or computed something that func keeps:
     with a graph, or without one in a solve that is replayed ``by_states``. Else all is as if func had not been
-    evaluated.
+    evaluated, as it is where all that func keeps is for someone else, such as sums for the loss, and where no solve
+    ``begins`` with an evaluation that was taken before.
     """
     is_taken = not same(untouched.note, used.after)
     if untouched.holds:
@@ -192,6 +198,9 @@ def _after_look(surroundings: Surroundings, untouched: Untouched, used: Used, by
     if untouched.made_one_of(used.tensors, held):
         surroundings.note_modules()
         return held, True
+    if not used.kept and (used.stored or not begins):
+        untouched.restore()
+        return untouched.held, False
     gained = not set(map(id, held.tensors)) <= set(map(id, untouched.held.tensors))
     if is_taken or used.leaves or (gained and by_states):
         return held, True

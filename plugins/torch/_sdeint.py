@@ -203,7 +203,8 @@ def sdeint_adjoint(
     host.assert_no_grad(["ts", "dt", "rtol", "atol", "dt_min"], [ts, dt, rtol, atol, dt_min])
     settings = {"dt": dt, "adaptive": adaptive, "rtol": rtol, "atol": atol, "dt_min": dt_min, "options": options}
     extras = None if extra_solver_state is None else len(extra_solver_state)
-    solve = SdeSolve(sde, user_sde, bm, ts, method, settings, keep, extras)
+    # A copy of the times, which may be moved on in place before the backward pass.
+    solve = SdeSolve(sde, user_sde, bm, ts.clone(), method, settings, keep, extras)
     given = (y0, *(extra_solver_state or ()))
     solve, params = with_parameters(solve, given, adjoint_params, since=since)
     ys, *after = recorded(solve, *given, *params)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import functools
+import sys
 import sysconfig
 from collections.abc import Iterator
-from types import CodeType, FunctionType
+from types import CodeType, FunctionType, ModuleType
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -54,3 +55,9 @@ def _functions_in(value: Any) -> Iterator[FunctionType]:
 def is_of_library(function: FunctionType) -> bool:
     """Whether a function is none of the user's program, so that what it refers to is its own business."""
     return function.__code__.co_filename.startswith(_LIBRARIES)
+
+
+def is_library(module: ModuleType | None) -> bool:
+    """The same of a module; what is built in has no file, nor has a program that is typed in."""
+    path = getattr(module, "__file__", None)
+    return module is not sys.modules["__main__"] and (path is None or path.startswith(_LIBRARIES))

@@ -8,7 +8,8 @@ the old ones.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Iterator, Sequence
+import sys
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from types import FunctionType, MethodType, ModuleType
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor
 
 from steptape.compat._torch import PARAMETRIZE
-from steptape.torch._autograd.code import functions_of, is_of_library, names_in
+from steptape.torch._autograd.code import functions_of, is_library, is_of_library, names_in
 from steptape.torch._autograd.constants import is_array
 from steptape.torch._autograd.draws import Draws, drawn_again, draws_of, draws_of_all, is_generator, is_queue
 from steptape.torch._autograd.modules import DEPTH, LONG, all_of, parts_of, slots_of
@@ -29,6 +30,7 @@ _CHANGING = ("_modules", "_forward_hooks", "_forward_pre_hooks", "_backward_hook
 # What threads wait for is not as it was: another one would wait for ever.
 _OF_THREADS = frozenset(("_thread", "threading", "queue", "logging", "multiprocessing", "concurrent", "asyncio"))
 _PLAIN = frozenset((bool, int, float, str, type(None)))
+_DEFAULTS = ("__defaults__", "__kwdefaults__")
 # Of what holds more, the rest is left as it is.
 _MANY = 2000
 
@@ -51,6 +53,8 @@ class Held:
         self.queues: list[Draws] = []
         self._seen: set[int] = set()
         self._objects: set[int] = set()
+        # Of modules of the user's program, and in them.
+        self._named: set[tuple[int, str]] = set()
         # How many objects the walk is in.
         self._inside = 0
         self._left = _MANY
@@ -113,6 +117,16 @@ class Held:
             one.restore()
 
     @contextmanager
+    def not_listed(self) -> Iterator[None]:
+        """A block that leaves lists, such as logs, as long as they were."""
+        lists = [(one.holder, len(one.holder)) for one in self._snapshots if isinstance(one.holder, list)]
+        try:
+            yield
+        finally:
+            for holder, size in lists:
+                del holder[size:]
+
+    @contextmanager
     def as_it_was(self, more: Sequence[Snapshot] = ()) -> Iterator[None]:
         """A block in which all of it, and ``more``, is as it was, and after which all is as before the block."""
         snapshots = [*self.snapshots, *more]
@@ -123,6 +137,8 @@ class Held:
             try:
                 yield
             finally:
+                self.restore()
+                restore(more)
                 for one, values, tail in now:
                     one.put(values)
                     if tail is not None:
@@ -130,7 +146,7 @@ class Held:
 
     def _walk(self, holder: Any, depth: int) -> None:
         self._left -= 1
-        if id(holder) in self._seen or self._left < 0 or _is_of_threads(holder):
+        if id(holder) in self._seen or self._left < 0 or _is_of_threads(holder) or isinstance(holder, ModuleType):
             return
         if self._is_listed(holder):
             return
@@ -173,11 +189,13 @@ class Held:
 
     def _note_parts(self, holder: Any, depth: int) -> None:
         if isinstance(holder, FunctionType):
-            self._note(holder.__globals__, [x for x in names_in(holder.__code__) if x in holder.__globals__], 0)
+            names = names_in(holder.__code__)
+            self._note(holder.__globals__, [x for x in names if x in holder.__globals__], 0, names=names)
             for cell in holder.__closure__ or ():
-                self._note(cell, (None,), depth)
+                self._note(cell, (None,), depth, names=names)
             for value in holder.__defaults__ or ():
                 self._look(value, depth)
+            self._note(holder, [x for x in _DEFAULTS if getattr(holder, x)], 0)
             if vars(holder):
                 self._snapshots.append(Snapshot.of(vars(holder)))
         elif type(holder) is list:
@@ -197,7 +215,8 @@ class Held:
         """What an object holds, such as a schedule or a configuration, and what the objects in it hold in turn."""
         others = (type, FunctionType, MethodType, ModuleType, Tensor, torch.nn.Module)
         seen = id(value) in self._seen or id(value) in self._objects or _is_of_threads(value)
-        if self._inside < DEPTH and _attributes(value) is not None and not seen and not isinstance(value, others):
+        has_any = _attributes(value) is not None or slots_of(value)
+        if self._inside < DEPTH and has_any and not seen and not isinstance(value, others):
             self._objects.add(id(value))
             self._inside += 1
             self._note_parts(value, 1)
@@ -214,12 +233,31 @@ class Held:
                 for function in functions_of(one):
                     self._walk(function, DEPTH)
 
-    def _note(self, holder: Any, keys: Iterable[Any], depth: int, size: int | None = None) -> None:
+    def _note(
+        self,
+        holder: Any,
+        keys: Iterable[Any],
+        depth: int,
+        size: int | None = None,
+        names: Collection[str] = (),
+    ) -> None:
+        """``names``: in the code that goes by it, such as those of what it uses of a module of the user's program."""
         values = {key: held_by(holder, key) for key in keys}
         if values or size is not None:
             self._snapshots.append(Snapshot(holder, values, size))
         for value in values.values():
-            self._look(value, depth)
+            if isinstance(value, ModuleType):
+                self._note_program(value, names)
+            else:
+                self._look(value, depth)
+
+    def _note_program(self, module: ModuleType, names: Collection[str]) -> None:
+        """Of a module of the user's program what code refers to by some names."""
+        if is_library(module):
+            return
+        new = {(id(module), name) for name in names if name in vars(module)} - self._named
+        self._named |= new
+        self._note(module, [name for _, name in new], 0, names=names)
 
     def _look(self, value: Any, depth: int) -> None:
         self._left -= 1
@@ -232,6 +270,9 @@ class Held:
         elif isinstance(value, FunctionType):
             if not is_of_library(value):
                 self._walk(value, depth - 1)
+        elif isinstance(value, type):
+            if not is_library(sys.modules.get(value.__module__)):
+                self._note_class(value)
         elif type(value) not in (list, tuple, *DICTIONARIES):
             self._note_object(value)
         elif depth > 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import weakref
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
@@ -31,13 +32,18 @@ _NEED_GRAPHS = frozenset(
 
 
 class Inside:
-    """Tells func from the host's solver around it, which may take derivatives of its own; ``values``: func's."""
+    """Tells func from the host's solver around it, which may take derivatives of its own; ``values``: func's.
+
+    ``place``: what its first evaluation was given.
+    """
 
     def __init__(self) -> None:
-        self.depth, self.values = 0, list[Tensor]()
+        self.depth, self.values, self.place = 0, list[Tensor](), list[Tensor]()
 
-    def __call__(self, evaluate: Callable[[], Any]) -> Any:
+    def __call__(self, evaluate: functools.partial[Any]) -> Any:
         """Evaluate func."""
+        if not self.values:
+            self.place = [x.detach().clone() for x in tensors_of(evaluate.args)]
         self.depth += 1
         try:
             out = evaluate()
@@ -105,13 +111,12 @@ def _seen(evaluate: Evaluate, n: int, given: Sequence[Tensor], noted: _Calls | O
         began = place_in_order()
         with uncompiled(), noted:
             outputs = list(tensors_of(evaluate(n, *apart)))
-    made: list[weakref.ref[Tensor]] = []
     outside: dict[Edge, Tensor] = {}
     for x in (*noted.entered, *outputs):
         if x.grad_fn is None:
             continue
         if noted.is_made(x):
-            made.append(weakref.ref(x))
+            noted.made.append(weakref.ref(x))
         # Other threads count their nodes for themselves, so a later one may be older all the same.
         elif sequence_number(x.grad_fn) < began or noted.sees_all:
             outside[x.grad_fn, x.output_nr] = x
@@ -137,8 +142,9 @@ def _seen(evaluate: Evaluate, n: int, given: Sequence[Tensor], noted: _Calls | O
     del outputs, outside, apart, found, ends, custom, x
     noted.entered.clear()
     used += [x for x in (leaf() for leaf in leaves) if x is not None]
-    left = [x for x in (ref() for ref in made) if x is not None and x.grad_fn is not None]
-    return Seen(used, left, state() is not None, traits, (), began)
+    alive = (x for x in (ref() for ref in noted.made) if x is not None)
+    left = {id(x): x for x in alive if x.grad_fn is not None}
+    return Seen(used, [*left.values()], state() is not None, traits, (), began)
 
 
 def _ends(
@@ -179,7 +185,7 @@ class Noticed(TorchFunctionMode):
 
 
 class _Noted:
-    """What is noted in a block: the tensors that ``entered`` and require a gradient, and which were made in it.
+    """What is noted in a block: the tensors that ``entered`` and require a gradient, and which were ``made`` in it.
 
     ``needs_graph``: whether func took derivatives, or put hooks on what it computes. ``transforms``: whether it is in
     transforms of ``torch.func`` anywhere.
@@ -190,6 +196,7 @@ class _Noted:
         self._inside = inside
         self.entered: list[Tensor] = []
         self.needs_graph = self.transforms = False
+        self.made: list[weakref.ref[Tensor]] = []
         self._made: set[int] = set()
 
     def _enter(self, args: Iterable[Any]) -> None:
@@ -201,7 +208,10 @@ class _Noted:
                 self.entered += [part for part in tensors_of(x) if part.requires_grad]
 
     def _make(self, out: Any) -> Any:
-        self._made.update((id(out),) if isinstance(out, Tensor) else map(id, tensors_of(out)))
+        for x in (out,) if isinstance(out, Tensor) else tensors_of(out):
+            self._made.add(id(x))
+            if x.requires_grad:
+                self.made.append(weakref.ref(x))
         return out
 
 

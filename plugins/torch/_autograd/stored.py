@@ -1,15 +1,21 @@
-"""Plain calls that can be back-propagated through alone, as where func stores something for the loss: so they are."""
+"""Where func stores something that it computes, as for the loss, which has its gradient by back-propagation alone.
+
+Plain calls are back-propagated through then. In others what is stored may be read, and is told from what has no
+gradient: a backward pass through it is refused where it comes to the state.
+"""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from contextvars import ContextVar
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import torch
+from torch import Tensor
 
 from steptape._errors import GradientError, UnsupportedError
-from steptape.torch._autograd.graph import tensors_of
+from steptape.torch._autograd.graph import Call, tensors_of
 from steptape.torch._autograd.surroundings import Surroundings, Untouched
 
 T = TypeVar("T")
@@ -38,3 +44,37 @@ def replayed_or(by_host: Callable[[], T], func: Any, y0: Any, replay: Callable[[
     finally:
         _FUNC.reset(token)
     return by_host()
+
+
+class Apart:
+    """Encloses the evaluations of a solve that builds no graph: that of what func stores ends at the state."""
+
+    def __init__(self, call: Call):
+        self._call = call
+
+    def __call__(self, evaluate: functools.partial[Any]) -> Any:
+        """An evaluation; as it is, where it is a part of a graph."""
+        if torch.is_grad_enabled():
+            return evaluate()
+        t, y, *others = evaluate.args
+        with torch.enable_grad():
+            state = _End.apply(self._call, y.detach().requires_grad_())
+            out = evaluate.func(t, state, *others, **evaluate.keywords)
+        return out.detach() if isinstance(out, Tensor) else tuple(x.detach() for x in out)
+
+
+class _End(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, call: Call, y: Tensor) -> Tensor:
+        ctx.call = call
+        return y.view_as(y)
+
+    @staticmethod
+    def backward(ctx: Any, cotangent: Tensor) -> NoReturn:
+        call = ctx.call
+        raise GradientError(
+            f"{call}: a tensor that {call.func} computed from the state y and stored, in a list or an attribute, is "
+            "differentiated. The solve builds no graph, so what it gains through y would be lost. Let it be a part of "
+            "the state, such as an integral; or detach() it, if it needs no gradient; or differentiate with the host's "
+            "own function."
+        )

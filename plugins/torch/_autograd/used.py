@@ -62,7 +62,8 @@ def tensors_used(
     looks, side = [look(evaluate, 0, given, inside, untouched.restore)], untouched.side
     after = side.note()
     if looks[0].left:
-        looks += [look(evaluate, n, given, inside, functools.partial(side.set, side.note())) for n in (0, 1)]
+        with untouched.held.not_listed():
+            looks += [look(evaluate, n, given, inside, functools.partial(side.set, side.note())) for n in (0, 1)]
     laid = [] if grid is None else look(grid, 0, given, inside, functools.partial(side.set, side.note())).used
     used = list({id(x): x for xs in (*(look.used for look in looks), laid) for x in xs}.values())
     since = looks[0].began if since is None else since

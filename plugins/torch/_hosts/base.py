@@ -67,7 +67,7 @@ class Before(NamedTuple):
     """What is known of func before a solve: what it has around it and what it refers to, which it ``held``.
 
     And of the parameters those that the first evaluation used, and those that it computed and ``kept`` for the others,
-    and the ``traits`` of that.
+    and the ``traits`` of that. ``stores``: whether func stores what it computes for someone else.
     """
 
     surroundings: Surroundings
@@ -75,6 +75,7 @@ class Before(NamedTuple):
     used_first: Sequence[Tensor]
     kept: Sequence[Tensor]
     traits: Traits
+    stores: bool
 
 
 class Solve(abc.ABC):
@@ -82,7 +83,7 @@ class Solve(abc.ABC):
 
     These are given in one order: y0, ``given`` of them in all, and then the parameters. ``user_func``: func as the user
     passed it. ``before``: where a gradient is asked for. ``back``: what makes the backward pass of a tape; None: its
-    replay. ``method``: the name of the solver.
+    replay. ``method``: the name of the solver. ``begins``: whether its first evaluation may be one taken before.
     """
 
     call: Call
@@ -94,6 +95,7 @@ class Solve(abc.ABC):
     # Tensors of the call besides those it is given, which are the user's own.
     others: tuple[Tensor, ...] = ()
     before: Before | None = None
+    begins = False
     # How many of the results, the last ones, have no gradient; the others are the solution and its state at the end.
     constants: int
 
@@ -120,7 +122,7 @@ class Solve(abc.ABC):
         return None
 
     def beginning_with(self, first: Callable[..., Tensor]) -> Solve:
-        """The same solve, whose first evaluation is ``first(side, evaluate, y)``, if it is one of func alone."""
+        """The same solve, whose first evaluation is ``first(side, evaluate, y)``, if it ``begins`` so."""
         return self
 
     @abc.abstractmethod

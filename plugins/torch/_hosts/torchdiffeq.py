@@ -52,6 +52,7 @@ class OdeSolve(Solve):
 
     given = 3
     constants = 1
+    begins = True
 
     @classmethod
     def from_call(

@@ -62,7 +62,7 @@ class Replay(torch.autograd.Function):
         # A view of a leaf requires a gradient also where no graph is built, and func may go by that.
         given, params = [x.detach() for x in inputs[: solve.given]], inputs[solve.given :]
         assert solve.before is not None
-        ctx.surroundings, held, first, kept, _ = solve.before
+        ctx.surroundings, held, first, kept, *_ = solve.before
         ctx.graphs = graphs_of(solve, inputs, ctx.needs_input_grad[1:], ctx.surroundings)
         results, tape = solve.record(given, ctx.surroundings, ctx.graphs)
         if solve.keep.device is not None:
@@ -78,7 +78,7 @@ class Replay(torch.autograd.Function):
         unused = [x for x in params if id(x) not in used]
         new = ctx.surroundings.hold(held, held_still, params, unused, solve.call.named)
         if (kept or new) and not (ctx.graphs and ctx.graphs.are_of(tape.length)):
-            with ctx.surroundings.looked_at():
+            with ctx.surroundings.looked_at(), held.not_listed():
                 is_constant = functools.partial(ctx.surroundings.keeps_constants, held)
                 check_kept(kept, new, solve.evaluated, given, solve.call, is_constant)
         if not held_still:

@@ -20,8 +20,9 @@ def graphs_of(
 ) -> Graphs | None:
     """What keeps the graphs of a solve that is given these inputs, if any are kept; ``needed``: their gradients.
 
-    States alone are kept where parameters have stand-ins, which func does not see in the solve, and where hooks act on
-    what is saved: they are to act on the states. Within a size also where none can act, by which it is counted.
+    States alone are kept where parameters have stand-ins, which func does not see in the solve; where func stores what
+    it computes, whose graphs are not the solve's to free; and where hooks act on what is saved: they are to act on the
+    states. Within a size also where none can act, by which it is counted.
     """
     keep, params = solve.keep, inputs[solve.given :]
     if keep.memory == "states" or solve.back is not None:
@@ -34,7 +35,8 @@ def graphs_of(
     graphs = Graphs(in_time=any(needed[1 : solve.given]), ledger=ledger)
     assert solve.before is not None
     uncounted = limit is not None and (solve.before.traits.transforms or not hooks_act_on_saved_tensors())
-    if uncounted or saved_tensors_are_hooked() or any(leads_to(p, params) for p in params):
+    apart = solve.before.stores or saved_tensors_are_hooked() or any(leads_to(p, params) for p in params)
+    if uncounted or apart:
         graphs.let_go()
         return graphs if limit is not None else None
     if surroundings.autocast:
