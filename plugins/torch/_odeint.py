@@ -122,8 +122,9 @@ def odeint_adjoint(
     Exact:
         With ``"aca"`` the gradient is that of the discrete solution that is returned, to the rounding of its dtype: the
         size of each accepted step is held, at the very times of the solve. Where ``options["first_step"]`` is not
-        given, the host's own back-propagation also differentiates its guess of that step. What func or a callback keeps
-        of the solve itself has no gradient. Times of events have first derivatives alone.
+        given, the host's own back-propagation also differentiates its guess of that step. What a callback keeps of the
+        solve has no gradient; what func computes from the state and keeps, such as a penalty, is refused where it is
+        differentiated. Times of events have first derivatives alone.
 
     Approximate:
         With ``"quadrature"`` it is that of the ODE, to the tolerance of the backward solve. Steps are as long as the

@@ -153,8 +153,6 @@ def with_parameters(
     _check_traits(solve.call, used.traits)
     if used.traits.needs_graph or any(isinstance(x, _BY_GRAPH) for x in surroundings.modules):
         solve = solve.around(with_graph)
-    if used.stored:
-        solve = solve.around(Apart(solve.call))
     by_states, begins = solve.keep.memory == "states", solve.begins
     held, is_taken = _after_look(surroundings, untouched, used, by_states, begins)
     own = surroundings.parameters
@@ -167,6 +165,8 @@ def with_parameters(
             params += used_later(late, lambda: solve.integrate(*(x.detach() for x in given)))
     if named:
         _tell_missed(solve, [x for x in used.tensors if not is_one_of(x, params)], spelling)
+    if used.stored:
+        solve = solve.around(Apart(solve.call, [*given, *params]))
     own_ids = set(map(id, params))
     kept_ones, first = ([x for x in xs if id(x) in own_ids] for xs in (used.kept, used.first))
     before = Before(surroundings, held, first, kept_ones, used.traits, used.stored)
@@ -188,8 +188,8 @@ def _after_look(
 
     It is where that evaluation has drawn random numbers, has made parameters, or computed something that func keeps:
     with a graph, or without one in a solve that is replayed ``by_states``. Else all is as if func had not been
-    evaluated, as it is where all that func keeps is for someone else, such as sums for the loss, and where no solve
-    ``begins`` with an evaluation that was taken before.
+    evaluated, as it is where no solve ``begins`` with an evaluation that was taken before, and others use nothing that
+    it has computed.
     """
     is_taken = not same(untouched.note, used.after)
     if untouched.holds:
@@ -198,7 +198,7 @@ def _after_look(
     if untouched.made_one_of(used.tensors, held):
         surroundings.note_modules()
         return held, True
-    if not used.kept and (used.stored or not begins):
+    if not (begins or used.kept):
         untouched.restore()
         return untouched.held, False
     gained = not set(map(id, held.tensors)) <= set(map(id, untouched.held.tensors))

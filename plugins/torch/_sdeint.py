@@ -113,7 +113,8 @@ def sdeint_adjoint(
 
     Exact:
         The gradient is that of the discrete solution that is returned, along the very increments of the solve, the size
-        of each accepted step held.
+        of each accepted step held. What sde computes from the state and keeps, such as a penalty, is refused where it
+        is differentiated.
 
     Memory:
         Held between forward and backward: one state and one increment per accepted step (those of its two halves if

@@ -7,7 +7,7 @@ gradient: a backward pass through it is refused where it comes to the state.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from typing import Any, NoReturn, TypeVar
 
@@ -47,10 +47,14 @@ def replayed_or(by_host: Callable[[], T], func: Any, y0: Any, replay: Callable[[
 
 
 class Apart:
-    """Encloses the evaluations of a solve that builds no graph: that of what func stores ends at the state."""
+    """Encloses the evaluations of a solve that builds no graph: that of what func stores ends at the state.
 
-    def __init__(self, call: Call):
+    ``inputs``: what the solve is differentiated in. To ask for one of them alone leads to that end too.
+    """
+
+    def __init__(self, call: Call, inputs: Sequence[Tensor]):
         self._call = call
+        self._inputs = _Joined.apply(*(x for x in inputs if x.requires_grad))
 
     def __call__(self, evaluate: functools.partial[Any]) -> Any:
         """An evaluation; as it is, where it is a part of a graph."""
@@ -58,14 +62,27 @@ class Apart:
             return evaluate()
         t, y, *others = evaluate.args
         with torch.enable_grad():
-            state = _End.apply(self._call, y.detach().requires_grad_())
+            state = _End.apply(self._call, y.detach(), self._inputs)
             out = evaluate.func(t, state, *others, **evaluate.keywords)
         return out.detach() if isinstance(out, Tensor) else tuple(x.detach() for x in out)
 
 
+class _Joined(torch.autograd.Function):
+    """A tensor whose graph leads to some others."""
+
+    @staticmethod
+    def forward(ctx: Any, *tensors: Tensor) -> Tensor:
+        ctx.count = len(tensors)
+        return torch.zeros(())
+
+    @staticmethod
+    def backward(ctx: Any, cotangent: Tensor) -> tuple[None, ...]:
+        return (None,) * ctx.count
+
+
 class _End(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, call: Call, y: Tensor) -> Tensor:
+    def forward(ctx: Any, call: Call, y: Tensor, inputs: Tensor) -> Tensor:
         ctx.call = call
         return y.view_as(y)
 

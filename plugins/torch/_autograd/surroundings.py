@@ -182,6 +182,10 @@ class Surroundings:
         with before.as_it_was(self.lent), torch.enable_grad(), uncompiled():
             evaluate()
             new = [x for x in Held(self._func, self.side.followed).tensors if id(x) not in known]
+            evaluate()
+            still = set(map(id, Held(self._func, self.side.followed).tensors))
+        # What each evaluation puts in the place of another is not kept for it.
+        new = [x for x in new if id(x) in still] or new
         return bool(new) and not any(x.requires_grad for x in new)
 
     def let_go(self) -> None:

@@ -61,13 +61,16 @@ def tensors_used(
     """
     looks, side = [look(evaluate, 0, given, inside, untouched.restore)], untouched.side
     after = side.note()
-    if looks[0].left:
-        with untouched.held.not_listed():
-            looks += [look(evaluate, n, given, inside, functools.partial(side.set, side.note())) for n in (0, 1)]
+    first_left = untouched.held_now if looks[0].left else None
+    if first_left is not None:
+        looks += [look(evaluate, n, given, inside, functools.partial(side.set, side.note())) for n in (0, 1)]
     laid = [] if grid is None else look(grid, 0, given, inside, functools.partial(side.set, side.note())).used
     used = list({id(x): x for xs in (*(look.used for look in looks), laid) for x in xs}.values())
     since = looks[0].began if since is None else since
     kept = [x for x in used if x.grad_fn is not None and sequence_number(x.grad_fn) >= since]
+    if first_left is not None and not kept:
+        # What is left is for someone else, who is to find that of one evaluation.
+        first_left.restore()
     first = looks[min(1, len(looks) - 1)].used
     stored = any(look.stores_state or any(not is_one_of(x, used) for x in look.left) for look in looks)
     return Used(used, first, kept, looks[0].traits, looks[0].values, after, stored, bool(looks[0].left))

@@ -10,6 +10,7 @@ import torch
 torchsde = pytest.importorskip("torchsde")
 
 from steptape import GradientError, OptionError, UnsupportedError  # noqa: E402
+from steptape.shared_tests.oracles.distance import distance  # noqa: E402
 from steptape.torch import sdeint_adjoint  # noqa: E402
 from steptape_helpers.sde_problems import BATCH, STATE, Sde, initial, interval  # noqa: E402
 
@@ -253,11 +254,48 @@ def test_a_parameter_that_is_changed_in_place_between_the_passes():
 
 
 def test_output_times_that_are_changed_in_place_between_the_passes():
-    ts = torch.tensor([0.0, 1.0], dtype=torch.float64)
-    ys = sdeint_adjoint(Sde("ito", "diagonal"), initial(), ts, method="euler", dt=0.5, adjoint_method="aca")
-    ts += 1
-    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-        ys.sum().backward()
+    """As a window that is moved on for the next solve: the gradient is that of the times of this one."""
+
+    def gradient(sdeint, moved, **adjoint):
+        ts, y0 = torch.tensor([0.0, 0.3, 1.0], dtype=torch.float64), initial()
+        ys = sdeint(Sde("ito", "diagonal"), y0, ts, bm=interval("diagonal"), method="euler", dt=0.5, **adjoint)
+        ts += moved
+        return torch.autograd.grad(ys.sum(), y0)
+
+    expected = gradient(torchsde.sdeint, 0)
+    for options in ({}, {"memory": "graphs"}):
+        found = gradient(sdeint_adjoint, 1, adjoint_method="aca", adjoint_options=options)
+        assert distance(found, expected) <= 1e-12
+
+
+@pytest.mark.parametrize("adjoint_options", [{}, {"checkpoints": 2}, {"memory": "graphs"}], ids=str)
+@pytest.mark.parametrize("noisy", [False, True])
+def test_a_penalty_that_is_summed_up_in_an_sde(adjoint_options, noisy):
+    """Its value is the host's, and it is refused where it is differentiated; what has no gradient need not be."""
+
+    class Penalised(Sde):
+        penalty = 0.0
+
+        def f(self, t, y):
+            drift = super().f(t, y)
+            drift = torch.nn.functional.dropout(drift, 0.3) if noisy else drift
+            self.penalty = self.penalty + drift.square().sum()
+            return drift
+
+    def solved(sdeint, **adjoint):
+        torch.manual_seed(0)
+        sde, y0 = Penalised("ito", "diagonal"), initial()
+        ys = sdeint(sde, y0, [0.0, 1.0], bm=interval("diagonal"), method="euler", dt=0.25, **adjoint)
+        return ys, sde.penalty, y0
+
+    ys, penalty, y0 = solved(torchsde.sdeint)
+    ours, found, start = solved(sdeint_adjoint, adjoint_method="aca", adjoint_options=adjoint_options)
+    assert torch.equal(ours, ys)
+    assert torch.equal(found, penalty)
+    with pytest.raises(GradientError, match="computed from the state y and stored"):
+        torch.autograd.grad(found, start, retain_graph=True)
+    expected, gradient = torch.autograd.grad(ys[-1].sum(), y0), torch.autograd.grad(ours[-1].sum(), start)
+    assert distance(gradient, expected) <= 1e-12
 
 
 @pytest.mark.parametrize("transform", ["grad", "vmap", "jvp"])

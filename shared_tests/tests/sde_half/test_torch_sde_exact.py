@@ -82,7 +82,7 @@ def test_logqp_and_extra(case, noise, keep):
 
 
 @pytest.mark.parametrize("create_graph", [False, True])
-@pytest.mark.parametrize("keep", [{}, {"checkpoints": 2}], ids=str)
+@pytest.mark.parametrize("keep", [{}, {"checkpoints": 2}, {"memory": "graphs"}], ids=str)
 def test_an_extra_solver_state_with_a_gradient(keep, create_graph):
     sde = Sde("stratonovich", "general")
     y0 = initial()

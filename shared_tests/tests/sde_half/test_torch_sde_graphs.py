@@ -89,7 +89,7 @@ def test_what_is_changed_in_place_is_refused(what):
 
 
 class Late(Sde):
-    """Uses one more tensor in its later steps, or the state of the step before."""
+    """Uses one more tensor in its later steps, or from then on the state of the step before."""
 
     def __init__(self, before):
         super().__init__("ito", "diagonal")
@@ -98,7 +98,8 @@ class Late(Sde):
     def f(self, t, y):
         out = super().f(t, y)
         if self.before:
-            out, self.slots[0] = out + 0.1 * self.slots[0], y
+            out = out + 0.1 * self.slots[0]
+            self.slots[0] = y if t > 0.3 else self.slots[0]
             return out
         return out * self.slots[0] if t > 0.3 else out
 

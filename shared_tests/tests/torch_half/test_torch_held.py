@@ -236,16 +236,80 @@ class ReadsDeep(ReadsItself):
         return self.net(Reversed.apply(y, SETTINGS["deep"].inner.factor)).tanh()
 
 
+class Setting:
+    factor = 0.0
+
+
+class Slots:
+    __slots__ = ("factor",)
+
+
+SLOTS, PROGRAM = Slots(), types.ModuleType("program")
+PROGRAM.__file__, PROGRAM.Setting = __file__, Setting
+
+
+def by_default(y, factor=0.0):
+    return Reversed.apply(y, factor)
+
+
+class ReadsSlots(ReadsItself):
+    setting = SLOTS
+
+    def __init__(self):
+        super().__init__()
+        self.own = self.setting
+
+    def forward(self, t, y):
+        return self.net(Reversed.apply(y, self.own.factor)).tanh()
+
+
+class ReadsAClass(ReadsSlots):
+    setting = Setting
+
+
+class ReadsAModule(ReadsItself):
+    def forward(self, t, y):
+        return self.net(Reversed.apply(y, PROGRAM.factor)).tanh()
+
+
+class ReadsAClassOfAModule(ReadsItself):
+    def forward(self, t, y):
+        return self.net(Reversed.apply(y, PROGRAM.Setting.factor)).tanh()
+
+
+class ReadsADefault(ReadsItself):
+    def forward(self, t, y):
+        return self.net(by_default(y)).tanh()
+
+
+def set_all(factor):
+    SETTINGS["factor"] = SETTINGS["deep"].inner.factor = factor
+    Setting.factor = SLOTS.factor = PROGRAM.factor = factor
+    by_default.__defaults__ = (factor,)
+
+
 def gradients_reversed_by_a_setting_of_the_program(kind):
     def case(solve):
         func, x = kind(), Y0
         for i in range(3):
-            SETTINGS["factor"] = SETTINGS["deep"].inner.factor = 0.5 + i
+            set_all(0.5 + i)
             x = solve(func, x, T)[-1]
         return x, [*func.parameters()]
 
     case.__name__ = f"gradients reversed by a setting that {kind.__name__}"
     return case
+
+
+def program_that_imports_in_a_function(solve):
+    import torch as imported
+
+    def func(t, y):
+        # Less than steps are chosen by.
+        noise = 1e-9 * imported.rand(4, 1, dtype=imported.float64)
+        return model(y).tanh() + noise * y
+
+    model = net()
+    return solve(func, Y0, T)[-1], [*model.parameters()]
 
 
 def weights_that_follow_others(solve):
@@ -329,6 +393,9 @@ CASES = (
     gradients_reversed_by_a_number_in_a_list,
     gradients_reversed_by_a_schedule,
     *map(gradients_reversed_by_a_setting_of_the_program, [ReadsItself, ReadsByAnother, ReadsDeep]),
+    *map(gradients_reversed_by_a_setting_of_the_program, [ReadsSlots, ReadsAClass, ReadsADefault]),
+    *map(gradients_reversed_by_a_setting_of_the_program, [ReadsAModule, ReadsAClassOfAModule]),
+    program_that_imports_in_a_function,
     weights_that_follow_others,
     gradients_reversed_by_a_buffer,
     list_that_is_cleared,

@@ -164,3 +164,75 @@ def test_what_evaluations_change_behind_a_layer_of_zeros(which, create_graph, ke
         return
     with pytest.raises(GradientError, match="other values"):
         gradient(odeint_adjoint, **aca)
+
+
+class Stores(torch.nn.Module):
+    """A net whose slopes, or something of its weights alone, are summed up for the loss."""
+
+    def __init__(self, of_weights, listed, noisy):
+        super().__init__()
+        torch.manual_seed(0)
+        self.net = torch.nn.Linear(2, 2, dtype=torch.float64)
+        self.of_weights, self.noisy = of_weights, noisy
+        self.listed, self.summed = [] if listed else None, 0.0
+
+    def forward(self, t, y):
+        slope = self.net(y).tanh()
+        if self.noisy:
+            slope = torch.nn.functional.dropout(slope, 0.3)
+        term = self.net.weight.square().sum() if self.of_weights else slope.square().mean()
+        if self.listed is None:
+            self.summed = self.summed + term
+        else:
+            self.listed.append(term)
+        return slope
+
+    @property
+    def penalty(self):
+        return self.summed if self.listed is None else torch.stack(self.listed).sum()
+
+
+@pytest.mark.parametrize("keep", [{}, {"checkpoints": 2}, {"memory": "graphs"}, {"memory": "64 KB"}], ids=str)
+@pytest.mark.parametrize("listed", [False, True])
+@pytest.mark.parametrize(("of_weights", "noisy"), [(False, False), (True, False), (False, True)])
+def test_what_func_stores_for_the_loss(keep, listed, of_weights, noisy):
+    """Its value is that by the host; and its gradient, where that does not come through the state."""
+
+    def solved_by(odeint, **adjoint):
+        func = Stores(of_weights, listed, noisy)
+        ys = odeint(func, Y0, T, method="rk4", options={"step_size": 0.1}, **adjoint)
+        return func, ys[-1].sum() + func.penalty
+
+    expected, loss = solved_by(torchdiffeq.odeint)
+    loss.backward()
+    func, found = solved_by(odeint_adjoint, adjoint_method="aca", adjoint_options=keep)
+    assert found == loss
+    if of_weights:
+        found.backward()
+        assert distance([func.net.weight.grad], [expected.net.weight.grad]) < 1e-12
+    else:
+        for backward in (lambda: torch.autograd.grad(found, func.net.bias, retain_graph=True), found.backward):
+            with pytest.raises(GradientError, match="computed from the state y and stored"):
+                backward()
+
+
+@pytest.mark.parametrize("keep", [{}, {"checkpoints": 2}, {"memory": "graphs"}], ids=str)
+@pytest.mark.parametrize("listed", [False, True])
+def test_what_func_logs(keep, listed):
+    """The solve logs as the host does."""
+
+    class Logs(Stores):
+        def forward(self, t, y):
+            with torch.no_grad():
+                super().forward(t, y)
+            return self.net(y).tanh()
+
+    def logged_by(odeint, **adjoint):
+        func = Logs(False, listed, False)
+        ys = odeint(func, Y0, T, method="rk4", options={"step_size": 0.1}, **adjoint)
+        return func.penalty, torch.autograd.grad(ys[-1].sum(), [*func.parameters()])
+
+    value, gradient = logged_by(torchdiffeq.odeint)
+    found, ours = logged_by(odeint_adjoint, adjoint_method="aca", adjoint_options=keep)
+    assert found == value
+    assert distance(ours, gradient) < 1e-12

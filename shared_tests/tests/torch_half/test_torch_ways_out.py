@@ -293,12 +293,13 @@ refusal(
 
 
 def averaging(what="kept", **call):
-    """A tenth of the state of the evaluation before, which is kept as it is, or without what leads to it."""
+    """A tenth of the state of the evaluation before, kept from some time on, as it is or without what leads to it."""
     before = [None]
 
     def field(t, y):
         slope = -0.7 * y + (0.0 if what == "none" or before[0] is None else 0.1 * before[0])
-        before[0] = y.detach() if what == "detached" else y
+        if t > 0.2:
+            before[0] = y.detach() if what == "detached" else y
         return slope
 
     return solved(field, adjoint_options={"memory": "graphs"}, **call)
@@ -1128,6 +1129,36 @@ refusal(
     lambda: with_its_bias_stepped(step=False),
     lambda: with_its_bias_stepped(memory="graphs"),
 )(with_its_bias_stepped)
+
+
+def with_a_penalty(way="stored"):
+    solve = torchdiffeq.odeint if way == "host" else functools.partial(odeint_adjoint, adjoint_method="aca")
+    model, stored = Decay(), []
+
+    def func(t, y):
+        slope = model(t, y)
+        stored.append(slope.detach().square().sum() if way == "detached" else slope.square().sum())
+        return slope
+
+    def with_integral(t, state):
+        slope = model(t, state[0])
+        return slope, slope.square().sum()
+
+    if way == "state":
+        ys, penalty = solve(with_integral, (y0_of(), torch.zeros((), dtype=torch.float64)), T)
+        (ys[-1].sum() + penalty[-1]).backward()
+    else:
+        (solve(func, y0_of(), T)[-1].sum() + torch.stack(stored).sum()).backward()
+    assert model.w.grad is not None
+
+
+refusal(
+    GradientError,
+    "computed from the state y and stored",
+    lambda: with_a_penalty("state"),
+    lambda: with_a_penalty("detached"),
+    lambda: with_a_penalty("host"),
+)(with_a_penalty)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.said[:40])
