@@ -19,7 +19,7 @@ from steptape.jax._autodiff.refusals import without_tangent
 from steptape.jax._types import BoolScalar, Cotangent, Gradient, Mask
 
 
-def _reached(step: Callable, moves: PyTree) -> Mask | None:
+def reached(step: Callable, moves: PyTree) -> Mask | None:
     """The leaves of ``step(*inputs)`` whose tangent is not a symbolic zero, when the inputs in ``moves`` move.
 
     ``step`` takes the inputs that move; only traced, never run.
@@ -48,15 +48,29 @@ def active_leaves(step: Callable, fun: PyTree, p_fun: Mask, carry: PyTree, p_car
         def probe(moving, fixed=fixed):
             return eqx.filter(step(*eqx.combine(moving, fixed)), eqx.is_inexact_array)
 
-        reached = _reached(probe, moving)
-        if reached is None:
+        found = reached(probe, moving)
+        if found is None:
             return p_carry
-        reached = jax.tree.map(
-            lambda p, r: bool(p or r), p_carry, eqx.combine(reached, jax.tree.map(lambda _: False, carry))
+        found = jax.tree.map(
+            lambda p, r: bool(p or r), p_carry, eqx.combine(found, jax.tree.map(lambda _: False, carry))
         )
-        if jax.tree.leaves(reached) == jax.tree.leaves(p_carry):
-            return reached
-        p_carry = reached
+        if jax.tree.leaves(found) == jax.tree.leaves(p_carry):
+            return found
+        p_carry = found
+
+
+def settled(step: Callable, moves: PyTree, *args: PyTree) -> PyTree:
+    """``step(*args)`` as JAX has it once it has been differentiated in what ``moves``.
+
+    A function with a rule is then what the rule has for its values: they are the same, but may have another derivative.
+    """
+    moving, fixed = eqx.partition(args, moves)
+
+    def split_step(moving):
+        return eqx.partition(step(*eqx.combine(moving, fixed)), eqx.is_inexact_array)
+
+    inexact, _, rest = jax.vjp(split_step, moving, has_aux=True)
+    return eqx.combine(inexact, rest)
 
 
 def is_nonzero(cotangents: Cotangent) -> BoolScalar:

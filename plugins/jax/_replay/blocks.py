@@ -111,7 +111,7 @@ class Walk:
     """The solve once more, over a block."""
 
     replay: Replay
-    body: Callable
+    step: Callable  # by the loop's body, of no given times
     state: LoopState  # any state of the loop, for the leaves that are not kept
     kept: Mask  # true for what is on the tape
     written: Mask  # true for the buffers
@@ -138,8 +138,7 @@ class Walk:
 
         def take(walked: tuple[LoopState, Tape]) -> tuple[LoopState, Tape]:
             state, tape = walked
-            running = jnp.array(True)
-            after = self.body((jnp.array(0), running, running, eqx.combine(state, self.state)))[-1]
+            after = self.step(None, eqx.combine(state, self.state))
             after = jax.tree.map(lambda x, y: select_if_vmap(runs(state), x, y), self._filtered(after), state)
             return after, tape.write(*row(state))
 

@@ -4,6 +4,7 @@ Its Jacobian is that of diffrax's loop, differentiated forward; what is pulled b
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from steptape._errors import UnsupportedError
+from steptape.jax._autodiff.activity import reached
 from steptape.jax._autodiff.converted import primitives
 from steptape.jax._autodiff.jacobians import Apart, Arrays, Flags, Jacobian, Linear, Native, along, marked, pulled
 from steptape.jax._autodiff.modes import Derived
@@ -48,8 +50,8 @@ class Solve:
     def derived(self, mask: Flags) -> Derived:
         """By a run that leaves a tape."""
         recording = self.recording(mask)
-        linear = _Swept(self, self, mask, recording.moving, told=True)
-        return Derived(_Taped(self, mask), lambda: linear, recording.moving)
+        linear = _Swept(self, self, mask, recording.moving, told=recording)
+        return Derived(_Taped(self, (mask,)), lambda: linear, recording.moving)
 
     def recording(self, mask: Flags) -> Recording:
         """How a run is recorded for the gradient in those of x that are marked."""
@@ -78,32 +80,50 @@ class Solve:
         """Whether a rule of the user's may be no derivative, so that what follows of it has no symmetry."""
         return self._settings.ruled
 
+    def reached(self, function: Callable, mask: Flags) -> Flags:
+        """Which values of ``function`` move with the arrays that are marked."""
+        found: list[Flags] = []
+
+        # Only traced, never run.
+        def note(*x):
+            moves = eqx.filter(x, mask)
+            values = jax.eval_shape(function, x)
+            flags = reached(lambda m: eqx.filter(list(function(eqx.combine(m, x))), eqx.is_inexact_array), moves)
+            found.append(tuple(map(bool, [None] * len(values) if flags is None else flags)))
+
+        jax.eval_shape(note, *self._shapes)
+        return found[0]
+
     def push_whole(self, x: Arrays, v: Arrays, mask: Flags) -> Arrays:
         """J(x) v, where x are those marked, in a form that JAX differentiates in any mode."""
-        return along(self._whole(mask), x, mask, v)[1]
+        return along(self._whole_moving(mask), x, mask, v)[1]
 
     def pull_whole(self, x: Arrays, w: Arrays, mask: Flags) -> Arrays:
         """J(x)^T w, where x are those marked and w those that move with them, by JAX's own reverse mode."""
-        values, pull = pulled(self._whole(mask), x, mask)
+        values, pull = pulled(self._whole_moving(mask), x, mask)
         return pull(w[: len(values)])
 
-    def _whole(self, mask: Flags) -> Callable[[Arrays], Arrays]:
-        def whole(x):
-            parts = self.parts(x)
-            if parts.whole is None:
-                raise UnsupportedError(
-                    "`diffeqsolve(..., max_steps=None, adjoint=AdaptiveCheckpointAdjoint(...))` has no second "
-                    "derivative in reverse mode through a `jax.custom_vjp` or `jax.custom_jvp` in the vector field: "
-                    "such a rule need not be a derivative, so that all steps are differentiated at once, and JAX must "
-                    "know how many there may be. Pass `max_steps=...`."
-                )
-            return marked(jax.tree.leaves(parts.whole(parts.carry[-1])), self.recording(mask).moving)
+    def _whole_moving(self, mask: Flags) -> Callable[[Arrays], Arrays]:
+        return lambda x: marked(self.whole(x), self.recording(mask).moving)
 
-        return whole
+    def whole(self, x: Arrays) -> Arrays:
+        """The arrays of the final state, in a form that JAX differentiates in any mode."""
+        parts = self.parts(x)
+        if parts.whole is None:
+            raise UnsupportedError(
+                "`diffeqsolve(..., max_steps=None, adjoint=AdaptiveCheckpointAdjoint(...))` has no second "
+                "derivative in reverse mode through a `jax.custom_vjp` or `jax.custom_jvp` in the vector field: "
+                "such a rule need not be a derivative, so that all steps are differentiated at once, and JAX must "
+                "know how many there may be. Pass `max_steps=...`."
+            )
+        return jax.tree.leaves(parts.whole(parts.carry[-1]))
 
-    def sweep(self, x: Arrays, tape: Arrays, w: Arrays, mask: Flags) -> list:
-        """J(x)^T w for those of x that are marked, given their tape and the cotangents of what moves with them."""
-        grads = self.recording(mask).sweep(self.parts(x), tape, w)
+    def sweep(self, x: Arrays, tape: Arrays, w: Arrays, mask: Flags, told: Recording) -> list:
+        """J(x)^T w for those of x that are marked, given the cotangents of what moves with them and a tape.
+
+        ``told``: what has made the tape.
+        """
+        grads = self.recording(mask).sweep(self.parts(x), tape, w, told)
         each = marked(self._structure.flatten_up_to(grads), self._is_array)
         pairs = zip(marked(x, mask), marked(each, mask), strict=True)
         return [jnp.zeros_like(a) if g is None else g for a, g in pairs]
@@ -114,35 +134,45 @@ class _Taped:
     """A solve's run that leaves a tape: the final state, and after it the arrays of the tape, ``copies`` times."""
 
     solve: Solve
-    mask: Flags
+    masks: tuple[Flags, ...]  # by which it has been differentiated: the tape is for the first
     copies: int = 1
 
     def value(self, x: Arrays) -> Arrays:
         """The final state and the tapes."""
-        final, tape = self.solve.recording(self.mask).run(self.solve.parts(x))
+        final, tape = self.solve.recording(self.masks[0]).run(self.solve.parts(x))
         return [*final, *tape * self.copies]
 
     def derived(self, mask: Flags) -> Derived:
         """That of the tape as well, from which nothing is pulled back."""
-        mine, other = (self.solve.recording(m) for m in (self.mask, mask))
+        after = dataclasses.replace(self, masks=(*self.masks, mask))
+        if self.solve.is_ruled or any(map(self.solve.reverse_alone, self.masks)):
+            linear, moving = self._by_rule(mask)
+            return Derived(after, lambda: linear, moving)
+        mine, other = (self.solve.recording(m) for m in (self.masks[0], mask))
         moving, told = other.moving + other.moving_on(mine) * self.copies, mine.kind == other.kind
-        function = dataclasses.replace(self, copies=self.copies + told)
-        linear = _Swept(self.solve, self, mask, moving, told)
-        return Derived(function, lambda: linear, moving)
+        swept = _Swept(self.solve, self, mask, moving, mine if told else None)
+        return Derived(dataclasses.replace(after, copies=self.copies + told), lambda: swept, moving)
+
+    def _by_rule(self, mask: Flags) -> tuple[Linear, Flags]:
+        """The Jacobian as JAX has it, and what moves: of the values that a rule of the user's has given so far."""
+        run, whole = (functools.partial(_settled, f, self.masks) for f in (self.value, self.solve.whole))
+        moving = self.solve.reached(run, mask)
+        forward, back = Native(lambda x: marked(run(x), moving), mask), Native(lambda x: marked(whole(x), moving), mask)
+        return Apart(forward, back), moving
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Swept:
     """The Jacobian of the values of ``function`` that are ``moving``; from those of the solve it is pulled back.
 
-    It is a function of x and, if it is ``told``, of the tape for ``mask``.
+    It is a function of x and, if it is ``told``, of the tape that this recording has made.
     """
 
     solve: Solve
     function: Solve | _Taped
     mask: Flags
     moving: Flags
-    told: bool
+    told: Recording | None
 
     def push(self, x: Arrays, v: Arrays) -> Arrays:
         """By diffrax's loop, differentiated forward."""
@@ -152,10 +182,10 @@ class _Swept:
     def pull(self, x: Arrays, w: Arrays) -> Arrays:
         """By the replay."""
         count = len(self.mask)
-        if not self.told:
+        if self.told is None:
             return self._pull_back(x, w, self.mask)[0]
         moving = self.solve.recording(self.mask).moving
-        return self.solve.sweep(x[:count], x[count:], w[: sum(moving)], self.mask)
+        return self.solve.sweep(x[:count], x[count:], w[: sum(moving)], self.mask, self.told)
 
     def of_push(self, in_x: Flags, in_v: Flags) -> Linear:
         """As if there were no tape to be told; pulled by JAX through a rule of the user's."""
@@ -190,11 +220,18 @@ class _Swept:
         each = dict(zip(marked(range(len(self.moving)), self.moving), w, strict=True))
         places = marked(range(len(final)), recording.moving)
         w = [each[i] if i in each else jnp.zeros_like(final[i]) for i in places]
-        grads = self.solve.sweep(x, tape, w, in_x)
+        grads = self.solve.sweep(x, tape, w, in_x, recording)
         # Nothing is pulled back from a tape, and nothing to it.
         nothing = [jnp.zeros_like(a) for a in marked(told, in_told)]
         values = final if self.function is self.solve else [*final, *self.function.value(x)[len(final) :]]
         return [*grads, *nothing], marked(values, self.moving)
+
+
+def _settled(function: Callable[[Arrays], Arrays], masks: tuple[Flags, ...], x: Arrays) -> Arrays:
+    """``function(x)`` as JAX has it once it has been differentiated by each of the masks: see ``activity.settled``."""
+    if not masks:
+        return function(x)
+    return pulled(lambda x: _settled(function, masks[:-1], x), x, masks[-1])[0]
 
 
 def _knows_forward_mode(function: Callable, shapes: Sequence) -> bool:

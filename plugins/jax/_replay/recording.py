@@ -20,7 +20,7 @@ from jax import lax
 
 from steptape._errors import UnsupportedError
 from steptape.compat._diffrax import with_fields
-from steptape.jax._autodiff.activity import active_leaves
+from steptape.jax._autodiff.activity import active_leaves, settled
 from steptape.jax._autodiff.jacobians import Arrays, Flags
 from steptape.jax._replay.accepted_step import AcceptedStep
 from steptape.jax._replay.blocks import Blocks, Room, Walk, spare_steps
@@ -135,15 +135,26 @@ class Recording:
         taped = taped if blocks is None else with_fields(blocks, tape=taped)
         return tuple(jax.tree.leaves((False, taped, _both(active, outputs))))
 
-    def sweep(self, parts: Parts, tape: Arrays, w: Arrays) -> Parts:
-        """The gradient in what is perturbed, given the cotangents of what is moving; None where it is zero."""
+    def _taking(self, parts: Parts, name: str, moves: Mask) -> Callable[[Times | None, LoopState], LoopState]:
+        """Steps by one of the parts, which are not transposed, as those are that were taken for the tape."""
+        step = Replay(name == "body").step
+        fun, p_fun = getattr(parts, name), getattr(self._perturbed, name)
+        if not self._settings.ruled:
+            return functools.partial(step, fun)
+        return functools.partial(settled, step, (p_fun, False, moves), fun)
+
+    def sweep(self, parts: Parts, tape: Arrays, w: Arrays, told: "Recording") -> Parts:
+        """The gradient in what is perturbed, given the cotangents of what is moving; None where it is zero.
+
+        ``told``: what has made the tape.
+        """
         settings, replay = self._settings, self._replay
         if settings.refusal is not None:
             raise UnsupportedError(settings.refusal)
-        count, recorded, outputs = jax.tree.unflatten(self._structure, tape)
+        count, recorded, outputs = jax.tree.unflatten(told._structure, tape)
         name = "tried" if replay.by_try else "step"
         fun, p_fun = getattr(parts, name), getattr(self._perturbed, name)
-        advance = functools.partial(replay.step, parts.body) if replay.by_try else parts.advance
+        advance = self._taking(parts, "body" if replay.by_try else "advance", replay.active)
         # Constants may come back as literals, which are no arrays.
         state = eqx.combine(outputs, jax.tree.map(jnp.array, parts.carry[-1]))
         values = iter(w)
@@ -154,10 +165,10 @@ class Recording:
             def pull_back(wanted, pull, cotangents):
                 if isinstance(recorded, Tape):
                     return pull(recorded, count, cotangents)[-1]
-                walk = Walk(replay, parts.body, state, self._kept, settings.written, count)
+                step = self._taking(parts, "body", self._moves_whole)
+                walk = Walk(replay, step, state, self._kept, settings.written, count)
                 return walk.pull_back(recorded, wanted, pull, cotangents)
 
-            assert advance is not None
             sweep = Sweep(replay, fun, p_fun, advance, state, settings.written)
             g_state, g_fun = sweep.run(pull_back, g_state, g_fun)
         nothing = jax.tree.map(lambda _: None, parts)

@@ -33,8 +33,8 @@ class Replay(eqx.Module):
         """The row of the tape that ``state`` belongs in."""
         return state.num_steps if self.by_try else state.num_accepted_steps
 
-    def step(self, fun: Callable, times: Times, state: LoopState) -> LoopState:
-        """One step of the loop, by the body or by the accepted step."""
+    def step(self, fun: Callable, times: Times | None, state: LoopState) -> LoopState:
+        """One step of the loop, by the body, which needs no times, or by the accepted step."""
         if not self.by_try:
             return fun(times, state)
         running = jnp.array(True)

@@ -226,6 +226,13 @@ def _rounded(y):
 _rounded.defjvp(lambda y, v: (_rounded(*y), v[0] * (1 - jnp.tanh(y[0]) ** 2)))
 
 
+# Rules whose values are not by the function itself: JAX differentiates those the next time, which is no rule.
+_plain = jax.custom_jvp(_bent.fun)
+_plain.defjvp(lambda y, v: (_bent.fun(*y), 1.7 * y[0] * v[0]))
+_plain_too = jax.custom_vjp(_bent.fun)
+_plain_too.defvjp(lambda y: (_bent.fun(y), y), lambda y, g: (1.7 * y * g,))
+
+
 def _by_rule(field, solver, x):
     """A solve whose field is what a rule of the user's is for."""
     term = diffrax.ODETerm(lambda t, y, p: field(p * y))
@@ -249,12 +256,14 @@ IN_REVERSE = ("reverse over forward", "reverse over reverse")
 RULES = {
     "a vjp that is none": (_ruled, IN_REVERSE[1:]),
     "a jvp that is none": (_bent, (*IN_REVERSE, *MODES[0])),
+    "a jvp with values of its own": (_plain, (*MODES[0], *MODES[1])),
+    "a vjp with values of its own": (_plain_too, MODES[0]),
     "one by equinox": (_bent_too, IN_REVERSE),
     "straight through a rounding": (_rounded, IN_REVERSE),
 }
 
 
-@pytest.mark.by_default(where=lambda name: name in ("a vjp that is none", "a jvp that is none"))
+@pytest.mark.by_default(where=lambda name: name.startswith("a "))
 @pytest.mark.parametrize("name", RULES)
 def test_a_rule_of_the_users_is_followed_in_second_derivatives_though_it_is_no_derivative(name):
     field, of = RULES[name]
@@ -264,6 +273,34 @@ def test_a_rule_of_the_users_is_followed_in_second_derivatives_though_it_is_no_d
     found, want = jax.jit(lambda x: [{mode: f(x) for mode, f in each.items()} for each in (ours, host)])(both)
     for mode in of:
         assert worst(found[mode], want[mode]) < 1e-12, mode
+
+
+def _stopped(field, x):
+    """A solve whose field closes over a number, and over it without a derivative."""
+    a = x[0]
+    term = diffrax.ODETerm(lambda t, y, p: field(y) * a + jax.lax.stop_gradient(a) * y)
+    adjoint = AdaptiveCheckpointAdjoint(checkpoints=2)
+    return diffrax.diffeqsolve(term, diffrax.Euler(), 0.0, 1.0, 0.25, x[1:], adjoint=adjoint, max_steps=4).ys[0]
+
+
+def _stopped_written_out(field, x):
+    y = x[1:]
+    for _ in range(4):
+        y = y + 0.25 * (field(y) * x[0] + jax.lax.stop_gradient(x[0]) * y)
+    return y
+
+
+@pytest.mark.parametrize("field", [jnp.sin, _plain])
+def test_reverse_over_forward_where_more_moves_in_reverse_than_did_in_forward_mode(field):
+    """What is stopped in forward mode is handed to the solve; of the value and of the tangent, each by itself."""
+
+    def gradients(end, x):
+        pushed = functools.partial(jax.jvp, functools.partial(end, field), tangents=(V[:3],))
+        return [jax.grad(lambda x, i=i: jnp.sum(jnp.sin(pushed((x,))[i])))(x) for i in (0, 1)]
+
+    found, want = jax.jit(lambda x: [gradients(end, x) for end in (_stopped, _stopped_written_out)])(X[:3])
+    for got, wanted in zip(found, want, strict=True):
+        assert worst(got, wanted) < 1e-12
 
 
 def _kept(function, solver):
