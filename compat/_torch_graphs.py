@@ -43,7 +43,7 @@ class GraphEnd(GradientEdge):
 
 def end_of(x: torch.Tensor) -> Any:
     """The end of the graph of a tensor that requires a gradient; the tensor itself, where only that keeps its graph."""
-    node = x.grad_fn
+    node: Any = x.grad_fn
     if node is None or not _EDGES_OWN:
         return x
     # Of nodes in Python, and of those alone, the edge has to own the graph.
