@@ -153,8 +153,7 @@ def with_parameters(
     _check_traits(solve.call, used.traits)
     if used.traits.needs_graph or any(isinstance(x, _BY_GRAPH) for x in surroundings.modules):
         solve = solve.around(with_graph)
-    by_states, begins = solve.keep.memory == "states", solve.begins
-    held, is_taken = _after_look(surroundings, untouched, used, by_states, begins)
+    held, is_taken = _after_look(solve, surroundings, untouched, used)
     own = surroundings.parameters
     near = [*held.tensors, *own]
     params = parameters_used(used, given, own if isinstance(func, torch.nn.Module) else (), near, named)
@@ -181,15 +180,13 @@ def with_parameters(
     return solve, params
 
 
-def _after_look(
-    surroundings: Surroundings, untouched: Untouched, used: Used, by_states: bool, begins: bool
-) -> tuple[Held, bool]:
+def _after_look(solve: Any, surroundings: Surroundings, untouched: Untouched, used: Used) -> tuple[Held, bool]:
     """What func refers to where the solve begins, and whether that is after the evaluation that was looked at.
 
     It is where that evaluation has drawn random numbers, has made parameters, or computed something that func keeps:
-    with a graph, or without one in a solve that is replayed ``by_states``. Else all is as if func had not been
-    evaluated, as it is where no solve ``begins`` with an evaluation that was taken before, and others use nothing that
-    it has computed.
+    with a graph, or without one in a solve that is replayed by states. Else all is as if func had not been evaluated,
+    as it is where no ``solve`` begins with an evaluation that was taken before, and others use nothing that it has
+    computed.
     """
     is_taken = not same(untouched.note, used.after)
     if untouched.holds:
@@ -198,11 +195,11 @@ def _after_look(
     if untouched.made_one_of(used.tensors, held):
         surroundings.note_modules()
         return held, True
-    if not (begins or used.kept):
+    if not (solve.begins or used.kept):
         untouched.restore()
         return untouched.held, False
     gained = not set(map(id, held.tensors)) <= set(map(id, untouched.held.tensors))
-    if is_taken or used.leaves or (gained and by_states):
+    if is_taken or used.leaves or (gained and solve.keep.memory == "states"):
         return held, True
     untouched.restore()
     return untouched.held, False

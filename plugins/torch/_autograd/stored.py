@@ -17,6 +17,7 @@ from torch import Tensor
 from steptape._errors import GradientError, UnsupportedError
 from steptape.torch._autograd.graph import Call, tensors_of
 from steptape.torch._autograd.surroundings import Surroundings, Untouched
+from steptape.torch._autograd.used import with_graph
 
 T = TypeVar("T")
 # The func of a call that the host would be back-propagated through, and can be still.
@@ -63,8 +64,7 @@ class Apart:
         t, y, *others = evaluate.args
         with torch.enable_grad():
             state = _End.apply(self._call, y.detach(), self._inputs)
-            out = evaluate.func(t, state, *others, **evaluate.keywords)
-        return out.detach() if isinstance(out, Tensor) else tuple(x.detach() for x in out)
+        return with_graph(functools.partial(evaluate.func, t, state, *others, **evaluate.keywords))
 
 
 class _Joined(torch.autograd.Function):

@@ -182,11 +182,12 @@ class Surroundings:
         with before.as_it_was(self.lent), torch.enable_grad(), uncompiled():
             evaluate()
             new = [x for x in Held(self._func, self.side.followed).tensors if id(x) not in known]
+            if not any(x.requires_grad for x in new):
+                return bool(new)
             evaluate()
             still = set(map(id, Held(self._func, self.side.followed).tensors))
         # What each evaluation puts in the place of another is not kept for it.
-        new = [x for x in new if id(x) in still] or new
-        return bool(new) and not any(x.requires_grad for x in new)
+        return not any(x.requires_grad for x in [x for x in new if id(x) in still] or new)
 
     def let_go(self) -> None:
         """After the last backward pass, what func referred to is not held."""

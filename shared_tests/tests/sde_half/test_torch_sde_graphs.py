@@ -99,7 +99,8 @@ class Late(Sde):
         out = super().f(t, y)
         if self.before:
             out = out + 0.1 * self.slots[0]
-            self.slots[0] = y if t > 0.3 else self.slots[0]
+            if t > 0.3:
+                self.slots[0] = y
             return out
         return out * self.slots[0] if t > 0.3 else out
 
