@@ -22,7 +22,7 @@ from benchmarks.ways import HOST
 
 
 def cells(scope: Scope) -> Cells:
-    rounds = timing.Rounds(3, 5.0) if scope.quick else timing.Rounds(11, 30.0)
+    rounds = timing.Rounds(3, 5.0) if scope.quick else timing.Rounds(41, 12.0, least=5)
     return {setup.name: functools.partial(_cell, setup, rounds) for setup in SPEED}
 
 
