@@ -18,7 +18,7 @@ from steptape.torch._autograd.held import Held
 from steptape.torch._autograd.looks import Inside, Traits
 from steptape.torch._autograd.modules import modules_of
 from steptape.torch._autograd.side import same
-from steptape.torch._autograd.stored import Apart, check_stored
+from steptape.torch._autograd.stored import check_stored, enclosed_apart
 from steptape.torch._autograd.surroundings import FirstValues, Surroundings, Untouched
 from steptape.torch._autograd.used import (
     First,
@@ -54,7 +54,7 @@ def keep_of(
     checkpoints = options.pop("checkpoints", None)
     device = options.pop("checkpoint_device", None)
     graph = options.pop("graph", "step")
-    lean = options.pop("lean", True) if function == "odeint_adjoint" else True
+    lean = options.pop("lean", True) if function != "sdeint_adjoint" else True
     compiles = options.pop("compile", False) if takes_memory and function != "sdeint_adjoint" else False
     call = f"{function}(..., adjoint_method={adjoint_method!r}, adjoint_options={{"
     if options:
@@ -148,7 +148,8 @@ def with_parameters(
     with surroundings.looked_at():
         enclosed = solve.around(inside)
         used = tensors_used(enclosed.evaluated, given, since, inside, untouched, enclosed.grid)
-    check_stored(func, used.stored)
+    check_stored(func, used.stored or solve.calls_back)
+    buffers, logged = set(map(id, surroundings.side.buffers)), untouched.gained.tensors
     used = used._replace(after=untouched.follow(used.after))
     _check_traits(solve.call, used.traits)
     if used.traits.needs_graph or any(isinstance(x, _BY_GRAPH) for x in surroundings.modules):
@@ -164,11 +165,14 @@ def with_parameters(
             params += used_later(late, lambda: solve.integrate(*(x.detach() for x in given)))
     if named:
         _tell_missed(solve, [x for x in used.tensors if not is_one_of(x, params)], spelling)
-    if used.stored:
-        solve = solve.around(Apart(solve.call, [*given, *params]))
+    # Of what its first evaluation has stored without a history, a later one may store more.
+    apart = used.stored or solve.calls_back or any(id(x) not in buffers for x in logged)
+    if apart:
+        solve = enclosed_apart(solve, [*given, *params])
     own_ids = set(map(id, params))
     kept_ones, first = ([x for x in xs if id(x) in own_ids] for xs in (used.kept, used.first))
-    before = Before(surroundings, held, first, kept_ones, used.traits, used.stored)
+    begun = untouched if held is untouched.held and not logged else untouched.with_held(held)
+    before = Before(surroundings, begun, first, kept_ones, used.traits, used.stored, apart)
     solve = dataclasses.replace(solve, before=before, call=solve.call._replace(named=named is not None))
     surroundings.first = FirstValues(untouched.note, used.values, solve.around)
     if used.values and is_taken:

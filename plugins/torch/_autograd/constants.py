@@ -20,8 +20,19 @@ class Constants:
     """Some ``tensors`` that no gradient goes to, and ``arrays`` of NumPy's, as they are now: the smallest ones."""
 
     def __init__(self, tensors: Iterable[Tensor], arrays: Iterable[Any]):
-        self._tensors = [(x.detach(), x._version, x.detach().clone()) for x in _smallest(tensors, Tensor.numel)]
+        self._tensors = [(x, x._version, x.detach().clone()) for x in _smallest(tensors, Tensor.numel)]
         self._arrays = [(x, x.copy()) for x in _smallest(arrays, lambda x: x.size)]
+
+    def restore(self) -> None:
+        """Have those that were written to hold what they did, without a history."""
+        for x, n, then in self._tensors:
+            if is_written_to(x, n, then):
+                if x.grad_fn is not None and not x._is_view():
+                    x.detach_()
+                x.data.copy_(then)
+        for x, then in self._arrays:
+            if (x != then).any():
+                x[...] = then
 
     @contextmanager
     def given_back(self) -> Iterator[None]:
@@ -29,7 +40,7 @@ class Constants:
 
         After it they have those again that they have now.
         """
-        tensors = [(x.data, x.clone(), then) for x, n, then in self._tensors if is_written_to(x, n, then)]
+        tensors = [(x.data, x.detach().clone(), then) for x, n, then in self._tensors if is_written_to(x, n, then)]
         arrays = [(x, x.copy(), then) for x, then in self._arrays if (x != then).any()]
         try:
             for x, _, then in tensors:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from steptape.compat._torch import place_in_order
 from steptape.torch._autograd.graph import Parameters, check_hooks
-from steptape.torch._autograd.leaves import LeafCheck, is_glanced_at, is_looked_at
+from steptape.torch._autograd.leaves import LeafCheck, is_glanced_at, is_looked_at, leaf_of
 from steptape.torch._autograd.side import Note, Restored
 from steptape.torch._autograd.surroundings import Surroundings
 
@@ -63,7 +63,7 @@ class Field:
         """The stage at a scalar ``t`` and a flat ``y``, with its graph; ``first``: whether it is that of the solve."""
         with torch.enable_grad():
             t = t.detach().requires_grad_() if self._in_time else t
-            y = y.detach().view(self._shape).requires_grad_()
+            y = leaf_of(self.parameters.solve, y.view(self._shape))
             return Stage(t, y, self._checked(self.slope, t, y, first))
 
     def within(self, t: Tensor, y: Tensor, first: bool = False) -> Tensor:

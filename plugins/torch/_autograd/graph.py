@@ -46,13 +46,13 @@ class Parameters:
     cotangent ends there. ``replaced``: those that have one. ``needed``: which are to have a gradient, all by default;
     the others get none. ``rough``: whether func computes with them in less precision than the state's, as under
     autocast. ``used_first``: those that the first evaluation of the solve used. ``batch``: the leading dimensions of
-    cotangents, none where they come one at a time. ``retains``: whether graphs are kept for another backward pass.
+    cotangents, none where they come one at a time. ``retains``: whether graphs are kept for another backward pass, if
+    the solve ``has_graphs``.
     ``solve``: what the leaves are known by of the graphs that the solve itself built.
     """
 
     batch: tuple[int, ...] = ()
-    retains = False
-    solve = object()
+    retains = has_graphs = False
 
     def __init__(
         self,
@@ -68,7 +68,7 @@ class Parameters:
         self._exchange(_leaf)
         self.cotangents = [self.zeros(p) for p in self.params]
         self._used: set[int] = set()
-        self._pulled = False
+        self._pulled, self.solve = False, object()
 
     def _exchange(self, stand_in: Callable[[Tensor], Tensor]) -> None:
         self._stand_ins = {id(p): stand_in(p) for p in self.replaced}
@@ -230,8 +230,9 @@ def _refuse_shared_graphs(error: RuntimeError, call: Call) -> None:
     if "modified by an inplace operation" in str(error):
         raise GradientError(
             f"{call}: a tensor that {call.func} uses has been modified by an inplace operation since its graph was "
-            f"built. Let {call.func} make a new tensor of it instead; or, of an ODE, have one graph at a time by "
-            "adjoint_options={'graph': 'stage'} without 'memory'."
+            f"built, such as by an optimizer's step. Go backward before that. If {call.func} does it, let it make a "
+            "new tensor instead; or, of an ODE, have one graph at a time by adjoint_options={'graph': 'stage'} without "
+            "'memory'."
         ) from error
 
 
@@ -253,8 +254,8 @@ def refuse_hooks(call: Call) -> NoReturn:
 def refuse_written(call: Call) -> NoReturn:
     """Raise where func writes to what it is given."""
     raise UnsupportedError(
-        f"{call}: {call.func} changed the state y in place, so the replay could not start from it again. Make a new "
-        "tensor of it instead."
+        f"{call}: {call.func} changed the state y in place, or its time, so the replay could not start from "
+        "it again. Make a new tensor of it instead."
     )
 
 

@@ -22,6 +22,7 @@ from steptape.compat._torch import PARAMETRIZE
 from steptape.torch._autograd.code import functions_of, is_library, is_of_library, names_in
 from steptape.torch._autograd.constants import is_array
 from steptape.torch._autograd.draws import Draws, drawn_again, draws_of, draws_of_all, is_generator, is_queue
+from steptape.torch._autograd.graph import tensors_of
 from steptape.torch._autograd.modules import DEPTH, LONG, all_of, parts_of, slots_of
 from steptape.torch._autograd.snapshot import DICTIONARIES, Snapshot, held_by, restore
 
@@ -101,6 +102,13 @@ class Held:
         """The generators that have been drawn from since."""
         return [one for one in self._draws if not one.holds]
 
+    @property
+    def gained(self) -> list[Tensor]:
+        """The tensors of numbers that func has come to hold since."""
+        known = set(map(id, self.tensors))
+        held = tensors_of([(*one.changes().values(), *(_tail_of(one) or ())) for one in self.snapshots])
+        return [x for x in held if id(x) not in known and (x.is_floating_point() or x.is_complex())]
+
     def leave(self, generators: Sequence[Any]) -> None:
         """Leave some generators to others."""
         if generators:
@@ -115,16 +123,6 @@ class Held:
                 del snapshot.holder[snapshot.size :]
         for one in (*self._draws, *self.queues):
             one.restore()
-
-    @contextmanager
-    def not_listed(self) -> Iterator[None]:
-        """A block that leaves lists, such as logs, as long as they were."""
-        lists = [(one.holder, len(one.holder)) for one in self._snapshots if isinstance(one.holder, list)]
-        try:
-            yield
-        finally:
-            for holder, size in lists:
-                del holder[size:]
 
     @contextmanager
     def as_it_was(self, more: Sequence[Snapshot] = ()) -> Iterator[None]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 import threading
 from collections import OrderedDict, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from types import CellType
 from typing import Any, NamedTuple
@@ -56,6 +56,13 @@ class Snapshot(NamedTuple):
         for key, value in values.items():
             _put(self.holder, key, value)
 
+    def put_back(self, except_for: Collection[Any] = ()) -> None:
+        """Restore it; but for some keys, and for whole numbers that have been counted on."""
+        for key, now in self.changes().items():
+            then = self.values.get(key, _MISSING)
+            if key not in except_for and not (type(now) is int and type(then) is int):
+                _put(self.holder, key, then)
+
     def count_on(self, changed: dict[Any, Any]) -> None:
         """Undo that; whole numbers that were counted on in between are counted on from what they were.
 
@@ -72,9 +79,16 @@ class Snapshot(NamedTuple):
 
 @contextmanager
 def given_back(snapshots: Sequence[Snapshot]) -> Iterator[None]:
-    """A block in which all is as it was; whole numbers that are counted on in it are counted on after it."""
+    """A block in which all is as it was, and after which all is as before.
+
+    Whole numbers that are counted on in it are counted on after it, too, and lists keep what they gain.
+    """
     if not any(one.changes() for one in snapshots):
-        yield
+        try:
+            yield
+        finally:
+            for one in snapshots:
+                one.put_back()
         return
     with _LOCK:
         changed = [(one, changes) for one in snapshots if (changes := one.changes())]
@@ -84,6 +98,7 @@ def given_back(snapshots: Sequence[Snapshot]) -> Iterator[None]:
             yield
         finally:
             for one, changes in changed:
+                one.put_back(except_for=changes)
                 one.count_on(changes)
 
 

@@ -6,6 +6,7 @@ gradient: a backward pass through it is refused where it comes to the state.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
@@ -26,6 +27,23 @@ _FUNC: ContextVar[Any] = ContextVar("func", default=None)
 
 class StoredByFunc(Exception):
     """func stores what it computes, which has a gradient by back-propagation alone."""
+
+
+class StoredLate(Exception):
+    """func has stored in a solve what it may have computed from the state, and the solve has built no graph of it."""
+
+
+def storing(solve: Any, inputs: Sequence[Tensor]) -> Any:
+    """A solve, from ``inputs``, of a func that stores what it computes for someone else, though not at first."""
+    before = solve.before
+    enclosed = solve if before.apart else enclosed_apart(solve, inputs)
+    return dataclasses.replace(enclosed, before=before._replace(stores=True, apart=True))
+
+
+def enclosed_apart(solve: Any, inputs: Sequence[Tensor]) -> Any:
+    """A solve whose evaluations build graphs of their own, of which what func stores is a part."""
+    in_time = solve.takes_times and any(x.requires_grad for x in inputs[1 : solve.given])
+    return solve.around(Apart(solve.call, inputs, in_time))
 
 
 def check_stored(func: Any, stored: bool) -> None:
@@ -50,11 +68,12 @@ def replayed_or(by_host: Callable[[], T], func: Any, y0: Any, replay: Callable[[
 class Apart:
     """Encloses the evaluations of a solve that builds no graph: that of what func stores ends at the state.
 
-    ``inputs``: what the solve is differentiated in. To ask for one of them alone leads to that end too.
+    ``inputs``: what the solve is differentiated in. To ask for one of them alone leads to that end too. ``in_time``:
+    whether times are among them.
     """
 
-    def __init__(self, call: Call, inputs: Sequence[Tensor]):
-        self._call = call
+    def __init__(self, call: Call, inputs: Sequence[Tensor], in_time: bool):
+        self._call, self._in_time = call, in_time
         self._inputs = _Joined.apply(*(x for x in inputs if x.requires_grad))
 
     def __call__(self, evaluate: functools.partial[Any]) -> Any:
@@ -64,6 +83,8 @@ class Apart:
         t, y, *others = evaluate.args
         with torch.enable_grad():
             state = _End.apply(self._call, y.detach(), self._inputs)
+            if self._in_time:
+                t = _End.apply(self._call, t.detach(), self._inputs)
         return with_graph(functools.partial(evaluate.func, t, state, *others, **evaluate.keywords))
 
 
@@ -91,7 +112,7 @@ class _End(torch.autograd.Function):
         call = ctx.call
         raise GradientError(
             f"{call}: a tensor that {call.func} computed from the state y and stored, in a list or an attribute, is "
-            "differentiated. The solve builds no graph, so what it gains through y would be lost. Let it be a part of "
-            "the state, such as an integral; or detach() it, if it needs no gradient; or differentiate with the host's "
-            "own function."
+            "differentiated. The solve builds no graph, so what it gains through y, or its time, would be lost. Let it "
+            "be a part of the state, such as an integral; or detach() it, if it needs no gradient; or differentiate "
+            "with the host's own function."
         )

@@ -6,6 +6,7 @@ solve; what it refers to; and what evaluations change, its side state.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple
@@ -19,6 +20,7 @@ from steptape.compat._torch_graphs import WritesAgain
 from steptape.compat._torch_hooks import hooks_passed_by
 from steptape.torch._autograd.constants import Constants, is_plain
 from steptape.torch._autograd.draws import Draws, drawn_again, draws_of
+from steptape.torch._autograd.gained import Gained
 from steptape.torch._autograd.graph import is_one_of
 from steptape.torch._autograd.held import Held
 from steptape.torch._autograd.modules import all_of, modules_of
@@ -143,13 +145,11 @@ class Surroundings:
                 _require_gradients(frozen, False)
                 _require_gradients(thawed, True)
 
-    def compare(self, before: Held) -> bool:
-        """After a solve, whether func refers to the same as ``before``; if all is the same, forget the first one."""
-        holds = before.holds
+    def compare(self, before: Held, holds: bool) -> None:
+        """After a solve; if all is the same as ``before``, and func ``holds`` the same, forget the first evaluation."""
         self._drawn = [] if holds else before.drawn
         left = self._tensors_now() if any(one.changes() for one in self.lent) else ()
         self.first = self.first._replace(left=left) if self.first and (left or not holds) else None
-        return holds
 
     def hold(
         self, before: Held, holds: bool, params: Sequence[Tensor], unused: Sequence[Tensor], named: bool
@@ -205,11 +205,28 @@ class Surroundings:
 
 
 class Untouched:
-    """func before it is evaluated: what it ``held``, the tensors of its modules, and a ``note`` of what it changes."""
+    """func before it is evaluated: what it ``held``, the tensors of its modules, and a ``note`` of what it changes.
+
+    ``gained``: what it has come to hold since.
+    """
 
     def __init__(self, surroundings: Surroundings, func: Any):
         self._func, self.held, self.note = func, Held(func), surroundings.side.note()
         self.side, self._lent = surroundings.side, surroundings.lent
+        self._take_note()
+
+    def _take_note(self) -> None:
+        buffers = set(map(id, self.side.buffers))
+        plain = [x for x in self.held.tensors if not x.requires_grad and id(x) not in buffers and is_plain(x)]
+        self._constants = Constants(plain, self.held.arrays)
+        self.gained = Gained(self.held, self.side.buffers)
+
+    def with_held(self, held: Held) -> Untouched:
+        """The same, but for what func refers to now, which is ``held``."""
+        now = copy.copy(self)
+        now.held = held
+        now._take_note()
+        return now
 
     @property
     def holds(self) -> bool:
@@ -244,6 +261,7 @@ class Untouched:
     def restore(self) -> None:
         """Have all be as it was."""
         self.held.restore()
+        self._constants.restore()
         restore(self._lent)
         self.side.set(self.note)
 

@@ -9,9 +9,8 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from steptape.torch._autograd.graph import Call, Parameters
-from steptape.torch._autograd.held import Held
 from steptape.torch._autograd.looks import Traits
-from steptape.torch._autograd.surroundings import Surroundings
+from steptape.torch._autograd.surroundings import Surroundings, Untouched
 from steptape.torch._hosts.tableau import Tableau
 from steptape.torch._tape.checkpoints import Keep
 from steptape.torch._tape.graphs import Graphs
@@ -64,18 +63,20 @@ class HostSteps(abc.ABC):
 
 
 class Before(NamedTuple):
-    """What is known of func before a solve: what it has around it and what it refers to, which it ``held``.
+    """What is known of func before a solve: its ``surroundings``, and how it is ``untouched`` by the solve.
 
     And of the parameters those that the first evaluation used, and those that it computed and ``kept`` for the others,
-    and the ``traits`` of that. ``stores``: whether func stores what it computes for someone else.
+    and the ``traits`` of that. ``stores``: whether func stores what it computes for someone else. ``apart``: whether
+    evaluations build graphs of their own, for what they may store.
     """
 
     surroundings: Surroundings
-    held: Held
+    untouched: Untouched
     used_first: Sequence[Tensor]
     kept: Sequence[Tensor]
     traits: Traits
     stores: bool
+    apart: bool
 
 
 class Solve(abc.ABC):
@@ -96,6 +97,10 @@ class Solve(abc.ABC):
     others: tuple[Tensor, ...] = ()
     before: Before | None = None
     begins = False
+    # Whether the host calls functions of the user's besides, with states.
+    calls_back = False
+    # Whether times are among what it is given.
+    takes_times = False
     # How many of the results, the last ones, have no gradient; the others are the solution and its state at the end.
     constants: int
 

@@ -53,6 +53,7 @@ class OdeSolve(Solve):
     given = 3
     constants = 1
     begins = True
+    takes_times = True
 
     @classmethod
     def from_call(
@@ -118,6 +119,10 @@ class OdeSolve(Solve):
         while isinstance(func, _Enclosed):
             func = func.enclosed
         return self.scheme.vector_field(func)
+
+    @property
+    def calls_back(self) -> bool:
+        return bool(host.VALID_CALLBACKS) and any(hasattr(self.user_func, name) for name in host.CALLBACKS)
 
     @property
     def in_options(self) -> list[Tensor]:

@@ -112,11 +112,13 @@ def _allowed(moved: Tensor, size: Tensor, parameters: Parameters) -> Tensor:
 def refuse_other_values(parameters: Parameters) -> NoReturn:
     """Raise where func is no function of what a replay can give it again."""
     call = parameters.call
+    able = call.method == "aca" and not parameters.has_graphs
+    graphs = " Or keep graphs, by adjoint_options={'memory': 'graphs'}, of which nothing is evaluated again." * able
     raise GradientError(
         f"{call}: {call.func} returned other values in the backward pass than in the forward pass, so the replay would "
         f"give the gradient of another solution. Make {call.func} a function of its arguments and parameters alone: no "
         "state that evaluations change, and no random numbers but those of torch's default generators or of generators "
-        "that its first evaluation draws from."
+        f"that its first evaluation draws from.{graphs}"
     )
 
 

@@ -15,7 +15,8 @@ from steptape.compat._torch_graphs import graph_is_retained
 from steptape.torch._autograd.batch import BatchParameters, Unbatchable
 from steptape.torch._autograd.field import Field
 from steptape.torch._autograd.gate import Gate
-from steptape.torch._autograd.graph import Parameters
+from steptape.torch._autograd.graph import Parameters, is_one_of
+from steptape.torch._autograd.stored import StoredLate, check_stored, storing
 from steptape.torch._autograd.surroundings import Surroundings
 from steptape.torch._autograd.used import check_kept
 from steptape.torch._hosts.base import Solve, Timeline
@@ -49,7 +50,10 @@ def run(solve: Any, *inputs: Tensor) -> tuple[Tensor, ...]:
     if transforms_active():
         return solve_in_transforms(solve, *inputs[: solve.given])
     if torch.is_grad_enabled() and any(x.requires_grad for x in inputs):
-        return Replay.apply(solve, *inputs)
+        try:
+            return Replay.apply(solve, *inputs)
+        except StoredLate:
+            return Replay.apply(storing(solve, inputs), *inputs)
     with torch.no_grad():
         return solve.integrate(*inputs[: solve.given])
 
@@ -62,14 +66,18 @@ class Replay(torch.autograd.Function):
         # A view of a leaf requires a gradient also where no graph is built, and func may go by that.
         given, params = [x.detach() for x in inputs[: solve.given]], inputs[solve.given :]
         assert solve.before is not None
-        ctx.surroundings, held, first, kept, *_ = solve.before
+        ctx.surroundings, untouched, first, kept, *_ = solve.before
+        held = untouched.held
         ctx.graphs = graphs_of(solve, inputs, ctx.needs_input_grad[1:], ctx.surroundings)
         results, tape = solve.record(given, ctx.surroundings, ctx.graphs)
         if solve.keep.device is not None:
             settle(given[0].device)
         if solve.keep.compile is not None:
             check_compilable(solve.call, tape, ctx.surroundings)
-        held_still = ctx.surroundings.compare(held)
+        held_still, graphs_are_all = held.holds, bool(ctx.graphs and ctx.graphs.are_of(tape.length))
+        gained = [] if held_still else held.gained
+        _check_gained(solve, [*untouched.gained.written, *gained], graphs_are_all, ctx.graphs is None)
+        ctx.surroundings.compare(held, held_still)
         if ctx.surroundings.first is not None and solve.back is None:
             parameters = Parameters(params, solve.call, ctx.surroundings.autocast)
             with ctx.surroundings.replayed(changed=False, params=params):
@@ -77,8 +85,9 @@ class Replay(torch.autograd.Function):
         used = set(map(id, first))
         unused = [x for x in params if id(x) not in used]
         new = ctx.surroundings.hold(held, held_still, params, unused, solve.call.named)
-        if (kept or new) and not (ctx.graphs and ctx.graphs.are_of(tape.length)):
-            with ctx.surroundings.looked_at(), held.not_listed():
+        new += [x for x in gained if x.requires_grad and not is_one_of(x, params)]
+        if (kept or new) and not graphs_are_all:
+            with ctx.surroundings.looked_at(), untouched.held_now.as_it_was():
                 is_constant = functools.partial(ctx.surroundings.keeps_constants, held)
                 check_kept(kept, new, solve.evaluated, given, solve.call, is_constant)
         if not held_still:
@@ -120,12 +129,28 @@ class Replay(torch.autograd.Function):
         return (None, *grads)
 
 
+def _check_gained(solve: Solve, gained: Sequence[Tensor], graphs_are_all: bool, no_graphs: bool) -> None:
+    """After a solve, what func has gained in it: raise ``StoredLate`` where that is to be told from what has a history.
+
+    Then all is as before the solve.
+    """
+    before = solve.before
+    assert before is not None
+    with_history = any(x.requires_grad for x in gained)
+    check_stored(solve.user_func, with_history)
+    told = before.stores or (before.apart and (no_graphs or not with_history))
+    if gained and not told and (with_history or not graphs_are_all):
+        before.untouched.restore()
+        raise StoredLate
+
+
 def _pulled(ctx: Any, cotangents: Sequence[Tensor], size: int | None = None) -> list[Tensor | None]:
     """The cotangents of the inputs as far as they are needed, of a batch of ``size`` if there is one."""
     solve, params, needed, saved = ctx.solve, ctx.params, ctx.needs_input_grad[1:], ctx.saved_tensors
     tape = ctx.tape.refilled(saved[solve.given :])
     about = (params, solve.call, ctx.surroundings.autocast, needed[solve.given :], solve.before.used_first)
     parameters = Parameters(*about) if size is None else BatchParameters(size, *about)
+    parameters.has_graphs = solve.keep.memory != "states"
     back = (solve.back or ReplayBack)(solve, ctx.surroundings, tape, saved[: solve.given], parameters, needed)
     pull = back.differentiable if torch.is_grad_enabled() else back.plain
     if ctx.graphs is not None and pull == back.plain:

@@ -135,7 +135,7 @@ class RungeKuttaSweep(Sweep):
             in_y = end
             if link or i != own:
                 # A copy, since hooks in func may keep it.
-                stage, cotangent = stages[i] or self._stage(n, i, state), self.each[i].clone()
+                stage, cotangent = stages[i] or self._again(n, i, state, i < own), self.each[i].clone()
                 if self.moves:
                     asked = cotangent - link.cotangent if link and i == self.last else cotangent
                     self._pull_places(n, i, outputs, mu, asked, stage.slope.reshape(-1))
@@ -200,6 +200,13 @@ class RungeKuttaSweep(Sweep):
     def _stage(self, n: int, i: int, state: State) -> Stage:
         self.field.side.before(n, i)
         return self.field.evaluate(self.times[n, i], self._place(n, i, state), first=n == i == 0)
+
+    def _again(self, n: int, i: int, state: State, is_known: bool) -> Stage:
+        """A stage with its graph, whose slope is the same as without one, if that ``is_known``."""
+        stage = self._stage(n, i, state)
+        if is_known:
+            self.ends.note(stage.slope, self.k[i], torch.zeros_like(self.k[i]))
+        return stage
 
     def _place(self, n: int, i: int, state: State) -> Tensor:
         return torch.addmv(state[0], *self.by_row[i], alpha=self.sizes[n]) if i else state[0]

@@ -98,18 +98,22 @@ def test_with_override_plain_calls_are_replayed(call):
 class Penalised(Sde):
     """A sum for the loss of what it computed, some of it at random."""
 
-    penalty = 0.0
+    penalty, since = 0.0, 0.0
 
     def f(self, t, y):
-        self.penalty = self.penalty + (super().f(t, y) * torch.rand_like(y)).sum()
+        noise = torch.rand_like(y)
+        if t >= self.since:
+            self.penalty = self.penalty + (super().f(t, y) * noise).sum()
         return super().f(t, y)
 
 
-def test_a_plain_call_of_an_sde_that_stores_something_for_the_loss():
+@pytest.mark.parametrize("since", [0.0, 0.4])
+def test_a_plain_call_of_an_sde_that_stores_something_for_the_loss(since):
     def gradient():
         torch.manual_seed(0)
         numpy.random.seed(0)
         sde, y0 = Penalised(), torch.ones(2, 1, dtype=torch.float64, requires_grad=True)
+        sde.since = since
         ys = torchsde.sdeint(sde, y0, TS, dt=0.1)
         return ys, *torch.autograd.grad(ys[-1].sum() + sde.penalty, (y0, sde.rate))
 

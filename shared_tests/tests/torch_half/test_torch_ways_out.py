@@ -293,10 +293,14 @@ refusal(
 
 
 def averaging(what="kept", **call):
-    """A tenth of the state of the evaluation before, kept from some time on, as it is or without what leads to it."""
-    before = [None]
+    """A tenth of the state of the evaluation before, kept from some time on, as it is or without what leads to it.
+
+    Kept where nothing is seen of it before the graphs are.
+    """
+    around = [[[[None]]]]
 
     def field(t, y):
+        before = around[0][0][0]
         slope = -0.7 * y + (0.0 if what == "none" or before[0] is None else 0.1 * before[0])
         if t > 0.2:
             before[0] = y.detach() if what == "detached" else y
@@ -573,7 +577,7 @@ def written(make):
     return right(lambda t, y: -torch.tensor([0.7, 1.3], dtype=torch.float64) * make(y).mul_(1.0))
 
 
-refusal(UnsupportedError, "changed the state y in place, so", lambda: written(torch.clone))(
+refusal(UnsupportedError, "changed the state y in place, or", lambda: written(torch.clone))(
     lambda: written(lambda y: y)
 )
 
@@ -614,6 +618,13 @@ refusal(GradientError, "with use_reentrant=True", lambda: checkpointed(use_reent
 )
 
 
+class Steady(Decay):
+    """A field that is the same with a graph in each pass, and another one without."""
+
+    def forward(self, t, y):
+        return super().forward(t, y) * (1 if torch.is_grad_enabled() else -1)
+
+
 class Moody(Decay):
     """Another field in the backward pass, unless it has ``settled``."""
 
@@ -625,9 +636,12 @@ class Moody(Decay):
         return super().forward(t, y) * (-1 if torch.is_grad_enabled() and not self.settled else 1)
 
 
-refusal(GradientError, "returned other values in the backward pass", lambda: right(Moody(True)))(
-    lambda: solved(Moody())
-)
+refusal(
+    GradientError,
+    "returned other values in the backward pass",
+    lambda: right(Moody(True)),
+    lambda: right(Steady(), adjoint_options={"memory": "graphs"}),
+)(lambda: solved(Moody()))
 refusal(GradientError, "func returned another value in the backward pass", lambda: right(Moody(True), **QUAD))(
     lambda: solved(Moody(), **QUAD)
 )
