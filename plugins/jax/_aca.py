@@ -83,7 +83,7 @@ class AdaptiveCheckpointAdjoint(diffrax.AbstractAdjoint):
     graph: Literal["step", "stage"] = eqx.field(default="step", static=True)
 
     def __check_init__(self):
-        if self.checkpoints is not None and (not isinstance(self.checkpoints, int) or self.checkpoints < 1):
+        if self.checkpoints is not None and (type(self.checkpoints) is not int or self.checkpoints < 1):
             raise OptionError(
                 f"AdaptiveCheckpointAdjoint(checkpoints={self.checkpoints!r}): must be a positive number of states, or "
                 "None for 2 sqrt(max_steps)."

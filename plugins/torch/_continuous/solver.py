@@ -51,7 +51,7 @@ class BackwardSolver:
         given = dict(adjoint["options"] or {})
         keep = {name: given.pop(name) for name in ("checkpoints", "checkpoint_device", "lean") if name in given}
         nodes = given.pop("nodes", None)
-        if nodes is not None and (not isinstance(nodes, int) or nodes < 1):
+        if nodes is not None and (type(nodes) is not int or nodes < 1):
             raise OptionError(
                 f"{_CALL}, adjoint_options={{'nodes': {nodes!r}}}): must be a positive number of Gauss–Legendre nodes "
                 "in each backward step, or None for the quadrature of the backward solver's own scheme."

@@ -195,7 +195,7 @@ def test_the_graph_of_a_stage_holds_the_intermediates_of_one_evaluation():
     assert temporary("stage") + 6 < temporary("step")
 
 
-@pytest.mark.parametrize("checkpoints", [0, -1, 2.5, "all"])
+@pytest.mark.parametrize("checkpoints", [0, -1, 2.5, True, "all"])
 def test_a_budget_that_is_none_is_refused(checkpoints):
     given = rf"AdaptiveCheckpointAdjoint\(checkpoints={checkpoints!r}\)"
     with pytest.raises(OptionError, match=rf"{given}: must be a positive number of states, or None"):
