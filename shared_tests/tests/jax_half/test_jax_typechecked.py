@@ -52,7 +52,7 @@ SOLVES = {
 PROCESSES = ("ode", "output"), ("sde", "event", "implicit")
 
 
-@pytest.mark.by_default(where=lambda solves: "implicit" not in solves)
+@pytest.mark.full
 @pytest.mark.parametrize("solves", PROCESSES, ids=", ".join)
 def test_solves_and_gradients_pass_a_check_of_types(solves):
     code = CODE + "\n".join(SOLVES[name] for name in solves)

@@ -47,6 +47,7 @@ def test_equinox_s_checkpointed_loop_loses_outputs_as_its_report_says():
     assert min(numbers(errors)) > 0.01
 
 
+@pytest.mark.full
 def test_torchdiffeq_s_first_step_takes_part_in_back_propagation_as_its_report_says():
     pytest.importorskip("torchdiffeq")
     for line, row in zip(printed("torchdiffeq-first-step.py"), told("torchdiffeq-first-step.md"), strict=True):
@@ -56,6 +57,7 @@ def test_torchdiffeq_s_first_step_takes_part_in_back_propagation_as_its_report_s
         assert max(as_tensor, held) < 20 * tolerance
 
 
+@pytest.mark.full
 def test_torchsde_s_ito_adjoint_is_as_wrong_in_smaller_steps_as_its_report_says():
     pytest.importorskip("torchsde")
     for line, row in zip(printed("torchsde-ito-adjoint.py"), told("torchsde-ito-adjoint.md"), strict=True):
