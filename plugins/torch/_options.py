@@ -18,7 +18,7 @@ from steptape.torch._autograd.held import Held
 from steptape.torch._autograd.looks import Inside, Traits
 from steptape.torch._autograd.modules import modules_of
 from steptape.torch._autograd.side import same
-from steptape.torch._autograd.stored import check_stored, enclosed_apart
+from steptape.torch._autograd.stored import check_stored
 from steptape.torch._autograd.surroundings import FirstValues, Surroundings, Untouched
 from steptape.torch._autograd.used import (
     First,
@@ -168,7 +168,7 @@ def with_parameters(
     # Of what its first evaluation has stored without a history, a later one may store more.
     apart = used.stored or solve.calls_back or any(id(x) not in buffers for x in logged)
     if apart:
-        solve = enclosed_apart(solve, [*given, *params])
+        solve = solve.apart([*given, *params])
     own_ids = set(map(id, params))
     kept_ones, first = ([x for x in xs if id(x) in own_ids] for xs in (used.kept, used.first))
     begun = untouched if held is untouched.held and not logged else untouched.with_held(held)

@@ -129,6 +129,11 @@ class _Meter:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._solve, name)
 
+    def storing(self, inputs: Sequence[Tensor]) -> _Meter:
+        """The solve taken again, whose evaluations count as well."""
+        self._solve = self._solve.storing(inputs)
+        return self
+
     def integrate(self, *given: Tensor) -> tuple[Tensor, ...]:
         """The solve where no gradient is asked for: what it tapes is not held."""
         results, _ = self.record(given, Surroundings(self._device, self._solve.user_func))

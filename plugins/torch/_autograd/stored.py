@@ -6,7 +6,6 @@ gradient: a backward pass through it is refused where it comes to the state.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
@@ -31,19 +30,6 @@ class StoredByFunc(Exception):
 
 class StoredLate(Exception):
     """func has stored in a solve what it may have computed from the state, and the solve has built no graph of it."""
-
-
-def storing(solve: Any, inputs: Sequence[Tensor]) -> Any:
-    """A solve, from ``inputs``, of a func that stores what it computes for someone else, though not at first."""
-    before = solve.before
-    enclosed = solve if before.apart else enclosed_apart(solve, inputs)
-    return dataclasses.replace(enclosed, before=before._replace(stores=True, apart=True))
-
-
-def enclosed_apart(solve: Any, inputs: Sequence[Tensor]) -> Any:
-    """A solve whose evaluations build graphs of their own, of which what func stores is a part."""
-    in_time = solve.takes_times and any(x.requires_grad for x in inputs[1 : solve.given])
-    return solve.around(Apart(solve.call, inputs, in_time))
 
 
 def check_stored(func: Any, stored: bool) -> None:

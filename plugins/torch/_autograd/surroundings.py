@@ -228,6 +228,10 @@ class Untouched:
         now._take_note()
         return now
 
+    def let_go(self) -> None:
+        """Hold nothing of it but what others hold."""
+        self.note, self._constants, self.gained = (), Constants((), ()), Gained(self.held, ())
+
     @property
     def holds(self) -> bool:
         """Whether func refers to the same, and its modules have the same tensors."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from steptape.torch._autograd.graph import Call, Parameters
 from steptape.torch._autograd.looks import Traits
+from steptape.torch._autograd.stored import Apart
 from steptape.torch._autograd.surroundings import Surroundings, Untouched
 from steptape.torch._hosts.tableau import Tableau
 from steptape.torch._tape.checkpoints import Keep
@@ -136,6 +138,18 @@ class Solve(abc.ABC):
 
         ``first``: what encloses them passes on all but the first one as they are, and need not be asked about them.
         """
+
+    def apart(self, inputs: Sequence[Tensor]) -> Solve:
+        """The same solve, whose evaluations build graphs of their own, of which what func stores is a part."""
+        in_time = self.takes_times and any(x.requires_grad for x in inputs[1 : self.given])
+        return self.around(Apart(self.call, inputs, in_time))
+
+    def storing(self, inputs: Sequence[Tensor]) -> Solve:
+        """The same solve from ``inputs``, of a func that stores what it computes for someone else, if not at first."""
+        before = self.before
+        assert before is not None
+        solve: Any = self if before.apart else self.apart(inputs)
+        return dataclasses.replace(solve, before=before._replace(stores=True, apart=True))
 
     @property
     def in_options(self) -> list[Tensor]:

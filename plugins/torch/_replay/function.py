@@ -16,7 +16,7 @@ from steptape.torch._autograd.batch import BatchParameters, Unbatchable
 from steptape.torch._autograd.field import Field
 from steptape.torch._autograd.gate import Gate
 from steptape.torch._autograd.graph import Parameters, is_one_of
-from steptape.torch._autograd.stored import StoredLate, check_stored, storing
+from steptape.torch._autograd.stored import StoredLate, check_stored
 from steptape.torch._autograd.surroundings import Surroundings
 from steptape.torch._autograd.used import check_kept
 from steptape.torch._hosts.base import Solve, Timeline
@@ -53,7 +53,7 @@ def run(solve: Any, *inputs: Tensor) -> tuple[Tensor, ...]:
         try:
             return Replay.apply(solve, *inputs)
         except StoredLate:
-            return Replay.apply(storing(solve, inputs), *inputs)
+            return Replay.apply(solve.storing(inputs), *inputs)
     with torch.no_grad():
         return solve.integrate(*inputs[: solve.given])
 
@@ -92,6 +92,7 @@ class Replay(torch.autograd.Function):
                 check_kept(kept, new, solve.evaluated, given, solve.call, is_constant)
         if not held_still:
             held.clear()
+        untouched.let_go()
         # Hooks such as save_on_cpu unpack other objects, and the check of what func depends on goes by identity.
         ctx.solve, ctx.params = solve, params
         ctx.versions = [(x, x._version) for x in first if not x.is_inference()]

@@ -6,7 +6,7 @@ import torchdiffeq
 
 from steptape import GradientError
 from steptape.shared_tests.oracles.distance import distance
-from steptape.torch import install, odeint_adjoint
+from steptape.torch import install, odeint_adjoint, record_solves
 
 T = torch.tensor([0.0, 1.0], dtype=torch.float64)
 Y0 = torch.ones(2, dtype=torch.float64)
@@ -33,16 +33,16 @@ def among_zeros(func, term):
 class Late(torch.nn.Module):
     """Stores from the middle of the solve on, of its state or of its weights; ``among_zeros``: and zeros before."""
 
-    def __init__(self, store, of_weights=False, detached=False):
+    def __init__(self, store, of_weights=False, detached=False, since=0.5):
         super().__init__()
-        self.store, self.of_weights, self.detached = store, of_weights, detached
+        self.store, self.of_weights, self.detached, self.since = store, of_weights, detached, since
         self.net, self.other = linear(), torch.nn.Parameter(torch.tensor(0.3, dtype=torch.float64))
         self.penalty, self.terms = torch.zeros((), dtype=torch.float64), []
 
     def forward(self, t, y):
         if self.store is among_zeros:
             self.terms.append(torch.zeros((), dtype=torch.float64))
-        if t > 0.5:
+        if t > self.since:
             term = self.other.square() if self.of_weights else y.square().sum()
             self.store(self, term.detach() if self.detached else term)
         return self.net(y).tanh()
@@ -165,3 +165,15 @@ def test_what_each_evaluation_sets_is_as_the_solve_left_it(left):
     ys.sum().backward()
     assert str(func.last) == str(last)
     assert func.count > count
+
+
+def test_what_is_recorded_of_a_solve_that_is_taken_again():
+    """Its evaluations are those of both times, and one at its end."""
+    counts = []
+    for since in (0.5, 2.0):
+        func = Late(attribute, since=since)
+        with record_solves() as solves:
+            ys = odeint_adjoint(func, Y0, T, method="rk4", adjoint_method="aca")
+        counts.append(solves[0].evaluations_forward)
+        assert ys.requires_grad
+    assert counts == [9, 4]
