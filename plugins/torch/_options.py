@@ -171,7 +171,7 @@ def with_parameters(
         solve = solve.apart([*given, *params])
     own_ids = set(map(id, params))
     kept_ones, first = ([x for x in xs if id(x) in own_ids] for xs in (used.kept, used.first))
-    begun = untouched if held is untouched.held and not logged else untouched.with_held(held)
+    begun = untouched if held is untouched.held and not logged else untouched.looked_at(held)
     before = Before(surroundings, begun, first, kept_ones, used.traits, used.stored, apart)
     solve = dataclasses.replace(solve, before=before, call=solve.call._replace(named=named is not None))
     surroundings.first = FirstValues(untouched.note, used.values, solve.around)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 from torch import Tensor
 
@@ -11,11 +11,10 @@ from steptape.torch._autograd.held import Held
 
 
 class Gained:
-    """Since func referred to what it ``held``, and its modules to the ``buffers``."""
+    """Since func referred to what it ``held``; ``own``: of its tensors those that are looked at."""
 
-    def __init__(self, held: Held, buffers: Sequence[Tensor]):
+    def __init__(self, own: Iterable[Tensor], held: Held):
         self._held = held
-        own = {id(x): x for x in (*held.tensors, *buffers)}.values()
         self._written = [(x, x._version) for x in own if _has_none(x) and is_plain(x)]
 
     @property

@@ -213,24 +213,27 @@ class Untouched:
     def __init__(self, surroundings: Surroundings, func: Any):
         self._func, self.held, self.note = func, Held(func), surroundings.side.note()
         self.side, self._lent = surroundings.side, surroundings.lent
-        self._take_note()
+        self._take_note(self.side.buffers)
 
-    def _take_note(self) -> None:
-        buffers = set(map(id, self.side.buffers))
-        plain = [x for x in self.held.tensors if not x.requires_grad and id(x) not in buffers and is_plain(x)]
-        self._constants = Constants(plain, self.held.arrays)
-        self.gained = Gained(self.held, self.side.buffers)
+    def _take_note(self, buffers: Sequence[Tensor]) -> None:
+        of_side = set(map(id, self.side.buffers))
+        tensors = [x for x in self.held.tensors if id(x) not in of_side]
+        self._constants = Constants((x for x in tensors if is_plain(x) and not x.requires_grad), self.held.arrays)
+        self.gained = Gained([*tensors, *buffers], self.held)
 
-    def with_held(self, held: Held) -> Untouched:
-        """The same, but for what func refers to now, which is ``held``."""
-        now = copy.copy(self)
+    def looked_at(self, held: Held) -> Untouched:
+        """The same after an evaluation, but for what func refers to now, which is ``held``.
+
+        Buffers that the evaluation wrote to are no gain of others.
+        """
+        now, written = copy.copy(self), self.gained.written
         now.held = held
-        now._take_note()
+        now._take_note([x for x in self.side.buffers if not is_one_of(x, written)])
         return now
 
     def let_go(self) -> None:
         """Hold nothing of it but what others hold."""
-        self.note, self._constants, self.gained = (), Constants((), ()), Gained(self.held, ())
+        self.note, self._constants, self.gained = (), Constants((), ()), Gained((), self.held)
 
     @property
     def holds(self) -> bool:
