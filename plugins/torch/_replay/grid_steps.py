@@ -35,7 +35,8 @@ class GridSweep(Sweep):
 
     def advance(self, n: int, state: State) -> State:
         with torch.no_grad():
-            nodes, y = self.tape.nodes[n : n + 2], state[0].view(self._y0.shape)
+            # A view of a state on which func has called requires_grad_() in the solve would require a gradient, too.
+            nodes, y = self.tape.nodes[n : n + 2], state[0].detach().view(self._y0.shape)
             func = cast(self._field.returned, y)
             return (integrated(self._solver, func, y, nodes[:1], nodes, _nothing, _nothing).reshape(-1),)
 

@@ -10,7 +10,7 @@ from torch.autograd import grad
 
 from steptape import GradientError
 from steptape.shared_tests.oracles.distance import distance
-from steptape.torch import odeint_adjoint, record_solves
+from steptape.torch import install, odeint_adjoint, record_solves
 from steptape_helpers.torch_solves import FIXED_GRID
 
 # Before, between, on and after the ends of steps that are taken together, and several in one step.
@@ -104,6 +104,31 @@ def test_as_many_graphs_are_alive_as_in_a_step_of_dopri5_of_a_large_state_those_
         gradients(odeint_adjoint, Watched(), y0, method=method, adjoint_method="aca")
     assert max(Counted.counts) == (together if count == 12 else each)
     assert solves[0].evaluations_backward == each * solves[0].accepted_steps
+
+
+class Potential(Field):
+    """Goes down a potential, whose gradient it takes in the very state it is given."""
+
+    def forward(self, t, y):
+        with torch.enable_grad():
+            if not y.requires_grad:
+                y = y.requires_grad_(True)
+            return -grad(super().forward(t, y).abs().sum(), y, create_graph=True)[0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.complex128])
+@pytest.mark.parametrize("checkpoints", [1, 4])
+@pytest.mark.parametrize("method", FIXED_GRID)
+def test_a_func_that_has_its_state_require_a_gradient(method, checkpoints, dtype):
+    """Of states that the solve has kept as of those that are computed again between them."""
+    y0, keep = torch.linspace(-1, 1, 12, dtype=torch.float64).view(-1, 3).to(dtype), {"checkpoints": checkpoints}
+    ys, expected = gradients(torchdiffeq.odeint, Potential(dtype), y0, method=method)
+    ours = gradients(odeint_adjoint, Potential(dtype), y0, method=method, adjoint_method="aca", adjoint_options=keep)
+    with install(default="aca", override=True, adjoint_options=keep):
+        plain = gradients(torchdiffeq.odeint, Potential(dtype), y0, method=method)
+    for solution, found in (ours, plain):
+        assert torch.equal(solution, ys)
+        assert distance(found, expected) <= (2e-6 if dtype == torch.float32 else 1e-12)
 
 
 class Used:

@@ -22,6 +22,7 @@ SOLVES = {
     "bosh3, checkpoints": ({"method": "bosh3", "options": {"first_step": 0.1}}, {"checkpoints": 2}),
     "stages": ({"method": "dopri5", "options": {"first_step": 0.1}}, {"graph": "stage"}),
     "rk4": ({"method": "rk4", "options": {"step_size": 0.25}}, {}),
+    "rk4, checkpoints": ({"method": "rk4", "options": {"step_size": 0.25}}, {"checkpoints": 2}),
     "implicit_adams": ({"method": "implicit_adams", "options": {"step_size": 0.1}}, {}),
 }
 
@@ -149,6 +150,16 @@ def gradient_of_a_potential(model):
     return field
 
 
+def gradient_in_the_state_itself(model):
+    def field(t, y):
+        with torch.enable_grad():
+            if not y.requires_grad:
+                y = y.requires_grad_(True)
+            return -torch.autograd.grad((model.scale * model.net(y @ model.W).tanh()).sum(), y, create_graph=True)[0]
+
+    return field
+
+
 def hook_on_an_activation(model):
     def field(t, y):
         h = model.net(y)
@@ -173,6 +184,7 @@ FUNCS = (
     used_later_on,
     scripted,
     gradient_of_a_potential,
+    gradient_in_the_state_itself,
     hook_on_an_activation,
 )
 
