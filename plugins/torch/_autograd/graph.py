@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.overrides import TorchFunctionMode
 
 from steptape._errors import GradientError, UnsupportedError
@@ -73,6 +74,7 @@ class Parameters:
     def _exchange(self, stand_in: Callable[[Tensor], Tensor]) -> None:
         self._stand_ins = {id(p): stand_in(p) for p in self.replaced}
         self.params = tuple(self._stand_ins.get(id(p), p) for p in self._actual)
+        self._asked: tuple[Any, ...] = self.params
         self._left_out = {id(p) for p, need in zip(self.params, self._needed, strict=True) if not need}
 
     def with_stand_ins(self, stand_in: Callable[[Tensor], Tensor]) -> Parameters:
@@ -80,6 +82,25 @@ class Parameters:
         others = copy.copy(self)
         others._exchange(stand_in)
         return others
+
+    def ask_at(self, edges: Sequence[Edge], kinds: Sequence[tuple[torch.Size, torch.dtype, torch.device]]) -> None:
+        """Have cotangents taken where the parameters were in a graph that was kept, and of the kind they had then.
+
+        Where its data are exchanged for others, as by ``module.double()``, a leaf begins other graphs in another place.
+        """
+        self._asked = tuple(
+            p if node is None else GradientEdge(node, n) for p, (node, n) in zip(self.params, edges, strict=True)
+        )
+        self._left_out |= {id(x) for p, x in zip(self.params, self._asked, strict=True) if id(p) in self._left_out}
+        for i, (x, kind) in enumerate(zip(self.params, kinds, strict=True)):
+            if (x.shape, x.dtype, x.device) != kind and id(x) not in self._left_out:
+                shape, dtype, device = kind
+                self.cotangents[i] = torch.zeros((*self.batch, *shape), dtype=dtype, device=device)
+
+    def are_at(self, edges: Sequence[Edge]) -> bool:
+        """Whether graphs still begin where the parameters were when they had these edges."""
+        pairs = zip(self.params, edges, strict=True)
+        return all(node is None or get_gradient_edge(p).node is node for p, (node, _) in pairs)
 
     @property
     def used_first(self) -> list[Tensor]:
@@ -156,7 +177,7 @@ class Parameters:
         return self._added((end,), (cotangent,), inputs)
 
     def _added(self, ends: Sequence[Tensor], cotangents: Sequence[Tensor], inputs: Sequence[Tensor]) -> list[Tensor]:
-        grads = self.taken(ends, cotangents, (*inputs, *self.params))
+        grads = self.taken(ends, cotangents, (*inputs, *self._asked))
         self._pulled = True
         self._add(grads[len(inputs) :])
         return [self.zeros(x) if grad is None else grad for x, grad in zip(inputs, grads, strict=False)]

@@ -29,16 +29,24 @@ def check_end(end: Tensor, fingerprint: Tensor, start: Tensor, parameters: Param
     refuse_other_values(parameters)
 
 
-def check_unchanged(versions: Sequence[tuple[Tensor, int]], call: Call) -> None:
-    """Raise if one of the tensors, which had these versions when the solve ended, has been written to since."""
-    changed = next((x for x, version in versions if x._version != version), None)
+def check_unchanged(versions: Sequence[tuple[Tensor, int, Tensor]], call: Call) -> None:
+    """Raise if one of the tensors, which had these versions and values when the solve ended, has others now."""
+    changed = next((x for x, version, values in versions if x._version != version or _is_other(x, values)), None)
     if changed is not None:
         raise GradientError(
             f"{call}: a tensor of shape {tuple(changed.shape)} that {call.func} uses has been modified by an inplace "
-            "operation since the solve, such as an optimizer's step. Go backward before that; or, with "
-            "adjoint_method='aca', keep graphs by adjoint_options={'memory': 'graphs'}, which need no more than those "
-            "of back-propagation."
+            "operation since the solve, such as an optimizer's step, or given other data, such as those of another "
+            "dtype. Go backward before that; or, with adjoint_method='aca', keep graphs by adjoint_options={'memory': "
+            "'graphs'}, which need no more than those of back-propagation."
         )
+
+
+def _is_other(x: Tensor, values: Tensor) -> bool:
+    """Whether the data of x have been exchanged, as by ``x.data = ...``, and not for equal ones."""
+    if x.dtype != values.dtype or x.shape != values.shape or x.device != values.device:
+        return True
+    plain = type(x) in (Tensor, torch.nn.Parameter) and x.layout == torch.strided
+    return plain and x.data_ptr() != values.data_ptr() and not torch.equal(x, values)
 
 
 def check_values(found: Sequence[Tensor], expected: Sequence[Tensor], parameters: Parameters) -> None:

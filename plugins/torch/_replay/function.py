@@ -95,7 +95,8 @@ class Replay(torch.autograd.Function):
         untouched.let_go()
         # Hooks such as save_on_cpu unpack other objects, and the check of what func depends on goes by identity.
         ctx.solve, ctx.params = solve, params
-        ctx.versions = [(x, x._version) for x in first if not x.is_inference()]
+        ctx.versions = [(x, x._version, x.detach()) for x in first if not x.is_inference()]
+        ctx.kinds = [(x.shape, x.dtype, x.device) for x in params] if ctx.graphs else ()
         ctx.tape, tensors = tape.emptied()
         ctx.save_for_backward(*inputs[: solve.given], *tensors)
         ctx.mark_non_differentiable(*results[len(results) - solve.constants :])
@@ -157,6 +158,11 @@ def _pulled(ctx: Any, cotangents: Sequence[Tensor], size: int | None = None) -> 
     if ctx.graphs is not None and pull == back.plain:
         parameters.retains, parameters.solve = graph_is_retained(), ctx.graphs.solve
         back.graphs = ctx.graphs if parameters.retains else ctx.graphs.handed_over()
+        edges = ctx.next_functions[solve.given :]
+        if back.graphs.are_of(tape.length):
+            parameters.ask_at(edges, ctx.kinds)
+        elif back.graphs.steps and not parameters.are_at(edges):
+            back.graphs = Graphs()
     if not (back.graphs and back.graphs.are_of(tape.length)):
         check_unchanged(ctx.versions, solve.call)
     with ctx.surroundings.replayed(changed=tape.changes, params=params), ctx.surroundings.as_solved():

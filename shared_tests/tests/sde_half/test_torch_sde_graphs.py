@@ -64,6 +64,23 @@ def test_random_numbers_that_are_drawn_later_on_are_those_of_the_solve():
     assert distance(found[1], found[0]) <= 1e-12
 
 
+@pytest.mark.parametrize("keep", [{"memory": "graphs"}, {}])
+def test_parameters_given_other_data_have_the_gradient_of_the_solve_or_are_refused(keep):
+    """Graphs of a leaf end elsewhere once its dtype has been another one."""
+    found = []
+    for sdeint, ours in ((torchsde.sdeint, {}), (sdeint_adjoint, {"adjoint_method": "aca", "adjoint_options": keep})):
+        sde, y0 = Sde("ito", "diagonal"), initial()
+        ys = sdeint(sde, y0, [0.0, 1.0], bm=interval("diagonal"), dt=0.1, method="euler", **ours)
+        sde.half().double()
+        if ours and not keep:
+            with pytest.raises(GradientError, match="or given other data"):
+                ys.sum().backward()
+            return
+        ys.sum().backward()
+        found.append([y0.grad, *(p.grad for p in sde.parameters() if p.grad is not None)])
+    assert distance(found[1], found[0]) <= 1e-12
+
+
 class InPlace(Sde):
     """Changes a state, or an increment, from its third step on."""
 

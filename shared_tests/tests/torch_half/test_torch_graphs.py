@@ -11,13 +11,11 @@ from torch.autograd import grad
 
 from steptape import GradientError
 from steptape.shared_tests.oracles.distance import distance
-from steptape.torch import odeint_adjoint, record_solves
+from steptape.torch import install, odeint_adjoint, record_solves
 from steptape_helpers.torch_solves import ADAMS, ADAPTIVE, FIXED_GRID, TakesNoBatch
 
-WAYS = (
-    (torchdiffeq.odeint, {}),
-    (odeint_adjoint, {"adjoint_method": "aca", "adjoint_options": {"memory": "graphs"}}),
-)
+GRAPHS = {"adjoint_method": "aca", "adjoint_options": {"memory": "graphs"}}
+WAYS = ((torchdiffeq.odeint, {}), (odeint_adjoint, GRAPHS))
 T = torch.linspace(0, 1, 5, dtype=torch.float64)
 
 
@@ -289,6 +287,94 @@ def test_parameters_changed_before_the_backward_pass_are_noticed():
         func.weight.add_(1)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         grad(ys.sum(), inputs)
+
+
+class Layer(Field):
+    """Of what a graph saves a leaf is the leaf itself, and a view of it that of what it was."""
+
+    def forward(self, t, y):
+        return torch.nn.functional.linear(y, self.weight, self.bias).tanh()
+
+
+def exchanged(module, *dtypes):
+    for dtype in dtypes:
+        module.to(dtype)
+
+
+# What is done to parameters of a dtype between the solve and the backward pass.
+EXCHANGES = {
+    "narrower and back": (torch.float64, (torch.float32, torch.float64)),
+    "wider and back": (torch.float32, (torch.float64, torch.float32)),
+    "wider": (torch.float32, (torch.float64,)),
+    "narrower": (torch.float64, (torch.float16,)),
+}
+
+
+def gradients_after(exchange, odeint, at=state, **call):
+    """Of y0 and the parameters, whose data are exchanged for those of other dtypes after the solve."""
+    dtype, others = EXCHANGES[exchange]
+    func, y0 = Layer().to(dtype), at().detach().to(dtype).requires_grad_()
+    ys = odeint(func, y0, T.to(dtype), **call)
+    exchanged(func, *others)
+    ys.square().sum().backward()
+    return [y0.grad, *(p.grad for p in func.parameters())]
+
+
+@pytest.mark.parametrize("memory", ["graphs", "1 MB"])
+@pytest.mark.parametrize(
+    "call",
+    [{"method": "rk4", "options": {"step_size": 0.25}}, {"method": "dopri5", "options": {"first_step": 0.25}}],
+    ids=["rk4", "dopri5"],
+)
+@pytest.mark.parametrize("exchange", EXCHANGES)
+def test_parameters_given_other_data_have_the_gradient_of_the_solve(exchange, call, memory):
+    """Graphs of a leaf end elsewhere once its dtype has been another one."""
+    expected = gradients_after(exchange, torchdiffeq.odeint, **call)
+    found = gradients_after(exchange, odeint_adjoint, **call, **{**GRAPHS, "adjoint_options": {"memory": memory}})
+    assert [x.dtype for x in found] == [x.dtype for x in expected]
+    assert distance(found, expected) <= (2e-6 if "wider" in exchange else 1e-12)
+
+
+def test_a_batch_and_a_plain_call_have_it_too():
+    """Of a batch the gradient in y0: that in a leaf that is in another place has no one."""
+    found, (dtype, others) = [], EXCHANGES["narrower and back"]
+    for odeint, ours in WAYS:
+        func, y0 = Layer(), state()
+        ys = odeint(func, y0, T, method="rk4", **ours)
+        exchanged(func, *others)
+        batch = torch.randn(3, *ys.shape, dtype=dtype, generator=torch.Generator().manual_seed(0))
+        found += grad(ys, y0, batch, is_grads_batched=True)
+    assert distance(found[1:], found[:1]) <= 1e-12
+    expected = gradients_after("narrower and back", torchdiffeq.odeint, method="rk4")
+    with install(default="aca", override=True, adjoint_options={"memory": "graphs"}):
+        assert distance(gradients_after("narrower and back", torchdiffeq.odeint, method="rk4"), expected) <= 1e-12
+
+
+def test_a_context_that_is_written_to_has_the_gradient_of_the_solve():
+    """Its graph goes on from there."""
+    found = []
+    for odeint, ours in WAYS:
+        func, y0 = Field(), state()
+        context = func.bias * 2
+        ys = odeint(lambda t, y: (y @ func.weight).tanh() + context, y0, T, method="rk4", **ours)  # noqa: B023
+        context.add_(1.0)
+        found.append(grad(ys.square().sum(), (y0, func.weight, func.bias)))
+    assert distance(found[1], found[0]) <= 1e-12
+
+
+@pytest.mark.parametrize("exchange", EXCHANGES)
+def test_steps_that_are_taken_again_are_exact_or_refused(exchange):
+    """Of a size that holds the graphs of some steps, whose leaves ended elsewhere."""
+    keep = {"adjoint_method": "aca", "adjoint_options": {"memory": "12 KB"}}
+    call = {"at": lambda: state(8), "method": "rk4", "options": {"step_size": 0.05}}
+    with record_solves() as solves:
+        if exchange != "wider and back":
+            with pytest.raises(GradientError, match="or given other data"):
+                gradients_after(exchange, odeint_adjoint, **keep, **call)
+            return
+        found = gradients_after(exchange, odeint_adjoint, **keep, **call)
+    assert solves[0].evaluations_backward > 0
+    assert distance(found, gradients_after(exchange, torchdiffeq.odeint, **call)) <= 2e-6
 
 
 def watched(alive, counts):

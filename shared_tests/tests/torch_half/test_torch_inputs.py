@@ -1,11 +1,13 @@
 """The states, times, parameters and surroundings that torchdiffeq's users bring."""
 
 import warnings
+from contextlib import nullcontext
 
 import pytest
 import torch
 import torchdiffeq
 
+from steptape import GradientError
 from steptape.shared_tests.oracles.distance import distance
 from steptape.torch import odeint_adjoint
 from steptape.torch._hosts.scheme import scheme_of
@@ -251,6 +253,22 @@ def test_a_parameter_changed_before_the_backward_pass_is_noticed():
         func.weight.add_(1)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         ys.sum().backward()
+
+
+@pytest.mark.parametrize("to", [["half"], ["double"], ["half", "float"], ["double", "float"]], ids="-".join)
+@pytest.mark.parametrize("keep", [{}, {"checkpoints": 2}, {"graph": "stage"}])
+def test_a_parameter_given_other_data_before_the_backward_pass_is_noticed(keep, to):
+    """Unless they are equal."""
+    found, are_equal = [], to == ["double", "float"]
+    for changes in ([], to):
+        func, y0 = Net(torch.float32), state(3, dtype=torch.float32)
+        ys = odeint_adjoint(func, y0, torch.tensor([0.0, 1.0]), adjoint_method="aca", adjoint_options=keep)
+        for name in changes:
+            getattr(func, name)()
+        with pytest.raises(GradientError, match="given other data") if changes and not are_equal else nullcontext():
+            ys.sum().backward()
+            found.append([y0.grad, *(p.grad for p in func.parameters())])
+    assert distance(found[-1], found[0]) == 0
 
 
 def test_a_replay_runs_func_under_the_autocast_of_its_solve():

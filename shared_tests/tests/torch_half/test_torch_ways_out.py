@@ -1128,11 +1128,13 @@ refusal(
 )(reversible(**STRATONOVICH))
 
 
-def with_its_bias_stepped(step=True, **keep):
+def with_its_bias_stepped(step=True, other_data=False, **keep):
     layer, y0 = torch.nn.Linear(2, 2, dtype=torch.float64), y0_of()
     ys = odeint_adjoint(lambda t, y: layer(y), y0, T, adjoint_method="aca", adjoint_options=keep)
     with torch.no_grad():
-        if step:
+        if other_data:
+            layer.bias.data = layer.bias.data.half()
+        elif step:
             layer.bias.add_(1.0)
     return torch.autograd.grad(ys[-1].sum(), (y0, layer.weight))
 
@@ -1143,6 +1145,12 @@ refusal(
     lambda: with_its_bias_stepped(step=False),
     lambda: with_its_bias_stepped(memory="graphs"),
 )(with_its_bias_stepped)
+refusal(
+    GradientError,
+    "or given other data, such as those of another dtype",
+    lambda: with_its_bias_stepped(step=False),
+    lambda: with_its_bias_stepped(other_data=True, memory="graphs"),
+)(lambda: with_its_bias_stepped(other_data=True))
 
 
 def with_a_penalty(way="stored"):
