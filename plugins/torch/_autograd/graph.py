@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.autograd.graph import GradientEdge
 from torch.overrides import TorchFunctionMode
 
 from steptape._errors import GradientError, UnsupportedError
@@ -19,6 +19,7 @@ from steptape.compat._torch_hooks import has_hooks
 
 # A node of a graph and the place of one of its outputs: which tensor it is.
 Edge = tuple[Any, int]
+_DENSE = torch.strided
 
 
 class Call(NamedTuple):
@@ -68,6 +69,7 @@ class Parameters:
         self.replaced = [p for p in params if leads_to(p, params)]
         self._exchange(_leaf)
         self.cotangents = [self.zeros(p) for p in self.params]
+        self._are_sparse = not all(map(is_dense, self.cotangents))
         self._used: set[int] = set()
         self._pulled, self.solve = False, object()
 
@@ -83,7 +85,7 @@ class Parameters:
         others._exchange(stand_in)
         return others
 
-    def ask_at(self, edges: Sequence[Edge], kinds: Sequence[tuple[torch.Size, torch.dtype, torch.device]]) -> None:
+    def ask_at(self, edges: Sequence[Edge], kinds: Sequence[tuple[torch.dtype, torch.device]]) -> None:
         """Have cotangents taken where the parameters were in a graph that was kept, and of the kind they had then.
 
         Where its data are exchanged for others, as by ``module.double()``, a leaf begins other graphs in another place.
@@ -92,15 +94,13 @@ class Parameters:
             p if node is None else GradientEdge(node, n) for p, (node, n) in zip(self.params, edges, strict=True)
         )
         self._left_out |= {id(x) for p, x in zip(self.params, self._asked, strict=True) if id(p) in self._left_out}
-        for i, (x, kind) in enumerate(zip(self.params, kinds, strict=True)):
-            if (x.shape, x.dtype, x.device) != kind and id(x) not in self._left_out:
-                shape, dtype, device = kind
-                self.cotangents[i] = torch.zeros((*self.batch, *shape), dtype=dtype, device=device)
+        for i, (dtype, device) in enumerate(kinds):
+            self.cotangents[i] = self.cotangents[i].to(device, dtype)
 
     def are_at(self, edges: Sequence[Edge]) -> bool:
         """Whether graphs still begin where the parameters were when they had these edges."""
         pairs = zip(self.params, edges, strict=True)
-        return all(node is None or get_gradient_edge(p).node is node for p, (node, _) in pairs)
+        return all(node is None or node_of(p) is node for p, (node, _) in pairs)
 
     @property
     def used_first(self) -> list[Tensor]:
@@ -113,7 +113,9 @@ class Parameters:
 
     def zeros(self, x: Tensor) -> Tensor:
         """The cotangent of what nothing depends on; of what needs none, an empty one."""
-        return x.new_zeros((*self.batch, *((0,) if id(x) in self._left_out else x.shape)))
+        shape = (*self.batch, *((0,) if id(x) in self._left_out else x.shape))
+        # Of these, and of no other sparse ones, there are some of any shape.
+        return x.new_zeros(shape) if is_dense(x) else x.new_zeros(shape, layout=torch.sparse_coo)
 
     def taken(
         self, ends: Sequence[Tensor], cotangents: Sequence[Tensor], inputs: Sequence[Tensor]
@@ -161,7 +163,7 @@ class Parameters:
         going = [
             (i, p)
             for i, p in enumerate(self.params)
-            if i in self._used and id(p) not in self._left_out and not self.cotangents[i].is_sparse
+            if i in self._used and id(p) not in self._left_out and is_dense(p) and is_dense(self.cotangents[i])
         ]
         with torch.enable_grad():
             before = [(p.view_as(p), self.cotangents[i]) for i, p in going]
@@ -187,7 +189,7 @@ class Parameters:
         totals = self.cotangents
         # Of a small net, an evaluation is not much longer than the rest of this.
         for share in shares:
-            if share is None or share.is_sparse:
+            if share is None or share.layout is not _DENSE or self._are_sparse:
                 break
         else:
             if shares:
@@ -196,19 +198,20 @@ class Parameters:
                 self._used.update(range(len(shares)))
             return
         found = [i for i, share in enumerate(shares) if share is not None]
-        sparse = {i for i in found if shares[i].is_sparse or totals[i].is_sparse}
+        sparse = {i for i in found if not (is_dense(shares[i]) and is_dense(totals[i]))}
         if dense := [i for i in found if i not in sparse]:
             add_each([totals[i] for i in dense], [shares[i] for i in dense])
         for i in sparse:
             totals[i] = self._sum(i, shares[i])
+        self._are_sparse = not all(map(is_dense, totals))
         self._used.update(found)
 
     def _sum(self, i: int, share: Tensor) -> Tensor:
         """A cotangent with a share more: it stays sparse as long as all of them are, as by back-propagation."""
-        total = self.cotangents[i]
-        if share.is_sparse and (total.is_sparse or i not in self._used):
-            return (total + share if total.is_sparse else share).coalesce()
-        return share + total if total.is_sparse else total + share
+        if is_dense(share):
+            return share + self.cotangents[i]
+        total = self.cotangents[i] + share if i in self._used else share
+        return total.coalesce() if total.is_sparse else total
 
     def use(self, grads: Sequence[Tensor | None]) -> None:
         """Note which of the parameters an evaluation depends on, by their shares in its gradient."""
@@ -280,6 +283,11 @@ def refuse_written(call: Call) -> NoReturn:
     )
 
 
+def is_dense(x: Tensor) -> bool:
+    """Whether a tensor is none of the sparse ones."""
+    return x.layout is _DENSE
+
+
 def is_one_of(x: Tensor, tensors: Iterable[Tensor]) -> bool:
     """Whether x is one of some tensors, by identity."""
     return any(x is y for y in tensors)
@@ -316,6 +324,16 @@ def places_from(front: Iterable[Edge], ends: Container[Edge] = ()) -> Iterator[A
     for edge in edges_from(front, ends):
         leaf = leaf_at(edge)
         yield edge if leaf is None else id(leaf)
+
+
+def node_of(x: Tensor) -> Any:
+    """The node at which graphs of a tensor begin that requires a gradient."""
+    if x.grad_fn is not None:
+        return x.grad_fn
+    with torch.enable_grad():
+        # Sparse tensors have no views.
+        other: Any = x.view_as(x) if is_dense(x) else x.clone()
+        return other.grad_fn.next_functions[0][0]
 
 
 def leads_to(x: Tensor, others: Sequence[Tensor]) -> bool:

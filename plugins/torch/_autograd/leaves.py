@@ -6,10 +6,9 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple, NoReturn
 
 from torch import Tensor
-from torch.autograd.graph import get_gradient_edge
 
 from steptape._errors import GradientError
-from steptape.torch._autograd.graph import Call, Parameters, edges_from, is_one_of, leaf_at, place_of
+from steptape.torch._autograd.graph import Call, Parameters, edges_from, is_one_of, leaf_at, node_of, place_of
 
 
 def leaf_of(solve: object, x: Tensor) -> Tensor:
@@ -80,7 +79,7 @@ class LeafCheck:
         if params.call.named or params.replaced or self._passing:
             return True
         if self._ends is None:
-            self._ends = {get_gradient_edge(x).node for x in params.params if x.requires_grad}
+            self._ends = {node_of(x) for x in params.params if x.requires_grad}
         seen = self._ends | {x.grad_fn for x in known}
         waiting: list[Any] = [output.grad_fn]
         while waiting:

@@ -23,6 +23,7 @@ from numpy.polynomial.legendre import leggauss
 from torch import Tensor
 
 from steptape.torch._autograd.field import Field
+from steptape.torch._autograd.graph import is_dense
 from steptape.torch._continuous.dense import DenseOutput
 from steptape.torch._continuous.solver import BackwardSolver
 
@@ -77,7 +78,7 @@ class AdjointField:
         inputs = ((stage.y,) if with_y else ()) + (tuple(self._params) if with_params else ())
         grads: list[Tensor | None] = [None] * len(inputs)
         if stage.slope.requires_grad:
-            grads = list(self._parameters.taken((stage.slope,), (a,), inputs))
+            grads = list(map(_coo, self._parameters.taken((stage.slope,), (a,), inputs)))
         in_y = grads.pop(0) if with_y else None
         if with_params:
             self._parameters.use(grads)
@@ -131,11 +132,16 @@ class AdjointField:
         _add(self._parameters.cotangents, scaled, weight)
 
 
-def _add(totals: Sequence[Tensor], shares: Sequence[Tensor | None], weight: float) -> None:
+def _add(totals: list[Tensor], shares: Sequence[Tensor | None], weight: float) -> None:
     if weight:
-        for total, share in zip(totals, shares, strict=False):
+        for i, share in enumerate(shares):
             if share is not None:
-                total.add_(share, alpha=weight)
+                totals[i] = totals[i].add_(share, alpha=weight) if is_dense(totals[i]) else weight * share + totals[i]
+
+
+def _coo(x: Tensor | None) -> Tensor | None:
+    """A sparse tensor of the layout that takes the arithmetic of a quadrature; a dense one as it is."""
+    return x if x is None or is_dense(x) else x.to_sparse_coo()
 
 
 def of_each(members: Tensor, x: Tensor) -> Tensor:

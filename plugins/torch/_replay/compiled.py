@@ -16,7 +16,7 @@ from torch import Tensor
 from steptape._errors import GradientError, UnsupportedError
 from steptape.compat._torch_compile import has_global_hooks
 from steptape.torch._autograd.field import Field
-from steptape.torch._autograd.graph import Call
+from steptape.torch._autograd.graph import Call, is_dense
 from steptape.torch._autograd.surroundings import Surroundings
 from steptape.torch._hosts.base import Timeline
 from steptape.torch._hosts.tableau import Tableau
@@ -140,7 +140,7 @@ class CompiledSweep(RungeKuttaSweep):
         bound.joint.compile(own, asked, rest, self._how.options)
         pulled = bound.joint(own, asked, rest)
         start, first, *expected = self._as_it_is(kind, own, asked)
-        if any(x is not None and x.is_sparse for x in expected):
+        if not all(x is None or is_dense(x) for x in expected):
             _refuse(self.parameters.call, "a parameter has a sparse gradient")
         gained: dict[int, Tensor] = {}
         for i, share in zip(bound.gains, pulled.totals, strict=True):

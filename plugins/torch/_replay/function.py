@@ -96,7 +96,7 @@ class Replay(torch.autograd.Function):
         # Hooks such as save_on_cpu unpack other objects, and the check of what func depends on goes by identity.
         ctx.solve, ctx.params = solve, params
         ctx.versions = [(x, x._version, x.detach()) for x in first if not x.is_inference()]
-        ctx.kinds = [(x.shape, x.dtype, x.device) for x in params] if ctx.graphs else ()
+        ctx.kinds = [(x.dtype, x.device) for x in params] if ctx.graphs else ()
         ctx.tape, tensors = tape.emptied()
         ctx.save_for_backward(*inputs[: solve.given], *tensors)
         ctx.mark_non_differentiable(*results[len(results) - solve.constants :])
@@ -177,7 +177,9 @@ def _pulled_together(ctx: Any, cotangents: Sequence[Tensor], size: int) -> list[
     with suppress(Unbatchable):
         return _pulled(ctx, cotangents, size)
     each = [_pulled(ctx, one) for one in zip(*cotangents, strict=True)]
-    return [None if grads[0] is None else torch.stack(grads) for grads in zip(*each, strict=True)]
+    return [
+        None if grads[0] is None else torch.stack([x.to_dense() for x in grads]) for grads in zip(*each, strict=True)
+    ]
 
 
 class ReplayBack:

@@ -1,5 +1,7 @@
 """Where a call names no parameters, it is differentiated in every tensor that sde uses, as by back-propagation."""
 
+import functools
+
 import pytest
 import torch
 import torchsde
@@ -102,6 +104,29 @@ def test_equal_to_back_propagation(make, solve):
 def test_second_derivatives(make):
     found = gradients(make, sdeint_adjoint, "ito", second=True, method="euler", adjoint_method="aca")
     assert_same(found, gradients(make, torchsde.sdeint, "ito", second=True, method="euler"), 1e-11)
+
+
+class Sparse(Sde):
+    """The drift is by a sparse tensor, of which the gradient is dense."""
+
+    def __init__(self, sde_type, layout):
+        super().__init__(sde_type)
+        matrix = self.W.detach().tril()
+        self.S = (matrix.to_sparse_csr() if layout == "csr" else matrix.to_sparse()).requires_grad_()
+        self.leaves = (self.S, self.scale, *self.net.parameters())
+
+    def f(self, t, y):
+        return (self.S @ self.net(y).T).T.tanh()
+
+
+@pytest.mark.parametrize("second", [False, True])
+@pytest.mark.parametrize("layout", ["coo", "csr"])
+@pytest.mark.parametrize("keep", [{}, {"checkpoints": 2}, {"memory": "graphs"}])
+def test_of_a_sparse_tensor(keep, layout, second):
+    make = functools.partial(Sparse, layout=layout)
+    call = {"second": second, "method": "milstein"}
+    found = gradients(make, sdeint_adjoint, "ito", **call, adjoint_method="aca", adjoint_options=keep)
+    assert_same(found, gradients(make, torchsde.sdeint, "ito", **call), 1e-11)
 
 
 def test_solves_in_a_closed_loop():

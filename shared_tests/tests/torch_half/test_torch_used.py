@@ -335,6 +335,109 @@ def test_of_a_sparse_embedding(also_dense, solve):
     assert_same([x.to_dense() for x in found], [x.to_dense() for x in expected])
 
 
+PRODUCTS = {
+    "mm": lambda S, y, t: torch.sparse.mm(S, y),
+    "@": lambda S, y, t: S @ y,
+    "both": lambda S, y, t: S @ y + torch.sparse.mm(S, y),
+    "@ after mm": lambda S, y, t: torch.sparse.mm(S, y) if t < 0.3 else S @ y,
+    "mm after @": lambda S, y, t: S @ y if t < 0.3 else torch.sparse.mm(S, y),
+}
+
+
+def sparse_gradients(odeint, layout, product, dtype=torch.float64, pull=None, **call):
+    """In y0, a scale and a sparse matrix, or what ``pull`` makes of the solution and these.
+
+    Torch's own formulas give a dense gradient in the matrix or a sparse one: by its products.
+    """
+    matrix = torch.tensor([[0.0, 0.3, 0.0], [-0.5, 0.1, 0.2], [0.0, 0.0, 0.7]], dtype=dtype)
+    S = (matrix.to_sparse_csr() if layout == "csr" else matrix.to_sparse()).requires_grad_()
+    scale = torch.tensor(0.7, dtype=dtype, requires_grad=True)
+    y0 = torch.linspace(-1, 1, 6, dtype=torch.float64).view(3, 2).to(dtype).requires_grad_()
+    ys = odeint(lambda t, y: (scale * PRODUCTS[product](S, y, t)).tanh(), y0, T.to(y0.real.dtype), **call)
+    return (pull or pull_sum)(ys, (y0, scale, S))
+
+
+def pull_sum(ys, leaves):
+    return torch.autograd.grad(ys.abs().square().sum(), leaves)
+
+
+def assert_same_layouts(found, expected, bound=1e-12):
+    assert [x.layout for x in found] == [x.layout for x in expected]
+    assert_same([x.to_dense() for x in found], [x.to_dense() for x in expected], bound)
+
+
+@pytest.mark.parametrize("layout", ["coo", "csr"])
+@pytest.mark.parametrize("product", PRODUCTS)
+@pytest.mark.parametrize("solve", [*SOLVES, "graphs", "size"])
+def test_of_a_sparse_tensor(solve, product, layout):
+    """Its gradient is as dense as the host's."""
+    call, keep = SOLVES.get(solve) or (SOLVES["rk4"][0], {"memory": "graphs" if solve == "graphs" else "1 MB"})
+    found = sparse_gradients(odeint_adjoint, layout, product, **call, adjoint_method="aca", adjoint_options=keep)
+    assert_same_layouts(found, sparse_gradients(torchdiffeq.odeint, layout, product, **call))
+
+
+@pytest.mark.parametrize("layout", ["coo", "csr"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.complex128])
+def test_of_a_sparse_tensor_in_other_dtypes_and_plain_calls(dtype, layout):
+    call, _ = SOLVES["dopri5"]
+    expected = sparse_gradients(torchdiffeq.odeint, layout, "@", dtype, **call)
+    with install(default="aca", override=True):
+        found = sparse_gradients(torchdiffeq.odeint, layout, "@", dtype, **call)
+    assert_same_layouts(found, expected, 2e-6 if dtype == torch.float32 else 1e-12)
+
+
+def second_of_sparse(ys, leaves):
+    found = torch.autograd.grad(ys.square().sum(), leaves, create_graph=True)
+    return torch.autograd.grad(sum(x.square().sum() for x in found), leaves)
+
+
+def batch_of_sparse(ys, leaves):
+    """In all but the sparse matrix, in which torch's own formulas take none."""
+    batch = torch.randn(3, *ys.shape, dtype=ys.dtype, generator=torch.Generator().manual_seed(0))
+    return torch.autograd.grad(ys, leaves[:2], batch, is_grads_batched=True)
+
+
+@pytest.mark.parametrize("keep", [{}, {"memory": "graphs"}, {"checkpoints": 2}])
+@pytest.mark.parametrize(
+    ("pull", "layout", "product"),
+    [
+        (second_of_sparse, "coo", "@"),
+        (second_of_sparse, "csr", "@"),
+        (batch_of_sparse, "coo", "mm"),
+        (batch_of_sparse, "csr", "mm"),
+        (batch_of_sparse, "coo", "@"),
+        (batch_of_sparse, "csr", "@"),
+    ],
+)
+def test_second_derivatives_and_batches_beside_a_sparse_tensor(pull, layout, product, keep):
+    matrix, call = (
+        (layout, product),
+        {
+            "method": "rk4",
+            "options": {"step_size": 0.25},
+        },
+    )
+    found = sparse_gradients(odeint_adjoint, *matrix, pull=pull, **call, adjoint_method="aca", adjoint_options=keep)
+    assert_same_layouts(found, sparse_gradients(torchdiffeq.odeint, *matrix, pull=pull, **call), 1e-11)
+
+
+@pytest.mark.parametrize("layout", ["coo", "csr"])
+def test_of_a_sparse_tensor_by_quadrature(layout):
+    call = {"method": "dopri5", "rtol": 1e-9, "atol": 1e-9, "options": {"first_step": 0.05}}
+    for nodes in (None, 4):
+        ours = {"adjoint_method": "quadrature", "adjoint_options": {"nodes": nodes}}
+        found = sparse_gradients(odeint_adjoint, layout, "both", **call, **ours)
+        assert_same_layouts(found, sparse_gradients(torchdiffeq.odeint, layout, "both", **call), 1e-6)
+
+
+def test_no_dense_tensor_is_made_of_a_large_sparse_one():
+    """Of 80 GB."""
+    n = 10**5
+    S = torch.sparse_coo_tensor([[0, n - 1], [1, 0]], [1.0, 2.0], (n, n), dtype=torch.float64, requires_grad=True)
+    ys = odeint_adjoint(lambda t, y: y * torch.sparse.sum(S), Y0, T, method="rk4", adjoint_method="aca")
+    assert torch.autograd.grad(ys[-1].sum(), S)[0].is_sparse
+
+
 def test_finding_evaluates_func_once():
     calls = collections.deque()
 
