@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterable, Iterator
 from itertools import islice
-from types import FunctionType, MethodType, ModuleType
+from types import FunctionType, MemberDescriptorType, MethodType, ModuleType
 from typing import Any
 
 import torch
@@ -77,4 +77,6 @@ def slots_of(holder: Any) -> list[str]:
         return []
     slots = [getattr(kind, "__slots__", ()) for kind in type(holder).__mro__]
     names = [name for some in slots for name in ((some,) if isinstance(some, str) else some)]
-    return [name for name in names if name not in ("__dict__", "__weakref__") and hasattr(holder, name)]
+    # A subclass may have a property in the place of a slot.
+    own = (name for name in names if isinstance(getattr(type(holder), name, None), MemberDescriptorType))
+    return [name for name in own if hasattr(holder, name)]

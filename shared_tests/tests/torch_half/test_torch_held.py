@@ -586,3 +586,24 @@ def test_an_earlier_solve_that_func_s_object_keeps_is_none_of_the_next_one(store
         earlier = model.kept
         model.step(backward=True)
         (earlier if isinstance(earlier, torch.Tensor) else next(iter(tensors_of(earlier)))).backward()
+
+
+def test_a_property_in_the_place_of_a_slot_is_no_state():
+    """As mpmath's constants have it, which sympy holds, which torch.compile does."""
+
+    class Number:
+        __slots__ = ("value",)
+
+    class Constant(Number):
+        counted = 0
+
+        @property
+        def value(self):
+            Constant.counted += 1
+            return float(Constant.counted)
+
+    constant, y0 = Constant(), torch.ones(2, dtype=torch.float64, requires_grad=True)
+    odeint_adjoint(lambda t, y: -y if constant else y, y0, torch.tensor([0.0, 1.0]), adjoint_method="aca")[
+        -1
+    ].sum().backward()
+    assert y0.grad is not None
