@@ -166,7 +166,7 @@ def with_parameters(
     if named:
         _tell_missed(solve, [x for x in used.tensors if not is_one_of(x, params)], spelling)
     # Of what its first evaluation has stored without a history, a later one may store more.
-    apart = used.stored or solve.calls_back or any(id(x) not in buffers for x in logged)
+    apart = used.stored or any(id(x) not in buffers for x in logged)
     if apart:
         solve = solve.apart([*given, *params])
     own_ids = set(map(id, params))

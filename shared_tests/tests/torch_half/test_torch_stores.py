@@ -177,3 +177,28 @@ def test_what_is_recorded_of_a_solve_that_is_taken_again():
         counts.append(solves[0].evaluations_forward)
         assert ys.requires_grad
     assert counts == [9, 4]
+
+
+@pytest.mark.parametrize("keeps", [float, torch.clone])
+def test_what_a_callback_keeps_is_kept_once(keeps):
+    """A solve is taken once where that is a number; where it may be computed from the state, twice to see."""
+
+    class Called(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net, self.seen, self.evaluations = linear(), [], 0
+
+        def callback_step(self, t, y, h):
+            self.seen.append(keeps(t))
+
+        def forward(self, t, y):
+            self.evaluations += 1
+            return self.net(y).tanh()
+
+    func, expected = Called(), Called()
+    with record_solves() as solves:
+        ys = odeint_adjoint(func, Y0, T, method="rk4", adjoint_method="aca")
+    torchdiffeq.odeint(expected, Y0, T, method="rk4")
+    assert func.seen == expected.seen
+    assert solves[0].evaluations_forward == (4 if keeps is float else 8)
+    ys.sum().backward()
