@@ -166,9 +166,9 @@ def with_parameters(
     if named:
         _tell_missed(solve, [x for x in used.tensors if not is_one_of(x, params)], spelling)
     # Of what its first evaluation has stored without a history, a later one may store more.
-    apart = used.stored or any(id(x) not in buffers for x in logged)
-    if apart:
-        solve = solve.apart([*given, *params])
+    apart = None
+    if used.stored or any(id(x) not in buffers for x in logged):
+        solve, apart = solve.apart([*given, *params])
     own_ids = set(map(id, params))
     kept_ones, first = ([x for x in xs if id(x) in own_ids] for xs in (used.kept, used.first))
     begun = untouched if held is untouched.held and not logged else untouched.looked_at(held)
@@ -192,8 +192,13 @@ def _after_look(solve: Any, surroundings: Surroundings, untouched: Untouched, us
     as it is where no ``solve`` begins with an evaluation that was taken before, and others use nothing that it has
     computed.
     """
+    written = untouched.gained.written
+    if any(x.requires_grad for x in (*written, *untouched.gained.lent)):
+        # It has the history of each look.
+        untouched.restore()
+        return untouched.held, False
     is_taken = not same(untouched.note, used.after)
-    if untouched.holds:
+    if untouched.holds and all(is_one_of(x, surroundings.side.buffers) for x in written):
         return untouched.held, is_taken
     held = untouched.held_now
     if untouched.made_one_of(used.tensors, held):

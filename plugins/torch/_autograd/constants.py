@@ -27,8 +27,7 @@ class Constants:
         """Have those that were written to hold what they did, without a history."""
         for x, n, then in self._tensors:
             if is_written_to(x, n, then):
-                if x.grad_fn is not None and not x._is_view():
-                    x.detach_()
+                forget(x)
                 x.data.copy_(then)
         for x, then in self._arrays:
             if (x != then).any():
@@ -53,6 +52,12 @@ class Constants:
                 x.copy_(now)
             for x, now, _ in arrays:
                 x[...] = now
+
+
+def forget(x: Tensor) -> None:
+    """Have a tensor no history, if it has come to one by being written to."""
+    if x.grad_fn is not None and not x._is_view():
+        x.detach_()
 
 
 def _smallest(xs: Iterable[T], size: Callable[[T], int]) -> list[T]:

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from torch import Tensor
 
 from steptape.torch._autograd.constants import is_plain
+from steptape.torch._autograd.graph import tensors_of
 from steptape.torch._autograd.held import Held
+from steptape.torch._autograd.snapshot import Snapshot
 
 
 class Gained:
-    """Since func referred to what it ``held``; ``own``: of its tensors those that are looked at."""
+    """Since func referred to what it ``held``, and its modules to what is ``lent`` them.
 
-    def __init__(self, own: Iterable[Tensor], held: Held):
-        self._held = held
+    ``own``: of its tensors those that may be written to.
+    """
+
+    def __init__(self, own: Iterable[Tensor], held: Held, lent: Sequence[Snapshot] = ()):
+        self._held, self._lent = held, lent
         self._written = [(x, x._version) for x in own if _has_none(x) and is_plain(x)]
 
     @property
@@ -23,9 +28,15 @@ class Gained:
         return [x for x, version in self._written if x._version != version]
 
     @property
+    def lent(self) -> list[Tensor]:
+        """What modules have in the place of what they had."""
+        found = tensors_of([x for one in self._lent for x in one.changes().values()])
+        return [x for x in found if x.is_floating_point() or x.is_complex()]
+
+    @property
     def tensors(self) -> list[Tensor]:
         """And those that func has come to refer to."""
-        return [*self.written, *self._held.gained]
+        return [*self.written, *self.lent, *self._held.gained]
 
 
 def _has_none(x: Tensor) -> bool:

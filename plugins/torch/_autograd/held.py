@@ -12,7 +12,7 @@ import sys
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
-from types import FunctionType, MethodType, ModuleType
+from types import BuiltinMethodType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 import torch
@@ -27,11 +27,14 @@ from steptape.torch._autograd.modules import DEPTH, LONG, all_of, parts_of, slot
 from steptape.torch._autograd.snapshot import DICTIONARIES, Snapshot, held_by, restore
 
 _OF_TORCH = frozenset(vars(torch.nn.Module()))
-_CHANGING = ("_modules", "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_CHANGING = ("_modules", *_HOOKS)
 # What threads wait for is not as it was: another one would wait for ever.
 _OF_THREADS = frozenset(("_thread", "threading", "queue", "logging", "multiprocessing", "concurrent", "asyncio"))
 _PLAIN = frozenset((bool, int, float, str, type(None)))
 _DEFAULTS = ("__defaults__", "__kwdefaults__")
+# No log yet.
+_SHORT = 16
 # Of what holds more, the rest is left as it is.
 _MANY = 2000
 
@@ -180,6 +183,8 @@ class Held:
             one: Any = attributes.get(name)
             if type(one) in DICTIONARIES:
                 self._snapshots.append(Snapshot.of(one)) if one else self._empty.append(one)
+                for hook in one.values() if name in _HOOKS else ():
+                    self._look(hook, depth)
         self._note_class(type(module))
         for name, value in attributes.items():
             if name not in _OF_TORCH and type(value) not in _PLAIN:
@@ -194,11 +199,9 @@ class Held:
             for value in holder.__defaults__ or ():
                 self._look(value, depth)
             self._note(holder, [x for x in _DEFAULTS if getattr(holder, x)], 0)
-            if vars(holder):
-                self._snapshots.append(Snapshot.of(vars(holder)))
+            self._snapshots.append(Snapshot.of(vars(holder))) if vars(holder) else self._empty.append(vars(holder))
         elif type(holder) is list:
-            # Of a list, which may be a log, no tensors but those that have a gradient.
-            self._note(holder, [i for i, x in enumerate(holder[:LONG]) if _is_noted(x)], depth, len(holder))
+            self._note(holder, [i for i, x in enumerate(holder[:LONG]) if _is_noted(x, holder)], depth, len(holder))
         elif type(holder) in DICTIONARIES:
             self._note(holder, list(islice(holder, LONG)), depth, len(holder))
         elif not isinstance(holder, type):
@@ -265,6 +268,10 @@ class Held:
             return
         if isinstance(value, (functools.partial, MethodType)):
             self._walk(value, depth - 1)
+        elif isinstance(value, BuiltinMethodType):
+            # As of a list, to append to it.
+            if type(value.__self__) in (list, *DICTIONARIES):
+                self._look(value.__self__, depth)
         elif isinstance(value, FunctionType):
             if not is_of_library(value):
                 self._walk(value, depth - 1)
@@ -282,7 +289,7 @@ class Held:
             for x in found.values():
                 self._note_object(x)
             if not isinstance(value, tuple):
-                noted = {key: x for key, x in found.items() if _is_noted(x)}
+                noted = {key: x for key, x in found.items() if _is_noted(x, value)}
                 self._snapshots.append(Snapshot(value, noted, len(value)))
 
 
@@ -307,8 +314,9 @@ def _has_one_of(holder: Any, tensors: set[int], depth: int) -> bool:
     return any(_has_one_of(part, tensors, depth - 1) for part in parts_of(holder))
 
 
-def _is_noted(x: Any) -> bool:
-    return x.requires_grad if isinstance(x, Tensor) else type(x) in _PLAIN
+def _is_noted(x: Any, holder: Collection[Any]) -> bool:
+    """Of a long list, which may be a log, no tensors are but those that have a gradient."""
+    return x.requires_grad or len(holder) <= _SHORT if isinstance(x, Tensor) else type(x) in _PLAIN
 
 
 def _is_data(name: str, x: Any) -> bool:

@@ -107,6 +107,9 @@ def _seen(evaluate: Evaluate, n: int, given: Sequence[Tensor], noted: _Calls | O
     with torch.enable_grad():
         # Copies, by which what it is given is told from the same tensors reached otherwise, as in a closure.
         apart = [x.clone() for x in given]
+        # The state requires a gradient, as it does in all evaluations but, it may be, the first one.
+        start = apart[0].requires_grad_()
+        apart[0] = start.clone()
         versions = [x._version for x in apart]
         began = place_in_order()
         with uncompiled(), noted:
@@ -134,12 +137,12 @@ def _seen(evaluate: Evaluate, n: int, given: Sequence[Tensor], noted: _Calls | O
         any(map(has_hooks, apart)),
         any(x._version != before for x, before in zip(apart, versions, strict=True)),
     )
-    own = set(map(id, apart))
+    own = set(map(id, (start, *apart)))
     ends = [x for x in ends if id(x) not in own]
     used, leaves = [x for x in ends if not x.is_leaf], [weakref.ref(x) for x in ends if x.is_leaf]
     state = weakref.ref(apart[0])
     # What the evaluation made for itself goes with its graph, leaves as well.
-    del outputs, outside, apart, found, ends, custom, x
+    del outputs, outside, start, apart, found, ends, custom, x
     noted.entered.clear()
     used += [x for x in (leaf() for leaf in leaves) if x is not None]
     alive = (x for x in (ref() for ref in noted.made) if x is not None)

@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 # Others may load what they hold when it is asked for.
 DICTIONARIES = (dict, OrderedDict, defaultdict)
 _MISSING = object()
+# An object by identity, and what it holds something under.
+Place = tuple[int, Any]
 _LOCK = threading.RLock()
 
 
@@ -56,11 +58,11 @@ class Snapshot(NamedTuple):
         for key, value in values.items():
             _put(self.holder, key, value)
 
-    def put_back(self, except_for: Collection[Any] = ()) -> None:
-        """Restore it; but for some keys, and for whole numbers that have been counted on."""
+    def put_back(self, places: Collection[Place]) -> None:
+        """Restore it in some ``places``, but for whole numbers that have been counted on."""
         for key, now in self.changes().items():
             then = self.values.get(key, _MISSING)
-            if key not in except_for and not (type(now) is int and type(then) is int):
+            if (id(self.holder), key) in places and not (type(now) is int and type(then) is int):
                 _put(self.holder, key, then)
 
     def count_on(self, changed: dict[Any, Any]) -> None:
@@ -78,8 +80,8 @@ class Snapshot(NamedTuple):
 
 
 @contextmanager
-def given_back(snapshots: Sequence[Snapshot]) -> Iterator[None]:
-    """A block in which all is as it was, and after which all is as before.
+def given_back(snapshots: Sequence[Snapshot], places: frozenset[Place] = frozenset()) -> Iterator[None]:
+    """A block in which all is as it was, and after which what was not is as before, and so is what is in ``places``.
 
     Whole numbers that are counted on in it are counted on after it, too, and lists keep what they gain.
     """
@@ -87,8 +89,9 @@ def given_back(snapshots: Sequence[Snapshot]) -> Iterator[None]:
         try:
             yield
         finally:
-            for one in snapshots:
-                one.put_back()
+            if places:
+                for one in snapshots:
+                    one.put_back(places)
         return
     with _LOCK:
         changed = [(one, changes) for one in snapshots if (changes := one.changes())]
@@ -97,8 +100,11 @@ def given_back(snapshots: Sequence[Snapshot]) -> Iterator[None]:
                 one.restore(changes)
             yield
         finally:
+            if places:
+                restored = {(id(one.holder), key) for one, changes in changed for key in changes}
+                for one in snapshots:
+                    one.put_back(places - restored)
             for one, changes in changed:
-                one.put_back(except_for=changes)
                 one.count_on(changes)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -55,22 +55,25 @@ class Apart:
     """Encloses the evaluations of a solve that builds no graph: that of what func stores ends at the state.
 
     ``inputs``: what the solve is differentiated in. To ask for one of them alone leads to that end too. ``in_time``:
-    whether times are among them.
+    whether times are among them. ``is_open``: while the solve runs, in which hosts may ask for derivatives.
     """
 
     def __init__(self, call: Call, inputs: Sequence[Tensor], in_time: bool):
-        self._call, self._in_time = call, in_time
+        self.call, self._in_time = call, in_time
         self._inputs = _Joined.apply(*(x for x in inputs if x.requires_grad))
+        self.is_open = True
 
     def __call__(self, evaluate: functools.partial[Any]) -> Any:
-        """An evaluation; as it is, where it is a part of a graph."""
-        if torch.is_grad_enabled():
-            return evaluate()
+        """An evaluation; as it is, where it is a part of a graph that is kept, and after the solve."""
         t, y, *others = evaluate.args
+        if not self.is_open or (torch.is_grad_enabled() and (hasattr(y, "of_solve") or not y.is_leaf)):
+            return evaluate()
+        # A host that asks for a derivative does so of y itself.
+        state = y if torch.is_grad_enabled() else y.detach()
         with torch.enable_grad():
-            state = _End.apply(self._call, y.detach(), self._inputs)
+            state = _End.apply(self, state, self._inputs)
             if self._in_time:
-                t = _End.apply(self._call, t.detach(), self._inputs)
+                t = _End.apply(self, t.detach(), self._inputs)
         return with_graph(functools.partial(evaluate.func, t, state, *others, **evaluate.keywords))
 
 
@@ -89,13 +92,15 @@ class _Joined(torch.autograd.Function):
 
 class _End(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, call: Call, y: Tensor, inputs: Tensor) -> Tensor:
-        ctx.call = call
+    def forward(ctx: Any, apart: Apart, y: Tensor, inputs: Tensor) -> Tensor:
+        ctx.apart = apart
         return y.view_as(y)
 
     @staticmethod
-    def backward(ctx: Any, cotangent: Tensor) -> NoReturn:
-        call = ctx.call
+    def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
+        if ctx.apart.is_open:
+            return None, cotangent, None
+        call = ctx.apart.call
         raise GradientError(
             f"{call}: a tensor that {call.func} computed from the state y and stored, in a list or an attribute, is "
             "differentiated. The solve builds no graph, so what it gains through y, or its time, would be lost. Let it "

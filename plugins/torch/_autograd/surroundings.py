@@ -18,14 +18,14 @@ from torch.nn.parameter import is_lazy
 from steptape.compat._torch import uncompiled
 from steptape.compat._torch_graphs import WritesAgain
 from steptape.compat._torch_hooks import hooks_passed_by
-from steptape.torch._autograd.constants import Constants, is_plain
+from steptape.torch._autograd.constants import Constants, forget, is_plain
 from steptape.torch._autograd.draws import Draws, drawn_again, draws_of
 from steptape.torch._autograd.gained import Gained
 from steptape.torch._autograd.graph import is_one_of
 from steptape.torch._autograd.held import Held
 from steptape.torch._autograd.modules import all_of, modules_of
 from steptape.torch._autograd.side import Note, SideState
-from steptape.torch._autograd.snapshot import Snapshot, given_back, kept, restore
+from steptape.torch._autograd.snapshot import Place, Snapshot, given_back, kept, restore
 
 
 class FirstValues(NamedTuple):
@@ -64,6 +64,8 @@ class Surroundings:
         # The weights that the solve wrote to, and what it left there.
         self._written: list[tuple[Tensor, Tensor]] = []
         self._held: Held | None = None
+        # Where the solve's own evaluations put something.
+        self._set: frozenset[Place] = frozenset()
         self._constants = Constants((), ())
         # Generators that were drawn from while it was solved, other than those of the side state.
         self._drawn: list[Draws] = []
@@ -164,6 +166,8 @@ class Surroundings:
         known = set(map(id, before.tensors))
         self._written = [(x, x.detach().clone()) for x, version in self._versions if x._version != version]
         self._after, self._writes = self.side.small_note(), self.side.writes
+        changed = () if holds else before.snapshots
+        self._set = frozenset((id(one.holder), key) for one in changed for key in one.changes())
         held = before if holds else Held(self._func)
         tensors = held.tensors
         constants = [*(x for x in (*tensors, *self._frozen) if not x.requires_grad), *unused]
@@ -200,7 +204,7 @@ class Surroundings:
     def as_solved(self) -> Iterator[None]:
         """A block in which func has the tensors that it had in the solve, and what else it referred to after it."""
         held = (*self._held.snapshots, *self._held.values) if self._held else ()
-        with given_back([*self.lent, *held]), self._constants.given_back():
+        with given_back([*self.lent, *held], self._set), self._constants.given_back():
             yield
 
 
@@ -219,7 +223,7 @@ class Untouched:
         of_side = set(map(id, self.side.buffers))
         tensors = [x for x in self.held.tensors if id(x) not in of_side]
         self._constants = Constants((x for x in tensors if is_plain(x) and not x.requires_grad), self.held.arrays)
-        self.gained = Gained([*tensors, *buffers], self.held)
+        self.gained = Gained([*tensors, *buffers], self.held, self._lent)
 
     def looked_at(self, held: Held) -> Untouched:
         """The same after an evaluation, but for what func refers to now, which is ``held``.
@@ -258,6 +262,16 @@ class Untouched:
         """What func refers to now."""
         return Held(self._func, self.side.followed)
 
+    @contextmanager
+    def kept_now(self) -> Iterator[None]:
+        """A block after which func refers to the same as before it, and tensors of no history hold the same."""
+        now = self.looked_at(self.held_now)
+        with now.held.as_it_was():
+            try:
+                yield
+            finally:
+                now._constants.restore()
+
     def made_one_of(self, tensors: Iterable[Tensor], held: Held) -> bool:
         """Whether func, which refers to what is ``held`` now, has made one of these leaves."""
         before = {id(x) for x in (*self.held.tensors, *(x for one in self._lent for x in one.values.values()))}
@@ -270,6 +284,8 @@ class Untouched:
         self.held.restore()
         self._constants.restore()
         restore(self._lent)
+        for x in self.side.buffers:
+            forget(x)
         self.side.set(self.note)
 
 

@@ -68,8 +68,8 @@ class Before(NamedTuple):
     """What is known of func before a solve: its ``surroundings``, and how it is ``untouched`` by the solve.
 
     And of the parameters those that the first evaluation used, and those that it computed and ``kept`` for the others,
-    and the ``traits`` of that. ``stores``: whether func stores what it computes for someone else. ``apart``: whether
-    evaluations build graphs of their own, for what they may store.
+    and the ``traits`` of that. ``stores``: whether func stores what it computes for someone else. ``apart``: what has
+    evaluations build graphs of their own, for what they may store, if anything does.
     """
 
     surroundings: Surroundings
@@ -78,7 +78,7 @@ class Before(NamedTuple):
     kept: Sequence[Tensor]
     traits: Traits
     stores: bool
-    apart: bool
+    apart: Apart | None
 
 
 class Solve(abc.ABC):
@@ -139,17 +139,19 @@ class Solve(abc.ABC):
         ``first``: what encloses them passes on all but the first one as they are, and need not be asked about them.
         """
 
-    def apart(self, inputs: Sequence[Tensor]) -> Solve:
+    def apart(self, inputs: Sequence[Tensor]) -> tuple[Solve, Apart]:
         """The same solve, whose evaluations build graphs of their own, of which what func stores is a part."""
         in_time = self.takes_times and any(x.requires_grad for x in inputs[1 : self.given])
-        return self.around(Apart(self.call, inputs, in_time))
+        apart = Apart(self.call, inputs, in_time)
+        return self.around(apart), apart
 
     def storing(self, inputs: Sequence[Tensor]) -> Solve:
         """The same solve from ``inputs``, of a func that stores what it computes for someone else, if not at first."""
         before = self.before
         assert before is not None
-        solve: Any = self if before.apart else self.apart(inputs)
-        return dataclasses.replace(solve, before=before._replace(stores=True, apart=True))
+        solve: Any = self
+        solve, apart = (solve, before.apart) if before.apart else solve.apart(inputs)
+        return dataclasses.replace(solve, before=before._replace(stores=True, apart=apart))
 
     @property
     def in_options(self) -> list[Tensor]:

@@ -121,7 +121,7 @@ def refuse_other_values(parameters: Parameters) -> NoReturn:
     """Raise where func is no function of what a replay can give it again."""
     call = parameters.call
     able = call.method == "aca" and not parameters.has_graphs
-    graphs = " Or keep graphs, by adjoint_options={'memory': 'graphs'}, of which nothing is evaluated again." * able
+    graphs = " Or keep graphs, by adjoint_options={'memory': 'graphs'}, unless it goes by an iterator." * able
     raise GradientError(
         f"{call}: {call.func} returned other values in the backward pass than in the forward pass, so the replay would "
         f"give the gradient of another solution. Make {call.func} a function of its arguments and parameters alone: no "

@@ -75,8 +75,10 @@ class Replay(torch.autograd.Function):
         if solve.keep.compile is not None:
             check_compilable(solve.call, tape, ctx.surroundings)
         held_still, graphs_are_all = held.holds, bool(ctx.graphs and ctx.graphs.are_of(tape.length))
-        gained = [] if held_still else held.gained
-        _check_gained(solve, [*untouched.gained.written, *gained], graphs_are_all, ctx.graphs is None)
+        gained, written = untouched.gained.tensors, untouched.gained.written
+        _check_gained(solve, gained, graphs_are_all, ctx.graphs is None)
+        if solve.before.apart is not None:
+            solve.before.apart.is_open = False
         ctx.surroundings.compare(held, held_still)
         if ctx.surroundings.first is not None and solve.back is None:
             parameters = Parameters(params, solve.call, ctx.surroundings.autocast)
@@ -85,9 +87,9 @@ class Replay(torch.autograd.Function):
         used = set(map(id, first))
         unused = [x for x in params if id(x) not in used]
         new = ctx.surroundings.hold(held, held_still, params, unused, solve.call.named)
-        new += [x for x in gained if x.requires_grad and not is_one_of(x, params)]
+        new += [x for x in gained if x.requires_grad and not is_one_of(x, (*params, *written))]
         if (kept or new) and not graphs_are_all:
-            with ctx.surroundings.looked_at(), untouched.held_now.as_it_was():
+            with ctx.surroundings.looked_at(), untouched.kept_now():
                 is_constant = functools.partial(ctx.surroundings.keeps_constants, held)
                 check_kept(kept, new, solve.evaluated, given, solve.call, is_constant)
         if not held_still:

@@ -205,7 +205,8 @@ class RungeKuttaSweep(Sweep):
         """A stage with its graph, whose slope is the same as without one, if that ``is_known``."""
         stage = self._stage(n, i, state)
         if is_known:
-            self.ends.note(stage.slope, self.k[i], torch.zeros_like(self.k[i]))
+            y, h = state[0], self.sizes[n]
+            self.ends.note(y + h * stage.slope.detach().reshape(-1), y + h * self.k[i], y)
         return stage
 
     def _place(self, n: int, i: int, state: State) -> Tensor:

@@ -300,6 +300,24 @@ def test_a_penalty_that_is_summed_up_in_an_sde(adjoint_options, noisy, since):
     assert distance(gradient, expected) <= 1e-12
 
 
+@pytest.mark.parametrize("since", [0.0, 0.4])
+def test_a_penalty_of_what_the_host_takes_a_derivative_of(since):
+    class Penalised(Sde):
+        penalty = 0.0
+
+        def g(self, t, y):
+            out = super().g(t, y)
+            if t >= since:
+                self.penalty = self.penalty + out.square().sum()
+            return out
+
+    sde = Penalised("ito", "diagonal")
+    bm = interval("diagonal")
+    sdeint_adjoint(sde, initial(), [0.0, 1.0], bm=bm, method="milstein", dt=0.25, adjoint_method="aca")
+    with pytest.raises((GradientError, RuntimeError), match=r"from the state y and stored|a second time"):
+        sde.penalty.backward()
+
+
 @pytest.mark.parametrize("transform", ["grad", "vmap", "jvp"])
 def test_the_transforms_of_torch_func(transform):
     sde = Sde("ito", "diagonal")

@@ -22,12 +22,42 @@ def in_place(func, term):
     func.penalty += term
 
 
+def in_place_of_a_buffer(func, term):
+    func.buffer += term
+
+
+def another_buffer(func, term):
+    func.buffer = func.buffer + term
+
+
+def one_of_a_list(func, term):
+    func.pair[0] = func.pair[0] + term
+
+
+def of_the_function(func, term):
+    func.step.sum = getattr(func.step, "sum", 0.0) + term
+
+
+def bound(func, term):
+    func.add(term)
+
+
+def hooked(func, term):
+    func.identity(term)
+
+
 def listed(func, term):
     func.terms.append(term)
 
 
 def among_zeros(func, term):
     func.terms[-1] = term
+
+
+STORES = [
+    *(attribute, in_place, in_place_of_a_buffer, another_buffer, one_of_a_list, of_the_function),
+    *(bound, hooked, listed, among_zeros),
+]
 
 
 class Late(torch.nn.Module):
@@ -38,6 +68,14 @@ class Late(torch.nn.Module):
         self.store, self.of_weights, self.detached, self.since = store, of_weights, detached, since
         self.net, self.other = linear(), torch.nn.Parameter(torch.tensor(0.3, dtype=torch.float64))
         self.penalty, self.terms = torch.zeros((), dtype=torch.float64), []
+        self.register_buffer("buffer", torch.zeros((), dtype=torch.float64))
+        self.pair, self.add, self.identity = (
+            [torch.zeros((), dtype=torch.float64)],
+            self.terms.append,
+            torch.nn.Identity(),
+        )
+        self.identity.register_forward_hook(lambda module, given, out: self.terms.append(out))
+        self.step = lambda y: y
 
     def forward(self, t, y):
         if self.store is among_zeros:
@@ -45,10 +83,11 @@ class Late(torch.nn.Module):
         if t > self.since:
             term = self.other.square() if self.of_weights else y.square().sum()
             self.store(self, term.detach() if self.detached else term)
-        return self.net(y).tanh()
+        return self.step(self.net(y).tanh())
 
     def loss(self, ys):
-        return ys[-1].sum() + self.penalty + sum(self.terms)
+        stored = self.penalty + self.buffer + self.pair[0] + getattr(self.step, "sum", 0.0)
+        return ys[-1].sum() + stored + sum(self.terms)
 
 
 def linear():
@@ -56,20 +95,20 @@ def linear():
     return torch.nn.Linear(2, 2, dtype=torch.float64)
 
 
-def late(odeint, store, what, method="rk4", **adjoint):
-    func = Late(store, what == "weights", what == "detached")
+def late(odeint, store, what, method="rk4", since=0.5, **adjoint):
+    func = Late(store, what == "weights", what == "detached", since)
     return func, func.loss(odeint(func, Y0, T, method=method, options=OPTIONS[method], **adjoint))
 
 
 @pytest.mark.parametrize("keep", KEEPS, ids=str)
-@pytest.mark.parametrize("store", [attribute, in_place, listed, among_zeros])
+@pytest.mark.parametrize("store", STORES)
 @pytest.mark.parametrize("what", ["state", "weights", "detached"])
-@pytest.mark.parametrize("method", OPTIONS)
-@pytest.mark.by_default(every=2)
-def test_what_func_stores_later_than_at_first(keep, store, what, method):
-    expected, loss = late(torchdiffeq.odeint, store, what, method)
+@pytest.mark.parametrize(("method", "since"), [("rk4", 0.5), ("dopri5", 0.5), ("rk4", -1.0)])
+@pytest.mark.by_default(every=4)
+def test_what_func_stores_from_some_time_on(keep, store, what, method, since):
+    expected, loss = late(torchdiffeq.odeint, store, what, method, since)
     loss.backward()
-    func, found = late(odeint_adjoint, store, what, method, adjoint_method="aca", adjoint_options=keep)
+    func, found = late(odeint_adjoint, store, what, method, since, adjoint_method="aca", adjoint_options=keep)
     assert found == loss
     assert len(func.terms) == len(expected.terms)
     if what != "state":
@@ -80,13 +119,15 @@ def test_what_func_stores_later_than_at_first(keep, store, what, method):
             found.backward()
 
 
-@pytest.mark.parametrize("store", [attribute, in_place, listed, among_zeros])
+@pytest.mark.parametrize("store", STORES)
 @pytest.mark.parametrize("default", ["aca", "quadrature"])
-def test_a_plain_call_whose_func_stores_something_later_is_the_host_s(store, default):
-    expected, loss = late(torchdiffeq.odeint, store, "state")
+@pytest.mark.parametrize("since", [0.5, -1.0])
+@pytest.mark.by_default(every=2)
+def test_a_plain_call_whose_func_stores_something_is_the_host_s(store, default, since):
+    expected, loss = late(torchdiffeq.odeint, store, "state", since=since)
     loss.backward()
     with install(default=default, override=True):
-        func, found = late(torchdiffeq.odeint, store, "state")
+        func, found = late(torchdiffeq.odeint, store, "state", since=since)
         found.backward()
     assert found == loss
     assert len(func.terms) == len(expected.terms)
@@ -181,7 +222,7 @@ def test_what_is_recorded_of_a_solve_that_is_taken_again():
 
 @pytest.mark.parametrize("keeps", [float, torch.clone])
 def test_what_a_callback_keeps_is_kept_once(keeps):
-    """A solve is taken once where that is a number; where it may be computed from the state, twice to see, with a look at its end."""
+    """A solve is taken once where that is a number, and twice where it may be computed from the state, to see."""
 
     class Called(torch.nn.Module):
         def __init__(self):
@@ -202,3 +243,35 @@ def test_what_a_callback_keeps_is_kept_once(keeps):
     assert func.seen == expected.seen
     assert solves[0].evaluations_forward == (4 if keeps is float else 9)
     ys.sum().backward()
+
+
+def test_what_hooks_in_func_keep_of_a_backward_pass_stays():
+    class Monitored(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net, self.cotangent = linear(), None
+            self.net.register_full_backward_hook(
+                lambda module, given, out: setattr(self, "of_net", out[0].sum().item())
+            )
+
+        def save(self, cotangent):
+            self.cotangent = cotangent
+
+        def forward(self, t, y):
+            slope = self.net(y)
+            if slope.requires_grad:
+                slope.register_hook(self.save)
+            return slope.tanh()
+
+    found = []
+    for odeint, adjoint in (
+        (torchdiffeq.odeint, {}),
+        (odeint_adjoint, {"adjoint_method": "aca"}),
+        (odeint_adjoint, {"adjoint_method": "aca", "adjoint_options": {"memory": "graphs"}}),
+    ):
+        func = Monitored()
+        odeint(func, Y0.clone().requires_grad_(), T, method="rk4", **adjoint).sum().backward()
+        found.append((func.cotangent, func.of_net))
+    for cotangent, of_net in found[1:]:
+        torch.testing.assert_close(cotangent, found[0][0])
+        assert of_net == pytest.approx(found[0][1])
