@@ -193,7 +193,7 @@ def _after_look(solve: Any, surroundings: Surroundings, untouched: Untouched, us
     computed.
     """
     written = untouched.gained.written
-    if any(x.requires_grad for x in (*written, *untouched.gained.lent)):
+    if any(x.grad_fn is not None for x in untouched.gained.elsewhere):
         # It has the history of each look.
         untouched.restore()
         return untouched.held, False

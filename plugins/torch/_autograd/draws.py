@@ -82,9 +82,16 @@ def is_generator(x: Any) -> bool:
 
 def is_queue(x: Any) -> bool:
     """Whether an object is a container of plain numbers or words, and no list or dictionary."""
-    if type(x) not in _CONTAINERS or len(x) > _LONG:
-        return False
-    return all(type(entry) in _PLAIN for entry in (*x, *(x.values() if isinstance(x, dict) else ())))
+    return type(x) in _CONTAINERS and len(x) <= _LONG and _is_plain(x)
+
+
+def entries_of(queue: Any) -> tuple[Any, ...]:
+    """What a container has, and what it counts."""
+    return (*queue, *(queue.values() if isinstance(queue, dict) else ()))
+
+
+def _is_plain(queue: Any) -> bool:
+    return all(type(entry) in _PLAIN for entry in entries_of(queue))
 
 
 @contextmanager
@@ -122,7 +129,7 @@ def _set_state(generator: Any, state: Any) -> None:
 
 def _equal(a: Any, b: Any) -> bool:
     if isinstance(a, _CONTAINERS):
-        return bool(a == b)
+        return len(a) == len(b) and _is_plain(a) and bool(a == b)
     if isinstance(a, Tensor):
         return torch.equal(a, b)
     if isinstance(a, dict):

@@ -28,15 +28,15 @@ class Gained:
         return [x for x, version in self._written if x._version != version]
 
     @property
-    def lent(self) -> list[Tensor]:
-        """What modules have in the place of what they had."""
+    def elsewhere(self) -> list[Tensor]:
+        """These, and others that what func held at some other moment does not tell of."""
         found = tensors_of([x for one in self._lent for x in one.changes().values()])
-        return [x for x in found if x.is_floating_point() or x.is_complex()]
+        return [*self.written, *self._held.queued, *(x for x in found if x.is_floating_point() or x.is_complex())]
 
     @property
     def tensors(self) -> list[Tensor]:
         """And those that func has come to refer to."""
-        return [*self.written, *self.lent, *self._held.gained]
+        return [*self.elsewhere, *self._held.gained]
 
 
 def _has_none(x: Tensor) -> bool:

@@ -21,7 +21,15 @@ from torch import Tensor
 from steptape.compat._torch import PARAMETRIZE
 from steptape.torch._autograd.code import functions_of, is_library, is_of_library, names_in
 from steptape.torch._autograd.constants import is_array
-from steptape.torch._autograd.draws import Draws, drawn_again, draws_of, draws_of_all, is_generator, is_queue
+from steptape.torch._autograd.draws import (
+    Draws,
+    drawn_again,
+    draws_of,
+    draws_of_all,
+    entries_of,
+    is_generator,
+    is_queue,
+)
 from steptape.torch._autograd.graph import tensors_of
 from steptape.torch._autograd.modules import DEPTH, LONG, all_of, parts_of, slots_of
 from steptape.torch._autograd.snapshot import DICTIONARIES, Snapshot, held_by, restore
@@ -110,7 +118,12 @@ class Held:
         """The tensors of numbers that func has come to hold since."""
         known = set(map(id, self.tensors))
         held = tensors_of([(*one.changes().values(), *(_tail_of(one) or ())) for one in self.snapshots])
-        return [x for x in held if id(x) not in known and (x.is_floating_point() or x.is_complex())]
+        return [*self.queued, *(x for x in held if id(x) not in known and (x.is_floating_point() or x.is_complex()))]
+
+    @property
+    def queued(self) -> list[Tensor]:
+        """Those in containers of other kinds than lists and dictionaries."""
+        return list(tensors_of([entries_of(one.generator) for one in self.queues]))
 
     def leave(self, generators: Sequence[Any]) -> None:
         """Leave some generators to others."""

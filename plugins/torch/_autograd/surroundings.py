@@ -266,7 +266,7 @@ class Untouched:
     def kept_now(self) -> Iterator[None]:
         """A block after which func refers to the same as before it, and tensors of no history hold the same."""
         now = self.looked_at(self.held_now)
-        with now.held.as_it_was():
+        with now.held.as_it_was(), drawn_again(self.held.queues):
             try:
                 yield
             finally:

@@ -87,7 +87,7 @@ class Replay(torch.autograd.Function):
         used = set(map(id, first))
         unused = [x for x in params if id(x) not in used]
         new = ctx.surroundings.hold(held, held_still, params, unused, solve.call.named)
-        new += [x for x in gained if x.requires_grad and not is_one_of(x, (*params, *written))]
+        new += [x for x in gained if x.grad_fn is not None and not is_one_of(x, (*params, *written))]
         if (kept or new) and not graphs_are_all:
             with ctx.surroundings.looked_at(), untouched.kept_now():
                 is_constant = functools.partial(ctx.surroundings.keeps_constants, held)
@@ -140,7 +140,7 @@ def _check_gained(solve: Solve, gained: Sequence[Tensor], graphs_are_all: bool, 
     """
     before = solve.before
     assert before is not None
-    with_history = any(x.requires_grad for x in gained)
+    with_history = any(x.grad_fn is not None for x in gained)
     check_stored(solve.user_func, with_history)
     told = before.stores or (before.apart and (no_graphs or not with_history))
     if gained and not told and (with_history or not graphs_are_all):

@@ -1,5 +1,7 @@
 """What func stores for the loss, from the middle of a solve on; and what it leaves otherwise."""
 
+import collections
+
 import pytest
 import torch
 import torchdiffeq
@@ -42,6 +44,10 @@ def bound(func, term):
     func.add(term)
 
 
+def queued(func, term):
+    func.queue.append(term)
+
+
 def hooked(func, term):
     func.identity(term)
 
@@ -56,7 +62,7 @@ def among_zeros(func, term):
 
 STORES = [
     *(attribute, in_place, in_place_of_a_buffer, another_buffer, one_of_a_list, of_the_function),
-    *(bound, hooked, listed, among_zeros),
+    *(bound, queued, hooked, listed, among_zeros),
 ]
 
 
@@ -75,7 +81,7 @@ class Late(torch.nn.Module):
             torch.nn.Identity(),
         )
         self.identity.register_forward_hook(lambda module, given, out: self.terms.append(out))
-        self.step = lambda y: y
+        self.step, self.queue = lambda y: y, collections.deque()
 
     def forward(self, t, y):
         if self.store is among_zeros:
@@ -87,7 +93,7 @@ class Late(torch.nn.Module):
 
     def loss(self, ys):
         stored = self.penalty + self.buffer + self.pair[0] + getattr(self.step, "sum", 0.0)
-        return ys[-1].sum() + stored + sum(self.terms)
+        return ys[-1].sum() + stored + sum(self.terms) + sum(self.queue)
 
 
 def linear():
