@@ -99,8 +99,6 @@ class Solve(abc.ABC):
     others: tuple[Tensor, ...] = ()
     before: Before | None = None
     begins = False
-    # Whether the host calls functions of the user's besides, with states.
-    calls_back = False
     # Whether times are among what it is given.
     takes_times = False
     # How many of the results, the last ones, have no gradient; the others are the solution and its state at the end.
@@ -142,8 +140,8 @@ class Solve(abc.ABC):
     def apart(self, inputs: Sequence[Tensor]) -> tuple[Solve, Apart]:
         """The same solve, whose evaluations build graphs of their own, of which what func stores is a part."""
         in_time = self.takes_times and any(x.requires_grad for x in inputs[1 : self.given])
-        apart = Apart(self.call, inputs, in_time)
-        return self.around(apart), apart
+        enclose: Any = Apart(self.call, inputs, in_time)
+        return self.around(enclose), enclose
 
     def storing(self, inputs: Sequence[Tensor]) -> Solve:
         """The same solve from ``inputs``, of a func that stores what it computes for someone else, if not at first."""
@@ -152,6 +150,11 @@ class Solve(abc.ABC):
         solve: Any = self
         solve, apart = (solve, before.apart) if before.apart else solve.apart(inputs)
         return dataclasses.replace(solve, before=before._replace(stores=True, apart=apart))
+
+    @property
+    def calls_back(self) -> bool:
+        """Whether the host calls functions of the user's besides, with states."""
+        return False
 
     @property
     def in_options(self) -> list[Tensor]:
