@@ -75,10 +75,9 @@ class Replay(torch.autograd.Function):
         if solve.keep.compile is not None:
             check_compilable(solve.call, tape, ctx.surroundings)
         held_still, graphs_are_all = held.holds, bool(ctx.graphs and ctx.graphs.are_of(tape.length))
-        gained, written = untouched.gained.tensors, untouched.gained.written
+        written = untouched.gained.written
+        gained = untouched.gained.elsewhere if held_still else untouched.gained.tensors
         _check_gained(solve, gained, graphs_are_all, ctx.graphs is None)
-        if solve.before.apart is not None:
-            solve.before.apart.is_open = False
         ctx.surroundings.compare(held, held_still)
         if ctx.surroundings.first is not None and solve.back is None:
             parameters = Parameters(params, solve.call, ctx.surroundings.autocast)
@@ -146,6 +145,8 @@ def _check_gained(solve: Solve, gained: Sequence[Tensor], graphs_are_all: bool, 
     if gained and not told and (with_history or not graphs_are_all):
         before.untouched.restore()
         raise StoredLate
+    if before.apart is not None:
+        before.apart.is_open = False
 
 
 def _pulled(ctx: Any, cotangents: Sequence[Tensor], size: int | None = None) -> list[Tensor | None]:
