@@ -90,6 +90,8 @@ class Parameters:
 
         Where its data are exchanged for others, as by ``module.double()``, a leaf begins other graphs in another place.
         """
+        if self.are_at(edges):
+            return
         self._asked = tuple(
             p if node is None else GradientEdge(node, n) for p, (node, n) in zip(self.params, edges, strict=True)
         )
