@@ -149,7 +149,7 @@ def with_parameters(
         enclosed = solve.around(inside)
         used = tensors_used(enclosed.evaluated, given, since, inside, untouched, enclosed.grid)
     check_stored(func, used.stored or solve.calls_back)
-    buffers, logged = set(map(id, surroundings.side.buffers)), untouched.gained.tensors
+    logged = untouched.gained.tensors
     used = used._replace(after=untouched.follow(used.after))
     _check_traits(solve.call, used.traits)
     if used.traits.needs_graph or any(isinstance(x, _BY_GRAPH) for x in surroundings.modules):
@@ -167,11 +167,11 @@ def with_parameters(
         _tell_missed(solve, [x for x in used.tensors if not is_one_of(x, params)], spelling)
     # Of what its first evaluation has stored without a history, a later one may store more.
     apart = None
-    if used.stored or any(id(x) not in buffers for x in logged):
+    if used.stored or not all(is_one_of(x, surroundings.side.buffers) for x in logged):
         solve, apart = solve.apart([*given, *params])
     own_ids = set(map(id, params))
     kept_ones, first = ([x for x in xs if id(x) in own_ids] for xs in (used.kept, used.first))
-    begun = untouched if held is untouched.held and not logged else untouched.looked_at(held)
+    begun = untouched if held is untouched.held and not logged else untouched.after_look(held)
     before = Before(surroundings, begun, first, kept_ones, used.traits, used.stored, apart)
     solve = dataclasses.replace(solve, before=before, call=solve.call._replace(named=named is not None))
     surroundings.first = FirstValues(untouched.note, used.values, solve.around)
@@ -192,13 +192,12 @@ def _after_look(solve: Any, surroundings: Surroundings, untouched: Untouched, us
     as it is where no ``solve`` begins with an evaluation that was taken before, and others use nothing that it has
     computed.
     """
-    written = untouched.gained.written
     if any(x.grad_fn is not None for x in untouched.gained.elsewhere):
         # It has the history of each look.
         untouched.restore()
         return untouched.held, False
     is_taken = not same(untouched.note, used.after)
-    if untouched.holds and all(is_one_of(x, surroundings.side.buffers) for x in written):
+    if untouched.holds:
         return untouched.held, is_taken
     held = untouched.held_now
     if untouched.made_one_of(used.tensors, held):

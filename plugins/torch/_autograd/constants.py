@@ -78,6 +78,11 @@ def is_plain(x: Tensor) -> bool:
     return plain and not (x.is_meta or x.is_inference())
 
 
+def is_differentiable(x: Tensor) -> bool:
+    """Whether a tensor is of numbers that may have a gradient."""
+    return x.is_floating_point() or x.is_complex()
+
+
 def is_array(x: Any) -> bool:
     """Whether it is an array of NumPy's, of numbers."""
     return type(x).__module__ == "numpy" and type(x).__name__ == "ndarray" and x.dtype.kind in "biufc"

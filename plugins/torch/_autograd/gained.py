@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from torch import Tensor
 
-from steptape.torch._autograd.constants import is_plain
+from steptape.torch._autograd.constants import is_differentiable, is_plain
 from steptape.torch._autograd.graph import tensors_of
 from steptape.torch._autograd.held import Held
 from steptape.torch._autograd.snapshot import Snapshot
@@ -20,7 +20,7 @@ class Gained:
 
     def __init__(self, own: Iterable[Tensor], held: Held, lent: Sequence[Snapshot] = ()):
         self._held, self._lent = held, lent
-        self._written = [(x, x._version) for x in own if _has_none(x) and is_plain(x)]
+        self._written = [(x, x._version) for x in own if not x.requires_grad and is_differentiable(x) and is_plain(x)]
 
     @property
     def written(self) -> list[Tensor]:
@@ -31,13 +31,9 @@ class Gained:
     def elsewhere(self) -> list[Tensor]:
         """These, and others that what func held at some other moment does not tell of."""
         found = tensors_of([x for one in self._lent for x in one.changes().values()])
-        return [*self.written, *self._held.queued, *(x for x in found if x.is_floating_point() or x.is_complex())]
+        return [*self.written, *self._held.queued, *filter(is_differentiable, found)]
 
     @property
     def tensors(self) -> list[Tensor]:
         """And those that func has come to refer to."""
         return [*self.elsewhere, *self._held.gained]
-
-
-def _has_none(x: Tensor) -> bool:
-    return not x.requires_grad and (x.is_floating_point() or x.is_complex())

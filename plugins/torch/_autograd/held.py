@@ -20,7 +20,7 @@ from torch import Tensor
 
 from steptape.compat._torch import PARAMETRIZE
 from steptape.torch._autograd.code import functions_of, is_library, is_of_library, names_in
-from steptape.torch._autograd.constants import is_array
+from steptape.torch._autograd.constants import is_array, is_differentiable
 from steptape.torch._autograd.draws import (
     Draws,
     drawn_again,
@@ -115,14 +115,14 @@ class Held:
 
     @property
     def gained(self) -> list[Tensor]:
-        """The tensors of numbers that func has come to hold since."""
+        """The tensors of numbers that func has come to hold since, but for those that are ``queued``."""
         known = set(map(id, self.tensors))
         held = tensors_of([(*one.changes().values(), *(_tail_of(one) or ())) for one in self.snapshots])
-        return [*self.queued, *(x for x in held if id(x) not in known and (x.is_floating_point() or x.is_complex()))]
+        return [x for x in held if id(x) not in known and is_differentiable(x)]
 
     @property
     def queued(self) -> list[Tensor]:
-        """Those in containers of other kinds than lists and dictionaries."""
+        """The tensors in containers of other kinds than lists and dictionaries, which held none."""
         return list(tensors_of([entries_of(one.generator) for one in self.queues]))
 
     def leave(self, generators: Sequence[Any]) -> None:
@@ -195,7 +195,7 @@ class Held:
         for name in _CHANGING:
             one: Any = attributes.get(name)
             if type(one) in DICTIONARIES:
-                self._snapshots.append(Snapshot.of(one)) if one else self._empty.append(one)
+                self._note_all(one)
                 for hook in one.values() if name in _HOOKS else ():
                     self._look(hook, depth)
         self._note_class(type(module))
@@ -212,7 +212,7 @@ class Held:
             for value in holder.__defaults__ or ():
                 self._look(value, depth)
             self._note(holder, [x for x in _DEFAULTS if getattr(holder, x)], 0)
-            self._snapshots.append(Snapshot.of(vars(holder))) if vars(holder) else self._empty.append(vars(holder))
+            self._note_all(vars(holder))
         elif type(holder) is list:
             self._note(holder, [i for i, x in enumerate(holder[:LONG]) if _is_noted(x, holder)], depth, len(holder))
         elif type(holder) in DICTIONARIES:
@@ -224,6 +224,10 @@ class Held:
                 self._snapshots.append(Snapshot.of(attributes))
                 for value in self._snapshots[-1].values.values():
                     self._look(value, depth)
+
+    def _note_all(self, dictionary: dict[Any, Any]) -> None:
+        """All that a dictionary holds, most often nothing."""
+        self._snapshots.append(Snapshot.of(dictionary)) if dictionary else self._empty.append(dictionary)
 
     def _note_object(self, value: Any) -> None:
         """What an object holds, such as a schedule or a configuration, and what the objects in it hold in turn."""

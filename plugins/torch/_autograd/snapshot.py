@@ -6,7 +6,7 @@ import operator
 import threading
 from collections import OrderedDict, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from types import CellType
 from typing import Any, NamedTuple
 
@@ -85,25 +85,18 @@ def given_back(snapshots: Sequence[Snapshot], places: frozenset[Place] = frozens
 
     Whole numbers that are counted on in it are counted on after it, too, and lists keep what they gain.
     """
-    if not any(one.changes() for one in snapshots):
-        try:
-            yield
-        finally:
-            if places:
-                for one in snapshots:
-                    one.put_back(places)
-        return
-    with _LOCK:
-        changed = [(one, changes) for one in snapshots if (changes := one.changes())]
+    is_changed = any(one.changes() for one in snapshots)
+    with _LOCK if is_changed else nullcontext():
+        changed = [(one, changes) for one in snapshots if (changes := one.changes())] if is_changed else []
         try:
             for one, changes in changed:
                 one.restore(changes)
             yield
         finally:
+            places -= {(id(one.holder), key) for one, changes in changed for key in changes}
             if places:
-                restored = {(id(one.holder), key) for one, changes in changed for key in changes}
                 for one in snapshots:
-                    one.put_back(places - restored)
+                    one.put_back(places)
             for one, changes in changed:
                 one.count_on(changes)
 

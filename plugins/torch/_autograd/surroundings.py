@@ -18,7 +18,7 @@ from torch.nn.parameter import is_lazy
 from steptape.compat._torch import uncompiled
 from steptape.compat._torch_graphs import WritesAgain
 from steptape.compat._torch_hooks import hooks_passed_by
-from steptape.torch._autograd.constants import Constants, forget, is_plain
+from steptape.torch._autograd.constants import Constants, forget, is_differentiable, is_plain
 from steptape.torch._autograd.draws import Draws, drawn_again, draws_of
 from steptape.torch._autograd.gained import Gained
 from steptape.torch._autograd.graph import is_one_of
@@ -174,11 +174,7 @@ class Surroundings:
         self._constants = Constants(filter(is_plain, constants), held.arrays)
         held.let_go([x for x in tensors if x.grad_fn is not None and not is_one_of(x, params)], keep_values=named)
         self._held = held
-        return [
-            x
-            for x in tensors
-            if id(x) not in known and not x.requires_grad and (x.is_floating_point() or x.is_complex())
-        ]
+        return [x for x in tensors if id(x) not in known and not x.requires_grad and is_differentiable(x)]
 
     def keeps_constants(self, before: Held, evaluate: Callable[[], Any]) -> bool:
         """Whether what func, as it was ``before``, computes and keeps in an evaluation has no history with a graph."""
@@ -225,7 +221,7 @@ class Untouched:
         self._constants = Constants((x for x in tensors if is_plain(x) and not x.requires_grad), self.held.arrays)
         self.gained = Gained([*tensors, *buffers], self.held, self._lent)
 
-    def looked_at(self, held: Held) -> Untouched:
+    def after_look(self, held: Held) -> Untouched:
         """The same after an evaluation, but for what func refers to now, which is ``held``.
 
         Buffers that the evaluation wrote to are no gain of others.
@@ -241,8 +237,9 @@ class Untouched:
 
     @property
     def holds(self) -> bool:
-        """Whether func refers to the same, and its modules have the same tensors."""
-        return self.held.holds and all(one.holds for one in self._lent)
+        """Whether func refers to the same, and its modules have the same tensors; buffers may have been written to."""
+        of_side = all(is_one_of(x, self.side.buffers) for x in self.gained.written)
+        return of_side and self.held.holds and all(one.holds for one in self._lent)
 
     def follow(self, after: Note) -> Note:
         """Have the side state follow generators that an evaluation drew from; its state ``after`` that, with theirs."""
@@ -265,7 +262,7 @@ class Untouched:
     @contextmanager
     def kept_now(self) -> Iterator[None]:
         """A block after which func refers to the same as before it, and tensors of no history hold the same."""
-        now = self.looked_at(self.held_now)
+        now = self.after_look(self.held_now)
         with now.held.as_it_was(), drawn_again(self.held.queues):
             try:
                 yield

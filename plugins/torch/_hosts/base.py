@@ -147,8 +147,8 @@ class Solve(abc.ABC):
         """The same solve from ``inputs``, of a func that stores what it computes for someone else, if not at first."""
         before = self.before
         assert before is not None
-        solve: Any = self
-        solve, apart = (solve, before.apart) if before.apart else solve.apart(inputs)
+        solve: Any
+        solve, apart = (self, before.apart) if before.apart else self.apart(inputs)
         return dataclasses.replace(solve, before=before._replace(stores=True, apart=apart))
 
     @property

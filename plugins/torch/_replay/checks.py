@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from steptape._errors import GradientError, UnsupportedError
+from steptape.torch._autograd.constants import is_plain
 from steptape.torch._autograd.graph import Call, Parameters
 from steptape.torch._tape.tape import sample
 
@@ -45,8 +46,7 @@ def _is_other(x: Tensor, values: Tensor) -> bool:
     """Whether the data of x have been exchanged, as by ``x.data = ...``, and not for equal ones."""
     if x.dtype != values.dtype or x.shape != values.shape or x.device != values.device:
         return True
-    plain = type(x) in (Tensor, torch.nn.Parameter) and x.layout == torch.strided
-    return plain and x.data_ptr() != values.data_ptr() and not torch.equal(x, values)
+    return is_plain(x) and x.data_ptr() != values.data_ptr() and not torch.equal(x, values)
 
 
 def check_values(found: Sequence[Tensor], expected: Sequence[Tensor], parameters: Parameters) -> None:

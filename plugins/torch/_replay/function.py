@@ -135,7 +135,7 @@ class Replay(torch.autograd.Function):
 def _check_gained(solve: Solve, gained: Sequence[Tensor], graphs_are_all: bool, no_graphs: bool) -> None:
     """After a solve, what func has gained in it: raise ``StoredLate`` where that is to be told from what has a history.
 
-    Then all is as before the solve.
+    Then all is as before the solve; else the graphs that evaluations built apart are over.
     """
     before = solve.before
     assert before is not None
