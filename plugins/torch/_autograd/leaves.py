@@ -131,7 +131,8 @@ def _refuse_unknown(unknown: Sequence[Tensor], parameters: Parameters) -> NoRetu
     raise GradientError(
         f"{call}: {call.func} depends on tensors that require a gradient and that its first evaluation did "
         f"not use (shapes: {shapes}), so their gradient would be lost. Name all of them: "
-        f"adjoint_params=(*{call.func}.parameters(), x, ...)."
+        f"adjoint_params=(*{call.func}.parameters(), x, ...). What an earlier evaluation computed and kept, as for a "
+        "delay, has no name: differentiate with the host's own function then."
     )
 
 

@@ -173,7 +173,10 @@ def _ends(
 
 
 class Noticed(TorchFunctionMode):
-    """Which of some tensors, by identity, enter an operation in a block: those ``found``."""
+    """Which of some tensors, by identity, enter an operation in a block: those ``found``.
+
+    What tells of a tensor, such as its shape, is none.
+    """
 
     def __init__(self, tensors: dict[int, Tensor]):
         super().__init__()
@@ -181,10 +184,11 @@ class Noticed(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if self._waiting:
+        out = func(*args, **kwargs)
+        if self._waiting and (out is None or any(True for _ in tensors_of((out,)))):
             entered = {id(x) for x in tensors_of((args, kwargs))}
             self.found += [self._waiting.pop(key) for key in entered & self._waiting.keys()]
-        return func(*args, **kwargs)
+        return out
 
 
 class _Noted:

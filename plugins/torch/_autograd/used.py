@@ -190,5 +190,6 @@ def check_kept(
             raise GradientError(
                 f"{call}: {call.func} computed a tensor of shape {tuple(late.shape)} in the solve, after its first "
                 "evaluation, and kept it for others. The solve builds no graph, so the gradient of what it was "
-                "computed from would be lost. Compute it in each evaluation, in the first one, or before the solve."
+                "computed from would be lost. Compute it in each evaluation, in the first one, or before the solve; or, "
+                "if it is of the past, as in a delay equation, differentiate with the host's own function."
             )

@@ -20,7 +20,7 @@ from steptape._errors import UnsupportedError
 from steptape.compat import _torchdiffeq as host
 from steptape.compat._torch import transforms_active
 from steptape.torch._autograd.graph import Parameters
-from steptape.torch._autograd.surroundings import Surroundings
+from steptape.torch._autograd.surroundings import Surroundings, Untouched
 from steptape.torch._hosts.torchdiffeq import OdeSolve
 
 
@@ -30,7 +30,8 @@ def differentiable_time(solve: OdeSolve, end: Tensor, state: Tensor, params: Seq
         return end
     fixed, parameters = (end.detach(), state.detach()), Parameters(params, solve.call)
     t, y = (x.clone().requires_grad_() for x in fixed)
-    with Surroundings(state.device, solve.user_func).looked_at():
+    surroundings = Surroundings(state.device, solve.user_func)
+    with surroundings.looked_at(), Untouched(surroundings, solve.user_func).kept_now():
         with parameters.in_place():
             value = solve.event_fn(t, y)
         wanted = (t, y, *parameters.params) if solve.call.named else (t, y)

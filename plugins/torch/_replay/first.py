@@ -8,8 +8,8 @@ differ where its values do not, as behind a last layer of zeros.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import Any, NoReturn
 
 import torch
@@ -35,29 +35,32 @@ class FirstEvaluation:
         """Whether no hook, and no function of the user's, makes something else of a cotangent than a multiple."""
         if self._solve.before is None or not self._solve.before.traits.custom:
             return True
-        leaves, values = self._taken(nullcontext())
-        return is_linear(values, [*leaves, *self._parameters.params])
+        with self._taken(nullcontext()) as (leaves, values):
+            return is_linear(values, [*leaves, *self._parameters.params])
 
     def note(self, before: Held) -> None:
         """After the solve: its derivatives where func is as it was ``before``, if that is not how it is now."""
         around = self._surroundings
         assert around.first is not None
         # What func raises here it is to raise in the backward pass.
-        with suppress(Exception):
-            found = self._derivatives(*self._taken(before.as_it_was(around.lent)))
-            around.first = around.first._replace(derivatives=found)
+        with suppress(Exception), self._taken(before.as_it_was(around.lent)) as taken:
+            around.first = around.first._replace(derivatives=self._derivatives(*taken))
 
     def check(self) -> None:
         """Raise if func returns other values than it did, or others by their derivatives."""
         first = self._surroundings.first
         if first is not None:
-            leaves, values = self._taken(given_back(first.left))
-            check_values(values, first.values, self._parameters)
-            if first.derivatives is not None:
-                check_derivatives(self._derivatives(leaves, values), first.derivatives, self._parameters)
+            with self._taken(given_back(first.left)) as (leaves, values):
+                check_values(values, first.values, self._parameters)
+                if first.derivatives is not None:
+                    check_derivatives(self._derivatives(leaves, values), first.derivatives, self._parameters)
 
-    def _taken(self, how: AbstractContextManager[Any]) -> tuple[list[Tensor], list[Tensor]]:
-        """What it is given, as leaves, and what func returns in it, with its graph."""
+    @contextmanager
+    def _taken(self, how: AbstractContextManager[Any]) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
+        """A block with what it is given, as leaves, and what func returns in it, with its graph.
+
+        What func's backward pass changes in the block is as it was after it, too.
+        """
         around, values = self._surroundings, list[Tensor]()
 
         def enclose(evaluate: Any) -> Any:
@@ -65,14 +68,14 @@ class FirstEvaluation:
             values.extend(tensors_of(out))
             return out
 
-        with around.looked_at(), how, uncompiled(), around.around_func(), self._parameters.in_place():
-            if around.first is not None:
-                around.side.set(around.first.note)
-            with torch.enable_grad():
+        with around.looked_at(), how:
+            with uncompiled(), around.around_func(), self._parameters.in_place(), torch.enable_grad():
+                if around.first is not None:
+                    around.side.set(around.first.note)
                 leaves = [x.detach().requires_grad_() for x in self._given]
                 solve = self._solve.around(enclose) if around.first is None else around.first.around(enclose)
                 solve.evaluated(0, *leaves)
-        return leaves, values
+            yield leaves, values
 
     def _derivatives(self, leaves: Sequence[Tensor], values: Sequence[Tensor]) -> list[Tensor]:
         """Of each its sum, another one, and what they may differ by."""
