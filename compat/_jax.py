@@ -1,11 +1,13 @@
-"""What JAX notes of a ``custom_jvp`` in a program: where its function was written.
+"""What JAX notes of a ``custom_jvp`` in a program: where its function and its rule were written.
 
 Read by feature: where nothing is noted, a rule is taken for one of the user's, which need not be a derivative.
 """
 
 import functools
 import importlib.util
+from collections.abc import Iterator
 from pathlib import Path
+from types import FunctionType, MethodType
 from typing import Any
 
 # Their rules are derivatives. diffrax needs all of them.
@@ -17,16 +19,45 @@ _CALLERS = (
     ("equinox/internal/_loop/checkpointed.py", ""),
     ("optimistix/_ad.py", "implicit_jvp"),
 )
+# What JAX wraps a rule in, each in the other.
+_DEPTH = 12
 
 
 def is_of_library(equation: Any) -> bool:
-    """Whether the function that a ``custom_jvp_call`` calls is JAX's own, or that of a library that diffrax needs."""
+    """Whether a ``custom_jvp_call`` is JAX's or that of a library that diffrax needs: its function, and its rule."""
     program = equation.params["call_jaxpr"]
     note = getattr(getattr(program, "jaxpr", program), "debug_info", None)
     name, _, place = str(getattr(note, "func_src_info", None)).partition(" at ")
     file = place.rpartition(":")[0].replace("\\", "/")
     if name == _WRAPPED[1] and file.endswith(_WRAPPED[0]):
         return _is_called_by_library(equation)
+    rule = [*_functions_in(equation.params.get("jvp_jaxpr_fun", equation.params.get("jvp_jaxpr_thunk")), _DEPTH)]
+    return bool(rule) and all(map(_is_in_library, (file, *rule)))
+
+
+def _functions_in(rule: Any, depth: int) -> Iterator[str]:
+    """Where the functions were written that a rule consists of, those of JAX around the user's included."""
+    if not depth:
+        return
+    parts: tuple[Any, ...] = (getattr(rule, "__wrapped__", None),)
+    if isinstance(rule, FunctionType):
+        yield rule.__code__.co_filename.replace("\\", "/")
+        parts += tuple(cell.cell_contents for cell in rule.__closure__ or ())
+    elif isinstance(rule, (list, tuple)):
+        parts += tuple(rule)
+    elif isinstance(rule, functools.partial):
+        parts += (rule.func, rule.args)
+    elif isinstance(rule, MethodType):
+        parts += (rule.__func__,)
+    elif type(rule).__name__ == "WrappedFun":
+        parts += (rule.f, rule.transforms)
+    elif callable(rule) and not isinstance(rule, type):
+        parts += (type(rule).__call__,)
+    for part in parts:
+        yield from _functions_in(part, depth - 1)
+
+
+def _is_in_library(file: str) -> bool:
     return any(file.startswith(folder) for folder in _folders())
 
 

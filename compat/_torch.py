@@ -43,8 +43,10 @@ try:
     # The node of a graph whose backward pass is running: an evaluation in which there is one takes derivatives inside.
     running_node = torch._C._current_autograd_node
 
-    # Whether a block of forward mode is entered, by its level.
+    # Whether a block of forward mode is entered, by its level; and a block in which there may be one: in an
+    # autograd.Function there may not, and func may take such derivatives of its own.
     _ = torch.autograd.forward_ad._current_level
+    _set_forward_mode = torch.autograd.forward_ad._set_fwd_grad_enabled
 
     # Where parametrize.cached() keeps weights, and for how many blocks it does.
     PARAMETRIZE = vars(parametrize)
@@ -76,6 +78,13 @@ def gathers_parameters(kind: type) -> bool:
 def forward_mode_active() -> bool:
     """Whether this is a block of ``torch.autograd.forward_ad.dual_level``."""
     return torch.autograd.forward_ad._current_level >= 0
+
+
+@contextmanager
+def forward_mode_allowed() -> Iterator[None]:
+    """A block in which there may be one."""
+    with _set_forward_mode(True):
+        yield
 
 
 def pull(

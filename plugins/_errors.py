@@ -4,6 +4,9 @@
 class SteptapeError(Exception):
     """Base class of every error raised by steptape."""
 
+    # Whether the call has changed what cannot be set back, so that the host must not be tried in its place.
+    _is_final = False
+
 
 class OptionError(SteptapeError, ValueError):
     """An argument or option of the call is wrong: correct the call."""
@@ -27,3 +30,14 @@ class UnsupportedHostVersion(SteptapeError, ImportError):
 
 class SteptapeWarning(UserWarning):
     """Something the call asks for has no effect here; the gradient is right."""
+
+
+def final(error: SteptapeError) -> SteptapeError:
+    """An error of a call that has changed what cannot be set back."""
+    error._is_final = True
+    return error
+
+
+def is_final(error: SteptapeError) -> bool:
+    """Whether it is one."""
+    return error._is_final

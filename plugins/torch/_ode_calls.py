@@ -41,8 +41,7 @@ def odeint(*args: Any, **kwargs: Any) -> Any:
     if setting is None or not setting.override or not _is_ours(setting, **kwargs):
         return host.odeint(*args, **kwargs)
     by_host = functools.partial(host.odeint, *args, **kwargs)
-    func, y0 = _func_and_y0(*args, **kwargs)
-    return replayed_or(by_host, func, y0, lambda: _replayed(setting, args, kwargs))
+    return replayed_or(by_host, _func(*args, **kwargs), lambda: _replayed(setting, args, kwargs))
 
 
 @functools.wraps(host.odeint_event)
@@ -61,8 +60,8 @@ def _replayed(setting: Setting, args: Any, kwargs: dict[str, Any]) -> Any:
         return _odeint.odeint_adjoint(*args, **asked)
 
 
-def _func_and_y0(func: Any, y0: Any, *_: Any, **__: Any) -> tuple[Any, Any]:
-    return func, y0
+def _func(func: Any, *_: Any, **__: Any) -> Any:
+    return func
 
 
 @between_graphs

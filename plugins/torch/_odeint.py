@@ -12,8 +12,9 @@ from torch import Tensor
 
 from steptape._errors import OptionError
 from steptape.compat import _torchdiffeq as host
-from steptape.compat._torch import between_graphs
+from steptape.compat._torch import between_graphs, transforms_active
 from steptape.torch._autograd.graph import Call
+from steptape.torch._autograd.stored import replayed_or
 from steptape.torch._continuous.backward import QuadratureBack, check_supported
 from steptape.torch._continuous.solver import BackwardSolver
 from steptape.torch._hosts.event import differentiable_time
@@ -222,18 +223,37 @@ def odeint_adjoint(
             return host.odeint(func, y0, t, rtol=rtol, atol=atol, method=method, options=options, event_fn=event_fn)
         if adjoint_method == "quadrature":
             adjoint_method, adjoint_options = "aca", None
-    user_func, solver = func, None
+    forward = {"rtol": rtol, "atol": atol, "method": method, "options": options}
+    solver = None
     if adjoint_method == "aca":
         tell("odeint_adjoint", changed({"adjoint_rtol": (adjoint_rtol, rtol), "adjoint_atol": (adjoint_atol, atol)}))
         tell("odeint_adjoint", (f"func.{name}_adjoint" for name in adjoint_callbacks(func)))
         keep = keep_of(adjoint_options, of_hosts=host.all_option_names())
         keep = keep if torch.is_grad_enabled() else Keep(lean=keep.lean)
     else:
-        forward = {"rtol": rtol, "atol": atol, "method": method, "options": options}
         adjoint = {"rtol": adjoint_rtol, "atol": adjoint_atol, "options": adjoint_options}
         solver, keep = BackwardSolver.from_call(y0, t, forward, adjoint)
+    replay = functools.partial(_replayed, func, y0, t, forward, event_fn, keep, solver, adjoint_params)
+    if keep.memory == "graphs" and event_fn is None and adjoint_params is None and not transforms_active():
+        # The host keeps graphs too.
+        return replayed_or(functools.partial(host.odeint, func, y0, t, **forward), func, replay, is_plain=False)
+    return replay()
+
+
+def _replayed(
+    func: Any,
+    y0: Any,
+    t: Tensor,
+    forward: dict[str, Any],
+    event_fn: Any,
+    keep: Keep,
+    solver: BackwardSolver | None,
+    adjoint_params: Iterable[Tensor] | None,
+) -> Any:
+    """The host's solve by the settings of its ``forward`` pass, whose backward pass is ours, by a ``solver`` if any."""
+    user_func = func
     shapes, func, y0, t, rtol, atol, method, options, event_fn, reverse = host.check_inputs(
-        func, y0, t, rtol, atol, method, options, event_fn, host.SOLVERS
+        func, y0, t, *forward.values(), event_fn, host.SOLVERS
     )
     # A copy, since a window of times may be moved on in place before the backward pass.
     t = t.clone()

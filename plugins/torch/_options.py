@@ -18,7 +18,7 @@ from steptape.torch._autograd.held import Held
 from steptape.torch._autograd.looks import Inside, Traits
 from steptape.torch._autograd.modules import modules_of
 from steptape.torch._autograd.side import same
-from steptape.torch._autograd.stored import check_stored
+from steptape.torch._autograd.stored import check_stored, tried
 from steptape.torch._autograd.surroundings import FirstValues, Surroundings, Untouched
 from steptape.torch._autograd.used import (
     First,
@@ -145,14 +145,17 @@ def with_parameters(
     inside, surroundings = Inside(), Surroundings(given[0].device, func)
     _check_sharding(solve.call, surroundings.modules)
     untouched = Untouched(surroundings, func)
+    if (call := tried(func)) is not None:
+        call.untouched = call.untouched or untouched
     with surroundings.looked_at():
         enclosed = solve.around(inside)
         used = tensors_used(enclosed.evaluated, given, since, inside, untouched, enclosed.grid)
-    check_stored(func, used.stored or solve.calls_back)
+    check_stored(func, bool(used.stored), used.stored, solve.calls_back)
     logged = untouched.gained.tensors
     used = used._replace(after=untouched.follow(used.after))
     _check_traits(solve.call, used.traits)
-    if used.traits.needs_graph or any(isinstance(x, _BY_GRAPH) for x in surroundings.modules):
+    by_graph = untouched.held.asks_for_graphs or any(isinstance(x, _BY_GRAPH) for x in surroundings.modules)
+    if used.traits.needs_graph or by_graph:
         solve = solve.around(with_graph)
     held, is_taken = _after_look(solve, surroundings, untouched, used)
     own = surroundings.parameters
@@ -172,7 +175,7 @@ def with_parameters(
     own_ids = set(map(id, params))
     kept_ones, first = ([x for x in xs if id(x) in own_ids] for xs in (used.kept, used.first))
     begun = untouched if held is untouched.held and not logged else untouched.after_look(held)
-    before = Before(surroundings, begun, first, kept_ones, used.traits, used.stored, apart)
+    before = Before(surroundings, begun, first, kept_ones, used.traits, bool(used.stored), apart)
     solve = dataclasses.replace(solve, before=before, call=solve.call._replace(named=named is not None))
     surroundings.first = FirstValues(untouched.note, used.values, solve.around)
     if used.values and is_taken:
@@ -267,7 +270,7 @@ def _origin(x: Tensor, names: dict[int, str]) -> str:
 def _warn_once(text: str) -> None:
     if text not in _told:
         _told.add(text)
-        warnings.warn(text, SteptapeWarning, stacklevel=5)
+        warnings.warn(text, SteptapeWarning, stacklevel=6)
 
 
 def tell(function: str, names: Iterable[str]) -> None:

@@ -6,13 +6,11 @@ import functools
 import inspect
 from typing import Any
 
-import numpy
 import torch
 
 from steptape.compat import _torchsde as host
 from steptape.compat._torch import between_graphs, forward_mode_active, transforms_active
 from steptape.torch import _sdeint
-from steptape.torch._autograd.stored import replayed_or
 from steptape.torch._setting import INSTALLATIONS, Setting
 
 
@@ -44,14 +42,7 @@ def sdeint(*args: Any, **kwargs: Any) -> Any:
     known = inspect.signature(host.sdeint).parameters
     host.handle_unused_kwargs({name: kwargs.pop(name) for name in set(kwargs) - set(known)}, msg="`sdeint`")
     call = _bound(host.sdeint, args, kwargs)
-    drawn = numpy.random.get_state()
-
-    def by_host() -> Any:
-        # Where no Brownian motion is given, its seed has been drawn already.
-        numpy.random.set_state(drawn)
-        return host.sdeint(**call)
-
-    return replayed_or(by_host, call["sde"], call["y0"], lambda: _replayed(setting, call))
+    return _sdeint.replayed_or_not(call, lambda: _replayed(setting, call))
 
 
 def _replayed(setting: Setting, call: dict[str, Any]) -> Any:

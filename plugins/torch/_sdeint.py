@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import functools
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, overload
 
+import numpy
 import torch
 from torch import Tensor
 
 from steptape._errors import OptionError, UnsupportedError
 from steptape.compat import _torchsde as host
 from steptape.compat._torch import between_graphs, place_in_order, transforms_active
+from steptape.torch._autograd.stored import replayed_or
+from steptape.torch._autograd.surroundings import Surroundings, Untouched
 from steptape.torch._hosts.torchsde import SdeSolve
 from steptape.torch._options import changed, keep_of, tell, with_parameters
 from steptape.torch._seminorm import with_seminorm
@@ -199,17 +203,57 @@ def sdeint_adjoint(
     backward = {"adjoint_adaptive": adjoint_adaptive, "adjoint_rtol": adjoint_rtol, "adjoint_atol": adjoint_atol}
     tell("sdeint_adjoint", changed({name: (value, _DEFAULTS[name]) for name, value in backward.items()}))
     keep = _keep_of(adjoint_options)
-    user_sde, since = sde, place_in_order()
-    sde, y0, ts, bm, method, options = host.check_contract(sde, y0, ts, bm, method, adaptive, options, names, logqp)
-    host.assert_no_grad(["ts", "dt", "rtol", "atol", "dt_min"], [ts, dt, rtol, atol, dt_min])
     settings = {"dt": dt, "adaptive": adaptive, "rtol": rtol, "atol": atol, "dt_min": dt_min, "options": options}
+    about = {"bm": bm, "method": method, "names": names, "logqp": logqp}
+    after = {"extra": extra, "extra_solver_state": extra_solver_state}
+    replay = functools.partial(_replayed, sde, y0, ts, about, settings, after, keep, adjoint_params)
+    if keep.memory == "graphs" and adjoint_params is None and torch.is_grad_enabled():
+        # The host keeps graphs too.
+        call = {"sde": sde, "y0": y0, "ts": ts, **about, **settings, **after}
+        return replayed_or_not(call, replay, is_plain=False)
+    return replay()
+
+
+def _replayed(
+    sde: Any,
+    y0: Tensor,
+    ts: Any,
+    about: dict[str, Any],
+    settings: dict[str, Any],
+    after: dict[str, Any],
+    keep: Keep,
+    adjoint_params: Iterable[Tensor] | None,
+) -> Any:
+    """The host's solve of a call, whose backward pass is ours."""
+    user_sde, since, extra_solver_state = sde, place_in_order(), after["extra_solver_state"]
+    method, options, adaptive = about["method"], settings["options"], settings["adaptive"]
+    sde, y0, ts, bm, method, options = host.check_contract(
+        sde, y0, ts, about["bm"], method, adaptive, options, about["names"], about["logqp"]
+    )
+    numbers = {"ts": ts, **{name: settings[name] for name in ("dt", "rtol", "atol", "dt_min")}}
+    host.assert_no_grad(list(numbers), list(numbers.values()))
     extras = None if extra_solver_state is None else len(extra_solver_state)
     # A copy of the times, which may be moved on in place before the backward pass.
-    solve = SdeSolve(sde, user_sde, bm, ts.clone(), method, settings, keep, extras)
+    solve = SdeSolve(sde, user_sde, bm, ts.clone(), method, {**settings, "options": options}, keep, extras)
     given = (y0, *(extra_solver_state or ()))
     solve, params = with_parameters(solve, given, adjoint_params, since=since)
-    ys, *after = recorded(solve, *given, *params)
-    return host.parse_return(y0, ys, tuple(after), extra, logqp)
+    ys, *at_end = recorded(solve, *given, *params)
+    return host.parse_return(y0, ys, tuple(at_end), after["extra"], about["logqp"])
+
+
+def replayed_or_not(call: dict[str, Any], replay: Callable[[], Any], is_plain: bool = True) -> Any:
+    """``replay()``, or ``torchsde.sdeint`` of the arguments of a ``call``, as ``replayed_or`` has it."""
+    sde, drawn = call["sde"], numpy.random.get_state()
+
+    def by_host() -> Any:
+        # Where no Brownian motion is given, its seed has been drawn already.
+        numpy.random.set_state(drawn)
+        return host.sdeint(**call)
+
+    # The host evaluates it before there is a solve.
+    device = getattr(call["y0"], "device", torch.device("cpu"))
+    untouched = Untouched(Surroundings(device, sde), sde)
+    return replayed_or(by_host, sde, replay, is_plain, untouched)
 
 
 def _check_name(adjoint_method: Any) -> None:

@@ -5,6 +5,7 @@ output of its last block. Any other block is opened by taking its steps again, w
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import NamedTuple, TypeAlias
 
@@ -162,18 +163,22 @@ class DenseBlocks:
     ) -> tuple[LoopState, Rows | None]:
         """The state before the block after ``block``, and its dense output if there is room for it."""
         record = self.record
-        # An element of a batch that has no such step takes its last one from its first state, for nothing: what is
-        # evaluated may raise where the solve never was.
-        states = _if_batched(block < record.blocks, states, get(record.tape.states.rows, 0))
-        scalars = get(record.tape.scalars, jnp.minimum(block, jnp.maximum(record.blocks - 1, 0)))
-        start = eqx.combine(scalars, states)
+        # An element of a batch that has no such block, or no such step in it, takes one again that it has, for nothing:
+        # what is evaluated may raise where the solve never was.
+        there = block < record.blocks
+        states = _if_batched(there, states, get(record.tape.states.rows, 0))
+        block = jnp.where(there, block, 0)
+        start = eqx.combine(get(record.tape.scalars, block), states)
 
         def step(i, walked):
             before, dense_infos = walked
-            n, last = block * record.size + i, jnp.maximum(record.count - 1, 0)
-            step = get(record.steps, jnp.minimum(n, last))
-            y, solver_state, dense_info = self.advance(step, before.y, before.solver_state)
-            y, solver_state = _if_batched(n <= last, (y, solver_state), (before.y, before.solver_state))
+            first = block * record.size
+            taken = functools.partial(_if_batched, first + i < record.count)
+            now = taken(before, start)
+            y, solver_state, dense_info = self.advance(
+                get(record.steps, taken(first + i, first)), now.y, now.solver_state
+            )
+            y, solver_state = taken((y, solver_state), (before.y, before.solver_state))
             before = with_fields(before, y=y, solver_state=solver_state)
             return before, None if dense_infos is None else put(dense_infos, i, dense_info)
 

@@ -158,7 +158,7 @@ def _backward(
     if not len(ts):
         ts, cotangents = span[1][None], jax.tree.map(lambda g: jnp.zeros((1, *g.shape[1:]), g.dtype), cotangents)
     # The solve is linear: at this scale its absolute tolerance means the same whatever the loss.
-    scale = functools.reduce(jnp.maximum, [jnp.max(jnp.abs(g)) for g in jax.tree.leaves(cotangents)])
+    scale = functools.reduce(jnp.maximum, [jnp.max(jnp.abs(g), initial=0) for g in jax.tree.leaves(cotangents)])
     scale = jnp.where(scale == 0, 1, scale)
     outputs = Outputs(ts, jax.tree.map(lambda g: g / scale.astype(g.dtype), cotangents))
     dt0 = forward.overrides.get("dt0", blocks.record.last_step())

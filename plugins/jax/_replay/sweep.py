@@ -108,11 +108,13 @@ class Sweep(eqx.Module):
     def _before(self, tape: Tape, count: IntScalar, i: IntScalar, states: LoopState) -> tuple[LoopState, Times]:
         """The state before step ``i``, and its times.
 
-        An element of a batch that has no such step takes its last one from its first state, for nothing: what is
-        evaluated, a field or a Brownian path, may raise where the solve never was.
+        An element of a batch that has no such step takes its first try again, for nothing: what is evaluated, a field
+        or a Brownian path, may raise where the solve never was.
         """
-        states = jax.tree.map(functools.partial(select_if_vmap, i < count), states, _like(states, self.state))
         row, times = tape.row(jnp.minimum(i, jnp.maximum(count - 1, 0)), states)
+        taken, begin = functools.partial(select_if_vmap, i < count), self.state.tnext
+        first = Times(begin, begin, begin)
+        row, times = jax.tree.map(taken, (row, times), (_like(row, self.state), first))
         return eqx.combine(row, self.state), times
 
 

@@ -262,6 +262,13 @@ def _refuse_shared_graphs(error: RuntimeError, call: Call) -> None:
         ) from error
 
 
+# A way out of what a replay cannot do.
+BY_HOST = (
+    "differentiate with the host's own function, as adjoint_method='aca' does with {'memory': 'graphs'} where neither "
+    "event_fn nor adjoint_params are given"
+)
+
+
 def check_hooks(given: Iterable[Tensor], call: Call) -> None:
     """Raise if func has put hooks on what it was ``given``."""
     if any(map(has_hooks, given)):
@@ -273,7 +280,7 @@ def refuse_hooks(call: Call) -> NoReturn:
     raise GradientError(
         f"{call}: {call.func} puts a hook on the state y itself. By back-propagation it would see the gradient of that "
         "state from all that comes after it, which no single evaluation has. Put it on a view, z = y.view_as(y), to "
-        f"see what comes through {call.func}; or differentiate with the host's own function."
+        f"see what comes through {call.func}; or {BY_HOST}."
     )
 
 

@@ -32,7 +32,7 @@ from steptape.torch._autograd.draws import (
 )
 from steptape.torch._autograd.graph import tensors_of
 from steptape.torch._autograd.modules import DEPTH, LONG, all_of, parts_of, slots_of
-from steptape.torch._autograd.snapshot import DICTIONARIES, Snapshot, held_by, restore
+from steptape.torch._autograd.snapshot import CONTAINERS, DICTIONARIES, Length, Snapshot, held_by, restore
 
 _OF_TORCH = frozenset(vars(torch.nn.Module()))
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
@@ -40,7 +40,10 @@ _CHANGING = ("_modules", *_HOOKS)
 # What threads wait for is not as it was: another one would wait for ever.
 _OF_THREADS = frozenset(("_thread", "threading", "queue", "logging", "multiprocessing", "concurrent", "asyncio"))
 _PLAIN = frozenset((bool, int, float, str, type(None)))
+_OF_GRAPHS = frozenset(("is_grad_enabled", "requires_grad", "grad_fn"))
 _DEFAULTS = ("__defaults__", "__kwdefaults__")
+# Short containers in each other may be settings, or such as a register of terms; long ones are data.
+_DEEPER = 2
 # No log yet.
 _SHORT = 16
 # Of what holds more, the rest is left as it is.
@@ -51,7 +54,7 @@ class Held:
     """All of it as it is now; ``tensors``: those among it that are no parameters; ``arrays``: of NumPy's.
 
     ``followed``: generators of random numbers that are none of its business. ``queues``: containers of other kinds than
-    lists and dictionaries.
+    lists and dictionaries. ``asks_for_graphs``: whether code in it goes by whether a graph is built.
     """
 
     def __init__(self, func: Any, followed: Sequence[Any] = ()):
@@ -59,10 +62,12 @@ class Held:
         # Of most layers all hooks.
         self._empty: list[dict[Any, Any]] = []
         self.values: list[Snapshot] = []
+        self.lengths: list[Length] = []
         self.tensors: list[Tensor] = []
         self.arrays: list[Any] = []
         self._draws = draws_of_all()
         self.queues: list[Draws] = []
+        self.asks_for_graphs = False
         self._seen: set[int] = set()
         self._objects: set[int] = set()
         # Of modules of the user's program, and in them.
@@ -70,7 +75,7 @@ class Held:
         # How many objects the walk is in.
         self._inside = 0
         self._left = _MANY
-        self._walk(func, DEPTH)
+        self._walk(func, DEPTH + _DEEPER)
         if PARAMETRIZE["_cache_enabled"]:
             self._note(PARAMETRIZE, ("_cache", "_cache_enabled"), 0)
         self.leave(followed)
@@ -78,7 +83,8 @@ class Held:
     def let_go(self, tensors: Sequence[Tensor], keep_values: bool) -> None:
         """Hold some tensors no longer, nor what has one of them; and note no tensors.
 
-        ``keep_values``: go on holding what they were, without their history, in ``values``.
+        ``keep_values``: go on holding what they were, without their history, in ``values``. Of containers that had some
+        the ``lengths`` are held.
         """
         self.tensors, self.arrays = [], []
         if not tensors:
@@ -89,13 +95,14 @@ class Held:
         for one in self._snapshots:
             lost = {key: one.values.pop(key) for key in [key for key, x in one.values.items() if id(x) in gone]}
             values = {key: x.detach() for key, x in lost.items() if keep_values and id(x) in those}
+            self.lengths += [Length.of(one.holder, key, x) for key, x in lost.items() if type(x) in CONTAINERS]
             if values:
                 self.values.append(Snapshot(one.holder, values))
 
     def clear(self) -> None:
         """Hold nothing."""
         self.tensors, self.arrays, self.values, self._snapshots, self._empty = [], [], [], [], []
-        self._draws, self.queues = [], []
+        self.lengths, self._draws, self.queues = [], [], []
 
     @property
     def snapshots(self) -> list[Snapshot]:
@@ -117,7 +124,7 @@ class Held:
     def gained(self) -> list[Tensor]:
         """The tensors of numbers that func has come to hold since, but for those that are ``queued``."""
         known = set(map(id, self.tensors))
-        held = tensors_of([(*one.changes().values(), *(_tail_of(one) or ())) for one in self.snapshots])
+        held = tensors_of([(*one.changes().values(), *one.tail) for one in self.snapshots])
         return [x for x in held if id(x) not in known and is_differentiable(x)]
 
     @property
@@ -134,17 +141,17 @@ class Held:
     def restore(self) -> None:
         """Have all be as it was."""
         restore(self.snapshots)
-        for snapshot in self._snapshots:
-            if isinstance(snapshot.holder, list) and snapshot.size is not None:
-                del snapshot.holder[snapshot.size :]
-        for one in (*self._draws, *self.queues):
-            one.restore()
+        for one in self._snapshots:
+            if one.tail:
+                del one.holder[one.size :]
+        for draws in (*self._draws, *self.queues):
+            draws.restore()
 
     @contextmanager
     def as_it_was(self, more: Sequence[Snapshot] = ()) -> Iterator[None]:
         """A block in which all of it, and ``more``, is as it was, and after which all is as before the block."""
         snapshots = [*self.snapshots, *more]
-        now = [(one, one.changes(), _tail_of(one)) for one in snapshots]
+        now = [(one, one.changes(), one.tail) for one in snapshots]
         with drawn_again([*self._draws, *self.queues]):
             self.restore()
             restore(more)
@@ -155,7 +162,7 @@ class Held:
                 restore(more)
                 for one, values, tail in now:
                     one.put(values)
-                    if tail is not None:
+                    if tail:
                         one.holder[one.size :] = tail
 
     def _walk(self, holder: Any, depth: int) -> None:
@@ -168,7 +175,7 @@ class Held:
             for module in all_of([holder])[: self._left]:
                 if id(module) not in self._seen:
                     self._note_module(module, depth)
-        elif depth:
+        elif (depth := depth - _DEEPER if _is_long(holder) else depth) > 0:
             self._seen.add(id(holder))
             self._note_parts(holder, depth)
             for part in parts_of(holder):
@@ -206,7 +213,8 @@ class Held:
     def _note_parts(self, holder: Any, depth: int) -> None:
         if isinstance(holder, FunctionType):
             names = names_in(holder.__code__)
-            self._note(holder.__globals__, [x for x in names if x in holder.__globals__], 0, names=names)
+            self.asks_for_graphs = self.asks_for_graphs or not _OF_GRAPHS.isdisjoint(names)
+            self._note(holder.__globals__, [x for x in names if x in holder.__globals__], _DEEPER, names=names)
             for cell in holder.__closure__ or ():
                 self._note(cell, (None,), depth, names=names)
             for value in holder.__defaults__ or ():
@@ -237,7 +245,7 @@ class Held:
         if self._inside < DEPTH and has_any and not seen and not isinstance(value, others):
             self._objects.add(id(value))
             self._inside += 1
-            self._note_parts(value, 1)
+            self._note_parts(value, 1 + _DEEPER)
             self._inside -= 1
 
     def _note_class(self, kind: type) -> None:
@@ -297,7 +305,7 @@ class Held:
                 self._note_class(value)
         elif type(value) not in (list, tuple, *DICTIONARIES):
             self._note_object(value)
-        elif depth > 1:
+        elif depth > (1 + _DEEPER if _is_long(value) else 1):
             self._walk(value, depth - 1)
         else:
             entries = value.items() if isinstance(value, dict) else enumerate(value)
@@ -310,6 +318,10 @@ class Held:
                 self._snapshots.append(Snapshot(value, noted, len(value)))
 
 
+def _is_long(x: Any) -> bool:
+    return isinstance(x, (list, tuple, dict)) and len(x) > _SHORT
+
+
 def _is_of_threads(x: Any) -> bool:
     return type(x).__module__.partition(".")[0] in _OF_THREADS
 
@@ -318,11 +330,6 @@ def _attributes(x: Any) -> dict[str, Any] | None:
     """Those of an object's own; others pass on what is not theirs."""
     found = getattr(x, "__dict__", None)
     return found if type(found) is dict else None
-
-
-def _tail_of(snapshot: Snapshot) -> list[Any] | None:
-    """What a list has come to hold besides."""
-    return snapshot.holder[snapshot.size :] if isinstance(snapshot.holder, list) else None
 
 
 def _has_one_of(holder: Any, tensors: set[int], depth: int) -> bool:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, NoReturn
 from torch import Tensor
 
 from steptape._errors import GradientError
-from steptape.torch._autograd.graph import Call, Parameters, edges_from, is_one_of, leaf_at, node_of, place_of
+from steptape.torch._autograd.graph import BY_HOST, Call, Parameters, edges_from, is_one_of, leaf_at, node_of, place_of
 
 
 def leaf_of(solve: object, x: Tensor) -> Tensor:
@@ -132,7 +132,7 @@ def _refuse_unknown(unknown: Sequence[Tensor], parameters: Parameters) -> NoRetu
         f"{call}: {call.func} depends on tensors that require a gradient and that its first evaluation did "
         f"not use (shapes: {shapes}), so their gradient would be lost. Name all of them: "
         f"adjoint_params=(*{call.func}.parameters(), x, ...). What an earlier evaluation computed and kept, as for a "
-        "delay, has no name: differentiate with the host's own function then."
+        f"delay, has no name: {BY_HOST}."
     )
 
 

@@ -73,13 +73,13 @@ class Traits(NamedTuple):
 class Seen(NamedTuple):
     """What one evaluation used, what it computed and ``left`` somewhere, and its ``traits``.
 
-    ``values``: those of func in it. ``began``: its place in the order of nodes. ``stores_state``: whether it left what
-    it was given.
+    ``values``: those of func in it. ``began``: its place in the order of nodes. ``stored_state``: what it was given, if
+    it left that.
     """
 
     used: list[Tensor]
     left: list[Tensor]
-    stores_state: bool
+    stored_state: weakref.ref[Tensor] | None
     traits: Traits
     values: Sequence[Tensor]
     began: int
@@ -147,7 +147,7 @@ def _seen(evaluate: Evaluate, n: int, given: Sequence[Tensor], noted: _Calls | O
     used += [x for x in (leaf() for leaf in leaves) if x is not None]
     alive = (x for x in (ref() for ref in noted.made) if x is not None)
     left = {id(x): x for x in alive if x.grad_fn is not None}
-    return Seen(used, [*left.values()], state() is not None, traits, (), began)
+    return Seen(used, [*left.values()], None if state() is None else state, traits, (), began)
 
 
 def _ends(

@@ -7,11 +7,13 @@ import threading
 from collections import OrderedDict, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from itertools import islice
 from types import CellType
 from typing import Any, NamedTuple
 
 # Others may load what they hold when it is asked for.
 DICTIONARIES = (dict, OrderedDict, defaultdict)
+CONTAINERS = (list, *DICTIONARIES)
 _MISSING = object()
 # An object by identity, and what it holds something under.
 Place = tuple[int, Any]
@@ -47,6 +49,11 @@ class Snapshot(NamedTuple):
             if len(holder) + missing != self.size:
                 found.update((k, x) for k, x in list(holder.items()) if k not in self.values)
         return found
+
+    @property
+    def tail(self) -> list[Any]:
+        """What a list has come to hold besides."""
+        return self.holder[self.size :] if isinstance(self.holder, list) and self.size is not None else []
 
     def restore(self, keys: Any) -> None:
         """Have it hold under some keys what it held."""
@@ -85,12 +92,16 @@ def given_back(snapshots: Sequence[Snapshot], places: frozenset[Place] = frozens
 
     Whole numbers that are counted on in it are counted on after it, too, and lists keep what they gain.
     """
-    is_changed = any(one.changes() for one in snapshots)
+    grown = {id(one.holder): one for one in snapshots if one.tail}
+    is_changed = bool(grown) or any(one.changes() for one in snapshots)
     with _LOCK if is_changed else nullcontext():
         changed = [(one, changes) for one in snapshots if (changes := one.changes())] if is_changed else []
+        tails = [(one, one.tail) for one in grown.values()]
         try:
             for one, changes in changed:
                 one.restore(changes)
+            for one, _ in tails:
+                del one.holder[one.size :]
             yield
         finally:
             places -= {(id(one.holder), key) for one, changes in changed for key in changes}
@@ -99,6 +110,49 @@ def given_back(snapshots: Sequence[Snapshot], places: frozenset[Place] = frozens
                     one.put_back(places)
             for one, changes in changed:
                 one.count_on(changes)
+            for one, tail in tails:
+                one.holder[one.size : one.size] = tail
+
+
+class Length(NamedTuple):
+    """How much a list or a dictionary held that a ``holder`` had under a ``key``, and which one it was; not itself."""
+
+    holder: Any
+    key: Any
+    known_as: int
+    size: int
+
+    @classmethod
+    def of(cls, holder: Any, key: Any, container: Any) -> Length:
+        """That of a container as it is now."""
+        return cls(holder, key, id(container), len(container))
+
+    @property
+    def container(self) -> Any:
+        """It, if it is there still and has grown."""
+        now = held_by(self.holder, self.key)
+        return now if id(now) == self.known_as and len(now) > self.size else None
+
+
+@contextmanager
+def cut(lengths: Iterable[Length]) -> Iterator[None]:
+    """A block in which some containers are as long as they were."""
+    grown = [(found, one.size) for one in lengths if (found := one.container) is not None]
+    tails = [(x, size, x[size:] if type(x) is list else dict(islice(x.items(), size, None))) for x, size in grown]
+    try:
+        for x, size, tail in tails:
+            if type(x) is list:
+                del x[size:]
+            else:
+                for key in tail:
+                    del x[key]
+        yield
+    finally:
+        for x, size, tail in tails:
+            if type(x) is list:
+                x[size:size] = tail
+            else:
+                x.update(tail)
 
 
 @contextmanager

@@ -7,6 +7,8 @@ gradient: a backward pass through it is refused where it comes to the state.
 from __future__ import annotations
 
 import functools
+import gc
+import weakref
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from typing import Any, TypeVar
@@ -14,41 +16,100 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from steptape._errors import GradientError, UnsupportedError
-from steptape.torch._autograd.graph import Call, tensors_of
-from steptape.torch._autograd.surroundings import Surroundings, Untouched
+from steptape._errors import GradientError, SteptapeError, UnsupportedError, is_final
+from steptape.compat._torch_graphs import saved_tensors_are_hooked
+from steptape.torch._autograd.graph import BY_HOST, Call
+from steptape.torch._autograd.surroundings import Untouched
 from steptape.torch._autograd.used import with_graph
 
 T = TypeVar("T")
-# The func of a call that the host would be back-propagated through, and can be still.
-_FUNC: ContextVar[Any] = ContextVar("func", default=None)
+
+
+class Tried:
+    """A call of func that the host can still be back-propagated through, ``is_plain`` if it would have been.
+
+    ``untouched``: func before it was evaluated, once that is known.
+    """
+
+    def __init__(self, func: Any, is_plain: bool, untouched: Untouched | None):
+        self.func, self.is_plain, self.untouched = func, is_plain, untouched
+
+
+_TRIED: ContextVar[Tried | None] = ContextVar("tried", default=None)
+
+
+def tried(func: Any) -> Tried | None:
+    """The call of func that is tried, if there is one."""
+    found = _TRIED.get()
+    return found if found is not None and found.func is func else None
 
 
 class StoredByFunc(Exception):
-    """func stores what it computes, which has a gradient by back-propagation alone."""
+    """func stores what it computes, which has a gradient by back-propagation alone; ``found``: in a look at it."""
+
+    def __init__(self, found: Sequence[weakref.ref[Tensor]] = ()):
+        super().__init__()
+        self.found = found
 
 
 class StoredLate(Exception):
     """func has stored in a solve what it may have computed from the state, and the solve has built no graph of it."""
 
 
-def check_stored(func: Any, stored: bool) -> None:
-    """Raise ``StoredByFunc`` if it does so in a call that the host can be back-propagated through."""
-    if stored and func is _FUNC.get():
-        raise StoredByFunc
+def check_stored(func: Any, stored: bool, found: Sequence[weakref.ref[Tensor]] = (), calls_back: bool = False) -> None:
+    """Raise ``StoredByFunc`` if it does so in a call that the host can be back-propagated through.
+
+    ``calls_back``: whether functions of the user's that the host calls may, which counts where that would have been.
+    """
+    call = tried(func)
+    if call is not None and (stored or (calls_back and call.is_plain)):
+        raise StoredByFunc(found)
 
 
-def replayed_or(by_host: Callable[[], T], func: Any, y0: Any, replay: Callable[[], T]) -> T:
-    """``replay()``, or where that is refused, or func stores something, ``by_host()``, with all as it was before."""
-    device = next((x.device for x in tensors_of(y0)), torch.device("cpu"))
-    untouched, token = Untouched(Surroundings(device, func), func), _FUNC.set(func)
+def replayed_or(
+    by_host: Callable[[], T],
+    func: Any,
+    replay: Callable[[], T],
+    is_plain: bool = True,
+    untouched: Untouched | None = None,
+) -> T:
+    """``replay()``, or where that is refused, or func stores something, ``by_host()``, with all as it was before.
+
+    ``is_plain``: whether the call asks for the host itself, and names no adjoint. ``untouched``: func as it is; None:
+    nothing evaluates it until a solve with its parameters is made.
+    """
+    # Hooks that act on what is saved are to act on states alone.
+    if tried(func) is not None or (saved_tensors_are_hooked() and not is_plain):
+        return replay()
+    call = Tried(func, is_plain, untouched)
+    token = _TRIED.set(call)
+    stored: Sequence[weakref.ref[Tensor]] = ()
     try:
         return replay()
-    except (StoredByFunc, GradientError, UnsupportedError):
-        untouched.restore()
+    except (StoredByFunc, GradientError, UnsupportedError) as error:
+        if isinstance(error, SteptapeError) and is_final(error):
+            raise
+        if call.untouched is not None:
+            call.untouched.restore()
+            known = set(map(id, (*call.untouched.held.tensors, *call.untouched.side.buffers)))
+            stored = [x for x in error.found if id(x()) not in known] if isinstance(error, StoredByFunc) else ()
     finally:
-        _FUNC.reset(token)
+        _TRIED.reset(token)
+    _check_gone(func, stored)
     return by_host()
+
+
+def _check_gone(func: Any, stored: Sequence[weakref.ref[Tensor]]) -> None:
+    """Raise if something is still held that was stored when func was looked at, for it would be there twice."""
+    if any(x() is not None for x in stored):
+        gc.collect()
+    if any(x() is not None for x in stored):
+        raise UnsupportedError(
+            f"func={func!r} stores what it computes, as for a loss, in a place where it is not found again, such as "
+            "deep in containers, so that a first evaluation which shows what func uses cannot be taken back. Store it "
+            "in an attribute, a list or a dictionary of func or of its object; or make the call as the host's own, "
+            "outside of install(override=True)."
+        )
 
 
 class Apart:
@@ -104,6 +165,6 @@ class _End(torch.autograd.Function):
         raise GradientError(
             f"{call}: a tensor that {call.func} computed from the state y and stored, in a list or an attribute, is "
             "differentiated. The solve builds no graph, so what it gains through y, or its time, would be lost. Let it "
-            "be a part of the state, such as an integral; or detach() it, if it needs no gradient; or differentiate "
-            "with the host's own function."
+            "be a part of the state, such as an integral; or detach() it, if it needs no gradient; or "
+            f"{BY_HOST}."
         )

@@ -25,7 +25,7 @@ from steptape.torch._autograd.graph import is_one_of
 from steptape.torch._autograd.held import Held
 from steptape.torch._autograd.modules import all_of, modules_of
 from steptape.torch._autograd.side import Note, SideState
-from steptape.torch._autograd.snapshot import Place, Snapshot, given_back, kept, restore
+from steptape.torch._autograd.snapshot import Place, Snapshot, cut, given_back, kept, restore
 
 
 class FirstValues(NamedTuple):
@@ -200,7 +200,8 @@ class Surroundings:
     def as_solved(self) -> Iterator[None]:
         """A block in which func has the tensors that it had in the solve, and what else it referred to after it."""
         held = (*self._held.snapshots, *self._held.values) if self._held else ()
-        with given_back([*self.lent, *held], self._set), self._constants.given_back():
+        lengths = self._held.lengths if self._held else ()
+        with given_back([*self.lent, *held], self._set), cut(lengths), self._constants.given_back():
             yield
 
 

@@ -9,6 +9,7 @@ others (``parametrize.cached()``, ``if self.A is None: self.A = ...``): it is co
 from __future__ import annotations
 
 import functools
+import weakref
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from steptape._errors import GradientError
 from steptape.compat._torch import is_freed, sequence_number, uncompiled
-from steptape.torch._autograd.graph import Call, is_one_of, leads_to, place_of, places_from, tensors_of
+from steptape.torch._autograd.graph import BY_HOST, Call, is_one_of, leads_to, place_of, places_from, tensors_of
 from steptape.torch._autograd.looks import Evaluate, Inside, Noticed, Operations, Traits, look
 from steptape.torch._autograd.side import Note, SideState
 from steptape.torch._autograd.surroundings import Untouched
@@ -31,7 +32,7 @@ class Used(NamedTuple):
     those that it has ``kept`` for the next ones.
 
     ``traits``: of the first evaluation, its ``values``, and ``after``: what func changes besides, after it. ``stored``:
-    whether func still holds some of what it was given or has computed, for someone else than its next evaluations.
+    what func still holds of what it was given or has computed, for someone else than its next evaluations.
     ``leaves``: whether the first evaluation has left something that it computed.
     """
 
@@ -41,7 +42,7 @@ class Used(NamedTuple):
     traits: Traits
     values: Sequence[Tensor]
     after: Note
-    stored: bool
+    stored: Sequence[weakref.ref[Tensor]]
     leaves: bool
 
 
@@ -72,7 +73,8 @@ def tensors_used(
         # What is left is for someone else, who is to find that of one evaluation.
         first_left.restore()
     first = looks[min(1, len(looks) - 1)].used
-    stored = any(look.stores_state or any(not is_one_of(x, used) for x in look.left) for look in looks)
+    stored = [weakref.ref(x) for look in looks for x in look.left if not is_one_of(x, used)]
+    stored += [look.stored_state for look in looks if look.stored_state is not None]
     return Used(used, first, kept, looks[0].traits, looks[0].values, after, stored, bool(looks[0].left))
 
 
@@ -190,6 +192,6 @@ def check_kept(
             raise GradientError(
                 f"{call}: {call.func} computed a tensor of shape {tuple(late.shape)} in the solve, after its first "
                 "evaluation, and kept it for others. The solve builds no graph, so the gradient of what it was "
-                "computed from would be lost. Compute it in each evaluation, in the first one, or before the solve; or, "
-                "if it is of the past, as in a delay equation, differentiate with the host's own function."
+                "computed from would be lost. Compute it in each evaluation, in the first one, or before the solve; "
+                f"or, if it is of the past, as in a delay equation, {BY_HOST}."
             )

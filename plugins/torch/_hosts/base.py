@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from steptape._errors import UnsupportedError
 from steptape.torch._autograd.graph import Call, Parameters
 from steptape.torch._autograd.looks import Traits
 from steptape.torch._autograd.stored import Apart
@@ -17,6 +18,16 @@ from steptape.torch._hosts.tableau import Tableau
 from steptape.torch._tape.checkpoints import Keep
 from steptape.torch._tape.graphs import Graphs
 from steptape.torch._tape.tape import State, Tape
+
+
+def check_kind(y: Tensor, y0: Tensor, t: Tensor) -> None:
+    """Raise if a state has come to another dtype or shape than that of y0, as by what broadcasts."""
+    if y.dtype != y0.dtype or y.shape != y0.shape:
+        raise UnsupportedError(
+            f"odeint_adjoint(..., adjoint_method='aca'): the state y0 ({y0.dtype}, shape {tuple(y0.shape)}) turned "
+            "into another dtype or shape on the way. Return the dtype and shape of y from func; where both are "
+            f"scalars, give y0 at least the precision of t ({t.dtype})."
+        )
 
 
 class Timeline(NamedTuple):

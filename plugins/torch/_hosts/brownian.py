@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from steptape._errors import GradientError, UnsupportedError
+from steptape._errors import GradientError, UnsupportedError, final
 from steptape.torch._autograd.side import Note, SideState
 from steptape.torch._tape.transfer import moved
 
@@ -100,9 +100,11 @@ class NotingBrownian:
                 "replay would lose. Make it of detached tensors, or differentiate with torchsde.sdeint."
             )
         if [x._version if isinstance(x, Tensor) else _versions(x) for x in latest] != versions:
-            raise UnsupportedError(
-                "sdeint_adjoint(sde, ..., adjoint_method='aca'): sde changed a Brownian increment in place, so "
-                "the replay could not give it the same. Make a new tensor of it instead."
+            raise final(
+                UnsupportedError(
+                    "sdeint_adjoint(sde, ..., adjoint_method='aca'): sde changed a Brownian increment in place, so "
+                    "the replay could not give it the same. Make a new tensor of it instead."
+                )
             )
 
     def settle(self) -> None:

@@ -44,12 +44,17 @@ class FixedLoop:
         def before(n: int, t: Tensor, y: Tensor, h: Tensor) -> None:
             self._told(t, y, h)
 
-        integrated(solver, cast(self._evaluate, y0), y0, t, grid, before, lambda y: next(rows).copy_(y))
+        integrated(solver, cast(self._evaluate, y0), y0, t, grid, before, lambda y: _put(next(rows), y))
         return solution
 
     def integrate_until_event(self, t0: Tensor, event_fn: Any) -> tuple[Tensor, Tensor]:
         """The solver's own."""
         return self._solver.integrate_until_event(t0, event_fn)
+
+
+def _put(row: Tensor, y: Tensor) -> None:
+    # As the host's, which takes what has come to more dimensions.
+    row.copy_(y if y.dim() == row.dim() else y.reshape(row.shape))
 
 
 def integrated(

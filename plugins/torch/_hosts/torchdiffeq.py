@@ -16,7 +16,7 @@ from steptape.torch._autograd.field import Field
 from steptape.torch._autograd.graph import Call, Parameters
 from steptape.torch._autograd.side import SideState
 from steptape.torch._autograd.surroundings import Surroundings
-from steptape.torch._hosts.base import Before, HostSteps, Solve, Timeline
+from steptape.torch._hosts.base import Before, HostSteps, Solve, Timeline, check_kind
 from steptape.torch._hosts.loops import loop_of
 from steptape.torch._hosts.recorder import Recorder
 from steptape.torch._hosts.scheme import Scheme, scheme_of
@@ -208,12 +208,8 @@ class OdeSolve(Solve):
 
     def _check(self, recorder: Recorder, y0: Tensor, t: Tensor) -> None:
         """Raise where the recorded steps cannot be taken again as they were."""
-        if any(y.dtype != y0.dtype or y.shape != y0.shape for y, *_ in recorder.kept.states.values()):
-            raise UnsupportedError(
-                f"odeint_adjoint(..., adjoint_method='aca'): the state y0 ({y0.dtype}, shape {tuple(y0.shape)}) turned "
-                "into another dtype or shape on the way. Return the dtype and shape of y from func; where both are "
-                f"scalars, give y0 at least the precision of t ({t.dtype})."
-            )
+        for y, *_ in recorder.kept.states.values():
+            check_kind(y, y0, t)
         interp = self.options.get("interp", "linear")
         if not recorder.settled and not self.scheme.hands_on and interp != "linear":
             raise UnsupportedError(

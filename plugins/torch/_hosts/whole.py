@@ -22,6 +22,7 @@ from steptape.torch._autograd.graph import refuse_written
 from steptape.torch._autograd.leaves import Node, is_looked_at
 from steptape.torch._autograd.side import Note
 from steptape.torch._autograd.surroundings import Surroundings
+from steptape.torch._hosts.base import check_kind
 from steptape.torch._hosts.fixed_loop import integrated, is_as_host, plain
 from steptape.torch._tape.graphs import Graphs, Step
 from steptape.torch._tape.tape import Later, OdeTape, State, fingerprints
@@ -51,6 +52,7 @@ def as_one_graph(
         ys: list[Tensor] = []
         # Views have their place in the order in which a backward pass adds up, which is that of the host's writes.
         watched.finish(integrated(solver, watched, y, t, grid, watched.before, lambda y: ys.append(y.view_as(y))))
+        check_kind(ys[-1], y0, t)
         return (torch.stack(ys),)
 
     (solution,) = graphs.keep_whole(integrate, (y0,), watched.steps, watched.glances)

@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from steptape._errors import GradientError
+from steptape._errors import GradientError, final
 from steptape.compat._torch import uncompiled
 from steptape.torch._autograd.graph import Call, Parameters, tensors_of
 from steptape.torch._autograd.held import Held
@@ -115,12 +115,13 @@ class Repeats:
 
 
 def _refuse_counting(call: Call) -> NoReturn:
-    raise GradientError(
+    text = (
         f"{call}: {call.func} returned other values when it was evaluated again at the same time and state. It goes by "
         "something that evaluations advance and that cannot be set back, such as an iterator, which a look at it "
         "before the solve has advanced too. Make it a function of its arguments and of what can be: numbers, lists, "
         "dictionaries, queues of numbers, generators of random numbers; or differentiate with the host's own function."
     )
+    raise final(GradientError(text))
 
 
 def _sums_of(x: Tensor, rough: bool) -> Tensor:

@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from steptape.compat._torch import Batches, transforms_active
+from steptape.compat._torch import Batches, forward_mode_allowed, transforms_active
 from steptape.compat._torch_graphs import graph_is_retained
 from steptape.torch._autograd.batch import BatchParameters, Unbatchable
 from steptape.torch._autograd.field import Field
@@ -62,6 +62,7 @@ class Replay(torch.autograd.Function):
     """The inputs of a solve to what it returns. Holds the tape in between, and no graph."""
 
     @staticmethod
+    @forward_mode_allowed()
     def forward(ctx: Any, solve: Solve, *inputs: Tensor) -> tuple[Tensor, ...]:
         # A view of a leaf requires a gradient also where no graph is built, and func may go by that.
         given, params = [x.detach() for x in inputs[: solve.given]], inputs[solve.given :]
@@ -79,7 +80,8 @@ class Replay(torch.autograd.Function):
         gained = untouched.gained.elsewhere if held_still else untouched.gained.tensors
         _check_gained(solve, gained, graphs_are_all, ctx.graphs is None)
         ctx.surroundings.compare(held, held_still)
-        if ctx.surroundings.first is not None and solve.back is None:
+        # What has come to a history by being written to would have that of another evaluation.
+        if ctx.surroundings.first is not None and solve.back is None and not any(x.requires_grad for x in written):
             parameters = Parameters(params, solve.call, ctx.surroundings.autocast)
             with ctx.surroundings.replayed(changed=False, params=params):
                 FirstEvaluation(solve, given, ctx.surroundings, parameters).note(held)
@@ -158,21 +160,27 @@ def _pulled(ctx: Any, cotangents: Sequence[Tensor], size: int | None = None) -> 
     parameters.has_graphs = solve.keep.memory != "states"
     back = (solve.back or ReplayBack)(solve, ctx.surroundings, tape, saved[: solve.given], parameters, needed)
     pull = back.differentiable if torch.is_grad_enabled() else back.plain
-    if ctx.graphs is not None and pull == back.plain:
-        parameters.retains, parameters.solve = graph_is_retained(), ctx.graphs.solve
-        back.graphs = ctx.graphs if parameters.retains else ctx.graphs.handed_over()
-        edges = ctx.next_functions[solve.given :]
-        if back.graphs.are_of(tape.length):
-            parameters.ask_at(edges, ctx.kinds)
-        elif back.graphs.steps and not parameters.are_at(edges):
-            back.graphs = Graphs()
-    if not (back.graphs and back.graphs.are_of(tape.length)):
-        check_unchanged(ctx.versions, solve.call)
     with ctx.surroundings.replayed(changed=tape.changes, params=params), ctx.surroundings.as_solved():
+        if ctx.graphs is not None and pull == back.plain:
+            back.graphs = _graphs_of(ctx, parameters, tape.length)
+        if not (back.graphs and back.graphs.are_of(tape.length)):
+            check_unchanged(ctx.versions, solve.call)
         grads = pull(cotangents)
     if ctx.surroundings.draws_anew:
         refuse_other_values(parameters)
     return [grad if need else None for grad, need in zip(grads, needed, strict=True)]
+
+
+def _graphs_of(ctx: Any, parameters: Parameters, length: int) -> Graphs:
+    """Those that were kept of so many steps, if they lead to the parameters as these are now."""
+    parameters.retains, parameters.solve = graph_is_retained(), ctx.graphs.solve
+    graphs: Graphs = ctx.graphs if parameters.retains else ctx.graphs.handed_over()
+    edges = ctx.next_functions[ctx.solve.given :]
+    if graphs.are_of(length):
+        parameters.ask_at(edges, ctx.kinds)
+    elif graphs.steps and not parameters.are_at(edges):
+        return Graphs()
+    return graphs
 
 
 def _pulled_together(ctx: Any, cotangents: Sequence[Tensor], size: int) -> list[Tensor | None]:

@@ -233,6 +233,20 @@ _plain_too = jax.custom_vjp(_bent.fun)
 _plain_too.defvjp(lambda y: (_bent.fun(y), y), lambda y, g: (1.7 * y * g,))
 
 
+def _ruled_by(function, rule, p, v):
+    return function(*p), rule(p, v)
+
+
+def _on_one_of_jax(rule):
+    """A function that JAX has written, by a rule that it has not."""
+    ruled = jax.custom_jvp(jnp.matmul)
+    ruled.defjvp(functools.partial(_ruled_by, ruled, rule))
+    return functools.partial(ruled, jnp.array([[0.7, -0.2], [0.4, 1.1]]))
+
+
+_of_jax = _on_one_of_jax(lambda p, v: p[0] @ v[1] + 0.3 * p[1] ** 2 * jnp.sum(v[1]))
+
+
 def _by_rule(field, solver, x):
     """A solve whose field is what a rule of the user's is for."""
     term = diffrax.ODETerm(lambda t, y, p: field(p * y))
@@ -259,6 +273,7 @@ RULES = {
     "a jvp with values of its own": (_plain, (*MODES[0], *MODES[1])),
     "a vjp with values of its own": (_plain_too, MODES[0]),
     "one by equinox": (_bent_too, IN_REVERSE),
+    "one on a function of JAX's": (_of_jax, (*IN_REVERSE, *MODES[0])),
     "straight through a rounding": (_rounded, IN_REVERSE),
 }
 
@@ -303,6 +318,15 @@ def test_reverse_over_forward_where_more_moves_in_reverse_than_did_in_forward_mo
         assert worst(got, wanted) < 1e-12
 
 
+def _tangent(p, v):
+    return p[0] @ v[1]
+
+
+class _Tangent:
+    def __call__(self, p, v):
+        return _tangent(p, v)
+
+
 def _kept(function, solver):
     """Whether a second derivative in reverse mode keeps all steps of the solve, which are then as many as are known."""
 
@@ -323,6 +347,8 @@ def test_rules_of_jax_and_of_what_diffrax_needs_are_derivatives_and_cost_nothing
     assert not _kept(lambda y: jax.nn.relu(y) * jnp.logaddexp(y, 1.0), diffrax.Euler())
     assert not _kept(jax.nn.relu, implicit)
     assert _kept(_bent_too, implicit)
+    for rule in (_tangent, functools.partial(_tangent), jax.jit(_tangent), _Tangent(), _Tangent().__call__):
+        assert _kept(_on_one_of_jax(rule), diffrax.Euler())
     assert _kept(lambda y: jax.lax.scan(lambda y, _: (_bent(y), None), y, length=2)[0], diffrax.Euler())
 
 

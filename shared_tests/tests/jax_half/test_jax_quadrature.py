@@ -355,7 +355,8 @@ def test_a_batch_of_unequal_solves_is_its_elements(checkpoints):
 def test_single_precision_and_trees():
     def final(y0, args, adjoint):
         def field(t, y, args):
-            return {"a": args["rate"] * y["b"][:2], "b": -jnp.sin(args["rate"] * t) * y["b"] + jnp.sum(y["a"])}
+            driven = -jnp.sin(args["rate"] * t) * y["b"] + jnp.sum(y["a"])
+            return {"a": args["rate"] * y["b"][:2], "b": driven, "empty": y["empty"]}
 
         solution = diffrax.diffeqsolve(
             diffrax.ODETerm(field),
@@ -370,7 +371,7 @@ def test_single_precision_and_trees():
         )
         return jnp.sum(solution.ys["a"] ** 2) + jnp.sum(solution.ys["b"])
 
-    y0 = {"a": jnp.ones(2, jnp.float32), "b": jnp.arange(3, dtype=jnp.float32)}
+    y0 = {"a": jnp.ones(2, jnp.float32), "b": jnp.arange(3, dtype=jnp.float32), "empty": jnp.zeros((0, 2), jnp.float32)}
     args = {"rate": jnp.float32(0.5), "unused": jnp.float32(2), "count": 3}
     got = eqx.filter_jit(eqx.filter_grad(lambda x: final(*x, OURS)))((y0, args))
     _, want = eqx.filter_jit(lambda x: forward(lambda adjoint: lambda x: (final(*x, adjoint), ()), x))((y0, args))

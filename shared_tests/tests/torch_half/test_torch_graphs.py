@@ -6,10 +6,11 @@ import weakref
 import numpy as np
 import pytest
 import torch
+import torch.utils.checkpoint
 import torchdiffeq
 from torch.autograd import grad
 
-from steptape import GradientError
+from steptape import GradientError, UnsupportedError
 from steptape.shared_tests.oracles.distance import distance
 from steptape.torch import install, odeint_adjoint, record_solves
 from steptape_helpers.torch_solves import ADAMS, ADAPTIVE, FIXED_GRID, TakesNoBatch
@@ -48,7 +49,8 @@ def solve(func, odeint=odeint_adjoint, memory="graphs", lean=True, t=T, rows=4, 
     if call.get("method") in (*FIXED_GRID, *ADAMS):
         call["options"] = {"step_size": 0.11, **{k: v for k, v in call["options"].items() if k != "first_step"}}
     y0, t = state(rows), t.clone().requires_grad_()
-    return odeint(func, y0, t, **call), (y0, t, *func.parameters())
+    params = func.parameters() if isinstance(func, torch.nn.Module) else ()
+    return odeint(func, y0, t, **call), (y0, t, *params)
 
 
 def both(make=Field, seed=0, **call):
@@ -241,6 +243,74 @@ def test_parameters_computed_from_others_and_hooked_tensors_are_replayed():
     evaluations = func.evaluations
     grad(ys.sum(), inputs)
     assert func.evaluations > evaluations
+
+
+def delayed(func):
+    past = []
+
+    def field(t, y):
+        past.append((float(t.detach()), y))
+        lag = [x for s, x in past if s <= float(t.detach()) - 0.3]
+        return func(t, y) - 0.5 * (lag[-1] if lag else y)
+
+    return field
+
+
+def hooked(func):
+    def field(t, y):
+        if y.requires_grad:
+            y.register_hook(lambda g: 0.5 * g)
+        return func(t, y)
+
+    return field
+
+
+def checkpointed(func):
+    return lambda t, y: torch.utils.checkpoint.checkpoint(func, t, y, use_reentrant=True)
+
+
+@pytest.mark.parametrize("made", [delayed, hooked, checkpointed])
+@pytest.mark.parametrize("method", ["dopri5", "rk4", "implicit_adams"])
+def test_what_is_refused_by_states_is_back_propagated_through(made, method):
+    """The host keeps graphs too, and takes over what a replay cannot."""
+    found = []
+    for odeint in (torchdiffeq.odeint, odeint_adjoint):
+        func = Field()
+        ys, (y0, t) = solve(made(func), odeint, method=method)
+        ys.square().sum().backward()
+        found.append((ys, [x.grad for x in (y0, t, *func.parameters())]))
+    (ys, expected), (ours, gradients) = found
+    assert torch.equal(ours, ys)
+    assert distance(gradients, expected) <= 1e-12
+
+
+@pytest.mark.parametrize("named", [False, True])
+@pytest.mark.parametrize("method", ["dopri5", "rk4", "euler"])
+def test_a_state_that_broadcasting_gives_another_shape(method, named):
+    """With some parameters named, and by states, that is refused."""
+    weight, y0 = torch.eye(2, dtype=torch.float64, requires_grad=True), torch.ones(2, dtype=torch.float64)
+    options = {"first_step": 0.1} if method == "dopri5" else {"step_size": 0.1}
+    field = lambda t, y: (y.view(1, 2) @ weight).tanh()  # noqa: E731
+    if named:
+        for call in ({**GRAPHS, "adjoint_params": (weight,)}, {"adjoint_method": "aca"}):
+            with pytest.raises(UnsupportedError, match="turned into another dtype or shape"):
+                odeint_adjoint(field, y0, T, method=method, options=options, **call)
+        return
+    solved = [odeint(field, y0, T, method=method, options=options, **ours) for odeint, ours in WAYS]
+    assert torch.equal(*solved)
+    assert distance(*(grad(ys.square().sum(), (weight,)) for ys in solved)) <= 1e-12
+
+
+@pytest.mark.parametrize("memory", ["graphs", "64 KB"])
+@pytest.mark.parametrize("method", ["dopri5", "rk4"])
+def test_parameters_may_be_frozen_after_the_solve(method, memory):
+    found = []
+    for odeint in (torchdiffeq.odeint, odeint_adjoint):
+        func = Field()
+        ys, (y0, *_) = solve(func, odeint, memory, method=method)
+        func.requires_grad_(False)
+        found.append(grad(ys.square().sum(), y0))
+    assert distance(found[1], found[0]) <= 1e-12
 
 
 def test_what_draws_from_a_generator_of_its_own_is_exact():

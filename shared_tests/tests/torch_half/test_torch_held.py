@@ -385,6 +385,39 @@ def frozen_in_the_solve(solve):
     return x, [*model.parameters()]
 
 
+def grown(add, of):
+    """A gate without a gradient until there are two entries ``of`` solves, which are added to a container."""
+
+    def case(solve):
+        layer, x, total, entries = net(), Y0, 0, {} if add is dict.setdefault else []
+        for n in range(3):
+
+            def func(t, y):
+                gate = torch.sigmoid(layer(y))
+                return (gate if len(entries) >= 2 else gate.detach()) * y.sin() + layer(y)
+
+            x = solve(func, x, T)[-1]
+            total = total + x.square().sum()
+            add(entries, *((n, of(x)) if add is dict.setdefault else (of(x),)))
+        return total, [*layer.parameters()]
+
+    case.__name__ = f"grown_{add.__name__}_{of.__name__}"
+    return case
+
+
+def as_it_is(x):
+    return x
+
+
+def as_a_number(x):
+    return float(x.detach().sum())
+
+
+GROWN = [
+    grown(add, of) for add in (list.append, dict.setdefault) for of in (as_it_is, as_a_number, torch.Tensor.detach)
+]
+
+
 CASES = (
     gradients_reversed_by_what_is_written_to(torch.zeros(())),
     gradients_reversed_by_what_is_written_to(np.zeros(())),
@@ -416,7 +449,7 @@ CASES = (
 
 
 @pytest.mark.parametrize("adjoint_options", OPTIONS, ids=str)
-@pytest.mark.parametrize("case", [*CASES, backward_hook_that_is_removed])
+@pytest.mark.parametrize("case", [*CASES, *GROWN, backward_hook_that_is_removed])
 def test_equal_to_back_propagation(case, adjoint_options):
     def gradient(odeint, **adjoint):
         torch.manual_seed(3)

@@ -117,7 +117,8 @@ def test_what_func_stores_from_some_time_on(keep, store, what, method, since):
     func, found = late(odeint_adjoint, store, what, method, since, adjoint_method="aca", adjoint_options=keep)
     assert found == loss
     assert len(func.terms) == len(expected.terms)
-    if what != "state":
+    # The host keeps graphs too, and takes over where they are asked for.
+    if what != "state" or keep == {"memory": "graphs"}:
         found.backward()
         assert distance(*([p.grad for p in one.parameters() if p.grad is not None] for one in (func, expected))) < 1e-12
     else:
@@ -160,7 +161,7 @@ def test_a_plain_call_that_calls_back_is_the_host_s():
 
 @pytest.mark.parametrize("keep", KEEPS, ids=str)
 def test_a_time_that_func_stores(keep):
-    """With a gradient, that is refused; without one it is a number."""
+    """With a gradient, that is the host's where graphs are asked for, else refused; without one it is a number."""
 
     def loss(odeint, moves, **adjoint):
         times, t = [], T.clone().requires_grad_(moves)
@@ -175,24 +176,44 @@ def test_a_time_that_func_stores(keep):
     aca = {"adjoint_method": "aca", "adjoint_options": keep}
     assert loss(odeint_adjoint, False, **aca) == loss(torchdiffeq.odeint, False)
     loss(odeint_adjoint, False, **aca).backward()
+    if keep == {"memory": "graphs"}:
+        loss(odeint_adjoint, True, **aca).backward()
+        return
     with pytest.raises(GradientError, match="and stored"):
         loss(odeint_adjoint, True, **aca).backward()
 
 
-@pytest.mark.parametrize("flag", [lambda y: torch.is_grad_enabled(), lambda y: y.requires_grad])
-def test_another_field_with_a_graph_than_without_is_refused(flag):
+def switched(flag, odeint, **adjoint):
     weight = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
-    for keep in ({}, {"graph": "stage"}, {"checkpoints": 2, "graph": "stage"}):
-        ys = odeint_adjoint(
-            lambda t, y: -weight * y * (2.0 if flag(y) else 1.0),
-            Y0,
-            T,
-            method="rk4",
-            adjoint_method="aca",
-            adjoint_options=keep,
-        )
-        with pytest.raises(GradientError, match="returned other values"):
-            ys[-1].sum().backward()
+    field = lambda t, y: -weight * y * (2.0 if flag(y, weight) else 1.0)  # noqa: E731
+    ys = odeint(field, Y0, T, method="rk4", **adjoint)
+    return ys, lambda: torch.autograd.grad(ys[-1].sum(), weight)
+
+
+BY_STATES = [{}, {"graph": "stage"}, {"checkpoints": 2, "graph": "stage"}]
+
+
+@pytest.mark.parametrize("keep", BY_STATES, ids=str)
+def test_another_field_with_a_graph_than_without_is_refused(keep):
+    _, gradient = switched(lambda y, _: y.requires_grad, odeint_adjoint, adjoint_method="aca", adjoint_options=keep)
+    with pytest.raises(GradientError, match="returned other values"):
+        gradient()
+
+
+@pytest.mark.parametrize("keep", [*BY_STATES, {"memory": "graphs"}], ids=str)
+@pytest.mark.parametrize(
+    "flag",
+    [
+        lambda y, weight: torch.is_grad_enabled(),
+        lambda y, weight: (weight * y).requires_grad,
+        lambda y, weight: (weight * y).grad_fn is not None,
+    ],
+)
+def test_a_field_that_asks_for_the_grad_mode_finds_that_of_back_propagation(flag, keep):
+    ys, gradient = switched(flag, torchdiffeq.odeint)
+    ours, found = switched(flag, odeint_adjoint, adjoint_method="aca", adjoint_options=keep)
+    assert torch.equal(ours, ys)
+    assert distance(found(), gradient()) <= 1e-12
 
 
 @pytest.mark.parametrize("left", [float, str, lambda t: (float(t),), lambda t: {"t": float(t)}, torch.clone])
@@ -281,3 +302,94 @@ def test_what_hooks_in_func_keep_of_a_backward_pass_stays():
     for cotangent, of_net in found[1:]:
         torch.testing.assert_close(cotangent, found[0][0])
         assert of_net == pytest.approx(found[0][1])
+
+
+def logged(odeint, of_inner, within, **adjoint):
+    """A penalty of the weights alone, listed by an inner solve: the gradient, and how many there are before it."""
+    weight, log = torch.tensor([0.8, 1.3], dtype=torch.float64, requires_grad=True), []
+
+    def inner(t, y):
+        log.append(weight.square().sum())
+        return torch.tanh(weight * y)
+
+    def outer(t, y):
+        return of_inner(inner, y, T / 2, method="rk4", options={"step_size": 0.25}, **within)[-1] - y
+
+    ys = odeint(outer, Y0, T, method="rk4", options={"step_size": 0.25}, **adjoint)
+    count = len(log)
+    return torch.autograd.grad(ys[-1].sum(), weight)[0], count
+
+
+@pytest.mark.parametrize("keep", [{}, {"memory": "graphs"}], ids=str)
+@pytest.mark.parametrize("inner", [torchdiffeq.odeint, odeint_adjoint])
+def test_what_a_solve_in_func_stores(keep, inner):
+    aca = {"adjoint_method": "aca", "adjoint_options": keep}
+    within = aca if inner is odeint_adjoint else {}
+    expected, count = logged(torchdiffeq.odeint, torchdiffeq.odeint, {})
+    found, ours = logged(odeint_adjoint, inner, within, **aca)
+    assert ours == count
+    assert distance(found, expected) <= 1e-12
+
+
+def test_what_func_stores_up_to_an_event_is_that_of_the_host_s_evaluations():
+    def stored(odeint, **adjoint):
+        weight, log = torch.tensor(1.3, dtype=torch.float64, requires_grad=True), []
+
+        def func(t, y):
+            log.append(weight.square())
+            return torch.tanh(weight * y)
+
+        call = {"event_fn": lambda t, y: y[0] - 1.5, "options": {"first_step": 0.1}, **adjoint}
+        odeint(func, Y0, 3 * T, **call)
+        return len(log), torch.autograd.grad(sum(log), weight)[0]
+
+    assert stored(odeint_adjoint, adjoint_method="aca") == stored(torchdiffeq.odeint)
+
+
+@pytest.mark.parametrize("keep", KEEPS, ids=str)
+def test_a_penalty_that_is_written_into_a_row_of_zeros(keep):
+    def gradient(odeint, **adjoint):
+        weight, rows, at = torch.tensor(0.5, dtype=torch.float64, requires_grad=True), torch.zeros(100), [0]
+
+        def func(t, y):
+            slope = torch.sin(weight * y)
+            rows[at[0]] = slope.square().sum()
+            at[0] += 1
+            return slope
+
+        ys = odeint(func, Y0, T, method="rk4", options={"step_size": 0.1}, **adjoint)
+        return torch.autograd.grad(ys[-1].sum() + rows.sum(), weight)
+
+    aca = {"adjoint_method": "aca", "adjoint_options": keep}
+    if keep == {"memory": "graphs"}:
+        assert distance(gradient(odeint_adjoint, **aca), gradient(torchdiffeq.odeint)) <= 1e-12
+    else:
+        with pytest.raises(GradientError, match="computed from the state y and stored"):
+            gradient(odeint_adjoint, **aca)
+
+
+@pytest.mark.parametrize("depth", range(2))
+def test_a_plain_call_stores_once_in_containers_of_containers(depth):
+    class Trainer:
+        def __init__(self):
+            self.terms = terms = {}
+            for _ in range(depth):
+                terms["in"] = terms = {}
+            terms["in"], self.net = [], linear()
+
+        def field(self, t, y):
+            slope, terms = self.net(y).tanh(), self.terms
+            while isinstance(terms, dict):
+                terms = terms["in"]
+            terms.append(slope.square().sum())
+            self.last = terms
+            return slope
+
+    def gradient():
+        trainer = Trainer()
+        ys = torchdiffeq.odeint(lambda t, y: trainer.field(t, y), Y0, T, method="rk4", options={"step_size": 0.1})
+        return torch.autograd.grad(ys[-1].sum() + sum(trainer.last), trainer.net.weight)[0]
+
+    expected = gradient()
+    with install(default="aca", override=True):
+        assert torch.equal(gradient(), expected)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torchdiffeq
+from torch.autograd import forward_ad
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
 
 from steptape._errors import UnsupportedError
@@ -221,3 +222,24 @@ def test_learning_to_learn():
         return torch.autograd.grad(value, model.parameters())
 
     assert distance(outer(odeint_adjoint, adjoint_method="aca"), outer(torchdiffeq.odeint)) <= 1e-12
+
+
+@pytest.mark.parametrize("options", [{}, {"checkpoints": 2}, {"graph": "stage"}, {"memory": "graphs"}], ids=str)
+@pytest.mark.parametrize("method", ["dopri5", "rk4"])
+def test_a_func_that_takes_derivatives_in_forward_mode(method, options):
+    def gradient(odeint, **adjoint):
+        weight = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
+        y0 = torch.ones(3, dtype=torch.float64, requires_grad=True)
+
+        def func(t, y):
+            with forward_ad.dual_level():
+                dual = forward_ad.make_dual(y, torch.ones_like(y))
+                return forward_ad.unpack_dual((weight * dual).sin()).tangent
+
+        t = torch.linspace(0, 1, 3, dtype=torch.float64)
+        step = {"first_step": 0.1} if method == "dopri5" else {"step_size": 0.1}
+        ys = odeint(func, y0, t, method=method, options=step, **adjoint)
+        return torch.autograd.grad(ys[-1].sum(), (y0, weight))
+
+    found = gradient(odeint_adjoint, adjoint_method="aca", adjoint_options=options)
+    assert distance(found, gradient(torchdiffeq.odeint)) <= 1e-12

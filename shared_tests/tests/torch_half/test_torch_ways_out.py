@@ -168,7 +168,7 @@ refusal(
     "starts from slopes of earlier ones, or iterates",
     lambda: right(**STEPS),
     lambda: right(adjoint_options={"memory": "graphs"}),
-)(odd("memory", "graphs", **STEPS))
+)(odd("memory", "graphs", adjoint_params=(), **STEPS))
 
 COMPILE = {"compile": {"backend": "eager"}}
 refusal(
@@ -417,7 +417,7 @@ for method in ("aca", "quadrature"):
     )(lambda method=method: kept_later(adjoint_method=method))
 
 
-def kept_from_the_second_one_on(where="second"):
+def kept_from_the_second_one_on(where="second", **call):
     func, kept = Decay(), {}
 
     def field(t, y):
@@ -429,13 +429,14 @@ def kept_from_the_second_one_on(where="second"):
 
     if where == "before":
         kept["w"] = func.w * 1
-    right(field)
+    right(field, **call)
 
 
 refusal(
     GradientError,
     "in the solve, after its first evaluation, and kept it for others",
     *[lambda where=where: kept_from_the_second_one_on(where) for where in ("each", "first", "before")],
+    lambda: kept_from_the_second_one_on(adjoint_options={"memory": "graphs"}),
 )(kept_from_the_second_one_on)
 
 
@@ -570,6 +571,7 @@ refusal(
     "puts a hook on the state y itself",
     lambda: hooked(lambda y: y.view_as(y)),
     lambda: hooked(lambda y: y, odeint=torchdiffeq.odeint),
+    lambda: hooked(lambda y: y, adjoint_options={"memory": "graphs"}),
 )(lambda: hooked(lambda y: y))
 
 
@@ -580,6 +582,34 @@ def written(make):
 refusal(UnsupportedError, "changed the state y in place, or", lambda: written(torch.clone))(
     lambda: written(lambda y: y)
 )
+
+
+class Registers(Decay):
+    """Its penalties are so deep in dictionaries, and not in a list."""
+
+    def __init__(self, depth):
+        super().__init__()
+        self.terms = functools.reduce(lambda inner, _: {"in": inner}, range(depth), {"out": torch.zeros(())})
+
+    def forward(self, t, y):
+        out, register = super().forward(t, y), self.terms
+        while "in" in register:
+            register = register["in"]
+        register["out"] = register["out"] + out.square().sum()
+        return out
+
+
+def registered(depth, override=True):
+    with install(default="aca", override=override):
+        right(Registers(depth), odeint=torchdiffeq.odeint)
+
+
+refusal(
+    UnsupportedError,
+    "in a place where it is not found again",
+    lambda: registered(2),
+    lambda: registered(9, override=False),
+)(lambda: registered(9))
 
 
 def clipped_twice(clip, odeint=odeint_adjoint, **call):
@@ -633,7 +663,7 @@ class Moody(Decay):
         self.settled = settled
 
     def forward(self, t, y):
-        return super().forward(t, y) * (-1 if torch.is_grad_enabled() and not self.settled else 1)
+        return super().forward(t, y) * (-1 if y.requires_grad and not self.settled else 1)
 
 
 refusal(
@@ -1033,13 +1063,13 @@ class InPlace(Sde):
         self.what, self.anew = what, anew
 
     def f(self, t, y):
-        if self.what == "y" and not torch.is_grad_enabled():
+        if self.what == "y" and not y.requires_grad:
             y = y.clone() if self.anew else y
             y.mul_(1.0)
         return super().f(t, y)
 
     def g_prod(self, t, y, v):
-        if self.what == "v" and not torch.is_grad_enabled():
+        if self.what == "v" and not y.requires_grad:
             v = v.clone() if self.anew else v
             v.mul_(1.0)
         return super().g(t, y) * v
@@ -1154,7 +1184,9 @@ refusal(
 
 
 def with_a_penalty(way="stored"):
-    solve = torchdiffeq.odeint if way == "host" else functools.partial(odeint_adjoint, adjoint_method="aca")
+    keep = {"memory": "graphs"} if way == "graphs" else None
+    aca = functools.partial(odeint_adjoint, adjoint_method="aca", adjoint_options=keep)
+    solve = torchdiffeq.odeint if way == "host" else aca
     model, stored = Decay(), []
 
     def func(t, y):
@@ -1180,6 +1212,7 @@ refusal(
     lambda: with_a_penalty("state"),
     lambda: with_a_penalty("detached"),
     lambda: with_a_penalty("host"),
+    lambda: with_a_penalty("graphs"),
 )(with_a_penalty)
 
 
