@@ -6,6 +6,7 @@ Read by feature: where nothing is noted, a rule is taken for one of the user's, 
 import functools
 import importlib.util
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from types import FunctionType, MethodType
 from typing import Any
@@ -42,7 +43,7 @@ def _functions_in(rule: Any, depth: int) -> Iterator[str]:
     parts: tuple[Any, ...] = (getattr(rule, "__wrapped__", None),)
     if isinstance(rule, FunctionType):
         yield rule.__code__.co_filename.replace("\\", "/")
-        parts += tuple(cell.cell_contents for cell in rule.__closure__ or ())
+        parts += tuple(_closure_of(rule))
     elif isinstance(rule, (list, tuple)):
         parts += tuple(rule)
     elif isinstance(rule, functools.partial):
@@ -55,6 +56,12 @@ def _functions_in(rule: Any, depth: int) -> Iterator[str]:
         parts += (type(rule).__call__,)
     for part in parts:
         yield from _functions_in(part, depth - 1)
+
+
+def _closure_of(function: FunctionType) -> Iterator[Any]:
+    for cell in function.__closure__ or ():
+        with suppress(ValueError):  # not filled yet
+            yield cell.cell_contents
 
 
 def _is_in_library(file: str) -> bool:

@@ -94,10 +94,11 @@ def odeint_adjoint(
         adjoint_method: ``"aca"``, ``"quadrature"``, or one of the host's methods.
         adjoint_options: with ``"aca"``, any of ``"memory"`` (``"states"``, the default: one state per accepted step, of
             which the backward pass takes each again; ``"graphs"``: the graphs of its evaluations as well, which the
-            solve builds and the backward pass pulls once and frees, so that nothing is evaluated twice; or a size, such
-            as ``"2 GiB"``, ``"500 MB"`` or a number of bytes, for both together: graphs while they fit, then states
-            alone, then as many states as fit; not with the next two), ``"checkpoints"`` (int: keep at most so many
-            states, recompute the others with their known step sizes; None, the default, keeps all),
+            solve builds and the backward pass pulls once and frees, so that nothing is evaluated twice, or the host's
+            own of the solve where a replay is refused, unless event_fn or adjoint_params are given; or a size, such as
+            ``"2 GiB"``, ``"500 MB"`` or a number of bytes, for both together: graphs while they fit, then states alone,
+            then as many states as fit; not with the next two), ``"checkpoints"`` (int: keep at most so many states,
+            recompute the others with their known step sizes; None, the default, keeps all),
             ``"checkpoint_device"`` (keep them on another device, such as ``"cpu"``), ``"graph"`` (``"step"``, the
             default: build the graphs of one step at a time; ``"stage"``: of one evaluation of func at a time, which
             takes each one twice), ``"compile"`` (False, the default; True, or a dict of ``torch.compile``'s

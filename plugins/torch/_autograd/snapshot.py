@@ -137,7 +137,7 @@ class Length(NamedTuple):
 @contextmanager
 def cut(lengths: Iterable[Length]) -> Iterator[None]:
     """A block in which some containers are as long as they were."""
-    grown = [(found, one.size) for one in lengths if (found := one.container) is not None]
+    grown = {id(x): (x, one.size) for one in lengths if (x := one.container) is not None}.values()
     tails = [(x, size, x[size:] if type(x) is list else dict(islice(x.items(), size, None))) for x, size in grown]
     try:
         for x, size, tail in tails:
