@@ -102,9 +102,10 @@ def sdeint_adjoint(
             the host's adjoint options; a ``SteptapeWarning`` says so once.
         adjoint_options: with ``"aca"``, any of ``"memory"`` (``"states"``, the default, or ``"graphs"``: the graph of
             the solve as well, which the backward pass pulls once and frees, so that nothing is evaluated twice, or the
-            host's own where a replay is refused, unless adjoint_params are given; not with the next two), ``"checkpoints"`` (int: keep at most so many states,
-            take the steps between them again, and ask ``bm`` for their increments again; None, the default, keeps all,
-            and the increments) and ``"checkpoint_device"`` (keep them on another device, such as ``"cpu"``).
+            host's own where a replay is refused, unless adjoint_params are given; not with the next two),
+            ``"checkpoints"`` (int: keep at most so many states, take the steps between them again, and ask ``bm`` for
+            their increments again; None, the default, keeps all, and the increments) and ``"checkpoint_device"`` (keep
+            them on another device, such as ``"cpu"``).
         adjoint_params: the tensors besides ``y0`` and ``extra_solver_state`` to differentiate with respect to, and no
             others: ``()`` for none. By default every tensor that the first step uses and that requires a gradient, be
             it a leaf or computed before the solve or by that step, and the parameters of an sde that is a

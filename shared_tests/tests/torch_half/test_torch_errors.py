@@ -87,8 +87,8 @@ def test_an_unknown_method_in_the_host_s_words():
     [("dopri5", {"max_step": 0.1}), ("rk4", {"step_size": 0.1}), ("implicit_adams", {"step_size": 0.1})],
 )
 def test_a_tensor_that_func_first_uses_later_on(method, options, create_graph):
-    deep = [[[[torch.tensor([0.5, 0.1], dtype=torch.float64, requires_grad=True)]]]]
-    func = lambda t, y: deep[0][0][0][0].exp() * y if t > 0.5 else y  # noqa: E731
+    deep = [[[[[[torch.tensor([0.5, 0.1], dtype=torch.float64, requires_grad=True)]]]]]]
+    func = lambda t, y: deep[0][0][0][0][0][0].exp() * y if t > 0.5 else y  # noqa: E731
     ys = odeint_adjoint(func, Y0, T, method=method, options=options, adjoint_method="aca")
     with pytest.raises(GradientError, match=r"its first evaluation did not use \(shapes: \(2,\)\).*adjoint_params="):
         torch.autograd.grad(ys.sum(), Y0, create_graph=create_graph)
@@ -98,10 +98,10 @@ def test_a_tensor_that_func_first_uses_later_on(method, options, create_graph):
 @pytest.mark.parametrize("checkpoints", [None, 1])
 @pytest.mark.parametrize("method", ["dopri5", "rk4", "explicit_adams"])
 def test_a_func_that_changes_between_the_passes(method, checkpoints, create_graph):
-    out_of_sight = [[[[[torch.Generator()]]]]]
+    out_of_sight = [[[[[[[torch.Generator()]]]]]]]
 
     def func(y):
-        return y * (0.5 + torch.rand((), generator=out_of_sight[0][0][0][0][0]).round())
+        return y * (0.5 + torch.rand((), generator=out_of_sight[0][0][0][0][0][0][0]).round())
 
     options = {"max_step": 0.1} if method == "dopri5" else {"step_size": 0.1}
     keep = {"checkpoints": checkpoints}

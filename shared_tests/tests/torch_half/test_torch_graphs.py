@@ -342,9 +342,9 @@ def test_what_func_keeps_of_earlier_evaluations_is_a_constant_where_it_is_detach
 
 
 def test_a_tensor_that_only_a_later_evaluation_uses_is_refused_as_ever():
-    late = [[[[torch.ones(3, dtype=torch.float64, requires_grad=True)]]]]
+    late = [[[[[[torch.ones(3, dtype=torch.float64, requires_grad=True)]]]]]]
     func = Field()
-    func.between = lambda x: x * late[0][0][0][0] if func.evaluations > 3 else x
+    func.between = lambda x: x * late[0][0][0][0][0][0] if func.evaluations > 3 else x
     ys, inputs = solve(func)
     with pytest.raises(GradientError, match="its first evaluation did not use"):
         grad(ys.sum(), inputs)

@@ -206,7 +206,10 @@ def test_each_evaluation_s_cotangent_is_clipped_by_itself(method, where, memory)
 
 @pytest.mark.parametrize("memory", ["states", "graphs"])
 def test_a_hook_on_the_state_is_refused_where_it_would_be_first_put_on_a_later_one(memory):
-    """Before the solve, since the first evaluation is looked at from a state that requires a gradient, too."""
+    """Before the solve, since the first evaluation is looked at from a state that requires a gradient, too.
+
+    Where graphs are asked for, the host takes over, if no parameters are named.
+    """
 
     def field(t, y):
         if y.requires_grad:
@@ -215,4 +218,4 @@ def test_a_hook_on_the_state_is_refused_where_it_would_be_first_put_on_a_later_o
 
     net, keep = Field().net, {"adjoint_method": "aca", "adjoint_options": {"memory": memory}}
     with pytest.raises(GradientError, match="puts a hook on the state y itself"):
-        odeint_adjoint(field, Y0, T, method="rk4", **keep)
+        odeint_adjoint(field, Y0, T, method="rk4", adjoint_params=tuple(net.parameters()), **keep)

@@ -319,17 +319,18 @@ def test_random_numbers_in_func():
 
 @pytest.mark.parametrize("checkpoints", [None, 2, 1000])
 def test_a_func_that_changes_its_mind(checkpoints):
-    out_of_sight = [[[[[1.0]]]]]
-    loss = solve(lambda y: out_of_sight[0][0][0][0][0] * y, adjoint_options={"checkpoints": checkpoints})
-    out_of_sight[0][0][0][0][0] = -1.0
+    out_of_sight = [[[[[[[1.0]]]]]]]
+    loss = solve(lambda y: out_of_sight[0][0][0][0][0][0][0] * y, adjoint_options={"checkpoints": checkpoints})
+    out_of_sight[0][0][0][0][0][0][0] = -1.0
     with pytest.raises(GradientError, match="in the backward pass than in the forward"):
         loss.backward()
 
 
 def test_a_tensor_that_func_first_uses_later_on():
-    deep, y0 = [[[[torch.ones(2, dtype=torch.float64, requires_grad=True)]]]], torch.ones(2, dtype=torch.float64)
+    # Out of sight.
+    deep, y0 = [[[[[[torch.ones(2, dtype=torch.float64, requires_grad=True)]]]]]], torch.ones(2, dtype=torch.float64)
     t = torch.tensor([0.0, 1.0], dtype=torch.float64)
-    ys = quadrature(lambda t, y: deep[0][0][0][0] * y if t > 0.5 else y, y0.requires_grad_(), t)
+    ys = quadrature(lambda t, y: deep[0][0][0][0][0][0] * y if t > 0.5 else y, y0.requires_grad_(), t)
     with pytest.raises(GradientError, match=r"adjoint_method='quadrature'.*first evaluation did not use.*\(2,\)"):
         ys[-1].sum().backward()
 
