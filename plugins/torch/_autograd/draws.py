@@ -105,6 +105,16 @@ def drawn_again(draws: Sequence[Draws]) -> Iterator[list[Draws]]:
             one.restore()
 
 
+@contextmanager
+def as_they_were(draws: Sequence[Draws]) -> Iterator[None]:
+    """A block in which those that have changed are as they were, and after which as before it."""
+    changed = [one for one in draws if not one.holds]
+    with drawn_again(changed):
+        for one in changed:
+            one.restore()
+        yield
+
+
 def _state_of(generator: Any) -> Any:
     if isinstance(generator, _CONTAINERS):
         return generator.copy()

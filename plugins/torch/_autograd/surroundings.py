@@ -19,7 +19,7 @@ from steptape.compat._torch import uncompiled
 from steptape.compat._torch_graphs import WritesAgain
 from steptape.compat._torch_hooks import hooks_passed_by
 from steptape.torch._autograd.constants import Constants, forget, is_differentiable, is_plain
-from steptape.torch._autograd.draws import Draws, drawn_again, draws_of
+from steptape.torch._autograd.draws import Draws, as_they_were, drawn_again, draws_of
 from steptape.torch._autograd.gained import Gained
 from steptape.torch._autograd.graph import is_one_of
 from steptape.torch._autograd.held import Held
@@ -200,8 +200,9 @@ class Surroundings:
     def as_solved(self) -> Iterator[None]:
         """A block in which func has the tensors that it had in the solve, and what else it referred to after it."""
         held = (*self._held.snapshots, *self._held.values) if self._held else ()
-        lengths = self._held.lengths if self._held else ()
-        with given_back([*self.lent, *held], self._set), cut(lengths), self._constants.given_back():
+        lengths, queues = (self._held.lengths, self._held.queues) if self._held else ((), ())
+        before = given_back([*self.lent, *held], self._set)
+        with before, cut(lengths), as_they_were(queues), self._constants.given_back():
             yield
 
 

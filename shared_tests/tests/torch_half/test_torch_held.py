@@ -1,5 +1,6 @@
 """What func refers to may change between the passes: the gradient is that of the solve, as by back-propagation."""
 
+import collections
 import dataclasses
 import gc
 import types
@@ -389,7 +390,7 @@ def grown(add, of):
     """A gate without a gradient until there are two entries ``of`` solves, which are added to a container."""
 
     def case(solve):
-        layer, x, total, entries = net(), Y0, 0, {} if add is dict.setdefault else []
+        layer, x, total, entries = net(), Y0, 0, add.__objclass__()
         for n in range(3):
 
             def func(t, y):
@@ -398,7 +399,7 @@ def grown(add, of):
 
             x = solve(func, x, T)[-1]
             total = total + x.square().sum()
-            add(entries, *((n, of(x)) if add is dict.setdefault else (of(x),)))
+            add(entries, *((n, of(x)) if isinstance(entries, dict) else (of(x),)))
         return total, [*layer.parameters()]
 
     case.__name__ = f"grown_{add.__name__}_{of.__name__}"
@@ -414,7 +415,8 @@ def as_a_number(x):
 
 
 GROWN = [
-    grown(add, of) for add in (list.append, dict.setdefault) for of in (as_it_is, as_a_number, torch.Tensor.detach)
+    *(grown(add, of) for add in (list.append, dict.setdefault) for of in (as_it_is, as_a_number, torch.Tensor.detach)),
+    *(grown(add, as_a_number) for add in (collections.deque.append, set.add)),
 ]
 
 
