@@ -25,6 +25,7 @@ from steptape.torch._autograd.used import (
     Used,
     computed_before,
     parameters_used,
+    piled_up,
     tensors_used,
     used_later,
     with_graph,
@@ -150,7 +151,9 @@ def with_parameters(
     with surroundings.looked_at():
         enclosed = solve.around(inside)
         used = tensors_used(enclosed.evaluated, given, since, inside, untouched, enclosed.grid)
-    check_stored(func, bool(used.stored), used.stored, solve.calls_back)
+        known = used.stored and call is not None
+        piled = piled_up(used, enclosed.evaluated, given, inside, untouched.side) if known else ()
+    check_stored(func, bool(used.stored), piled, solve.calls_back)
     logged = untouched.gained.tensors
     used = used._replace(after=untouched.follow(used.after))
     _check_traits(solve.call, used.traits)

@@ -107,12 +107,18 @@ def drawn_again(draws: Sequence[Draws]) -> Iterator[list[Draws]]:
 
 @contextmanager
 def as_they_were(draws: Sequence[Draws]) -> Iterator[None]:
-    """A block in which those that have changed are as they were, and after which as before it."""
-    changed = [one for one in draws if not one.holds]
-    with drawn_again(changed):
-        for one in changed:
-            one.restore()
+    """A block in which changed containers are as they were; after it they are as before it, with what they gain."""
+    changed = [(one, _state_of(one.generator)) for one in draws if not one.holds]
+    for one, _ in changed:
+        one.restore()
+    try:
         yield
+    finally:
+        for one, before in changed:
+            container = one.generator
+            gained = [*container][len(one.state) :] if isinstance(container, deque) else container - one.state
+            _set_state(container, before)
+            (container.extend if isinstance(container, deque) else container.update)(gained)
 
 
 def _state_of(generator: Any) -> Any:

@@ -78,6 +78,14 @@ def tensors_used(
     return Used(used, first, kept, looks[0].traits, looks[0].values, after, stored, bool(looks[0].left))
 
 
+def piled_up(
+    used: Used, evaluate: Evaluate, given: Sequence[Tensor], inside: Inside, side: SideState
+) -> Sequence[weakref.ref[Tensor]]:
+    """Of what func stores what there is more of after each evaluation: not what the same one uses again."""
+    again = look(evaluate, 1, given, inside, functools.partial(side.set, side.note())).used
+    return [x for x in used.stored if (stored := x()) is not None and not is_one_of(stored, again)]
+
+
 def parameters_used(
     used: Used,
     given: Sequence[Tensor],

@@ -102,9 +102,11 @@ class OurWay(TorchWay):
         row = self.row
         gradient, self.solves = recorded(lambda: self._problem.gradient(self._solve), self._clock)
         row.seconds = self._problem.seconds
-        row.evaluations_forward = sum(x.evaluations_forward for x in self.solves)
-        row.evaluations_backward = sum(x.evaluations_backward for x in self.solves)
-        row.held = sum(x.bytes_held for x in self.solves)
+        # What was the host's after all is not.
+        if self.solves:
+            row.evaluations_forward = sum(x.evaluations_forward for x in self.solves)
+            row.evaluations_backward = sum(x.evaluations_backward for x in self.solves)
+            row.held = sum(x.bytes_held for x in self.solves)
         return gradient
 
 

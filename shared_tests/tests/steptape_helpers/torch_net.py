@@ -100,7 +100,7 @@ class Field(torch.nn.Module):
         if not any(self.times.values()):
             # The one that finds what is used, which may stand for the first of the solve.
             self.times[False].add(t.item())
-        self.times[torch.is_grad_enabled()].add(t.item())
+        self.times[y.requires_grad and torch.is_grad_enabled()].add(t.item())
         x = y.real if y.is_complex() else y
         drive = self.v * torch.cos(self.frequency * t).to(self.v.dtype)
         if self.weights == "used later" and t.item() < self.middle:

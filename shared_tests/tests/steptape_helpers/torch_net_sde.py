@@ -65,7 +65,7 @@ class Sde(sdes.Sde):
         return 2 * gradient if self.weights.startswith("doubled") else gradient.clamp(-0.1, 0.1)
 
     def f(self, t: Tensor, y: Tensor) -> Tensor:
-        self.times[torch.is_grad_enabled()].add(t.item())
+        self.times[y.requires_grad and torch.is_grad_enabled()].add(t.item())
         return super().f(t, y) + self.v * torch.cos(self.frequency * t).to(self.v.dtype)
 
 

@@ -506,7 +506,7 @@ def test_a_slope_that_is_a_parameter_itself(memory):
 
 
 class Dose:
-    """Out of sight: held by an object in a list of an object."""
+    """Held by an object in a list of an object."""
 
     def __init__(self, at, amount):
         self.at, self.amount = at, amount
@@ -525,9 +525,9 @@ class Schedule:
 @pytest.mark.parametrize("create_graph", [False, True])
 def test_what_is_used_for_a_few_steps_out_of_sight_is_not_lost(method, keep, create_graph):
     rate, amount = (torch.tensor(x, dtype=torch.float64, requires_grad=True) for x in (0.5, 4.0))
-    doses = Schedule([Dose(0.37, amount)])
+    out_of_sight = functools.reduce(lambda inner, _: [inner], range(6), Schedule([Dose(0.37, amount)]))
     ys = odeint_adjoint(
-        functools.partial(lambda schedule, t, y: schedule(t) - rate * y, doses),
+        functools.partial(lambda schedule, t, y: schedule[0][0][0][0][0][0](t) - rate * y, out_of_sight),
         Y0,
         T,
         method=method,
@@ -537,6 +537,19 @@ def test_what_is_used_for_a_few_steps_out_of_sight_is_not_lost(method, keep, cre
     )
     with pytest.raises(GradientError, match="its first evaluation did not use"):
         torch.autograd.grad(ys.square().sum(), rate, create_graph=create_graph)
+
+
+@pytest.mark.parametrize("keep", [{}, {"graph": "stage"}, {"checkpoints": 3}, {"memory": "graphs"}], ids=str)
+def test_what_is_used_for_a_few_steps(keep):
+    rate, amount = (torch.tensor(x, dtype=torch.float64, requires_grad=True) for x in (0.5, 4.0))
+    doses = Schedule([Dose(0.37, amount)])
+
+    def gradient(odeint, **kwargs):
+        ys = odeint(lambda t, y: doses(t) - rate * y, Y0, T, method="rk4", options={"step_size": 0.01}, **kwargs)
+        return torch.autograd.grad(ys.square().sum(), (rate, amount))
+
+    found = gradient(odeint_adjoint, adjoint_method="aca", adjoint_options=keep)
+    assert_same(found, gradient(torchdiffeq.odeint), 1e-12)
 
 
 @pytest.mark.parametrize("computed", [False, True])

@@ -152,11 +152,15 @@ def test_a_func_that_returns_other_values_is_refused_where_steps_are_taken_again
 
 @pytest.mark.parametrize("late", [False, True])
 def test_a_state_that_is_written_to_is_refused(late):
+    """Where parameters are named; else it is the host's affair."""
+
     def func(t, y):
         return y.mul_(1.0) if not late or t > 0.5 else 1.0 * y
 
     with pytest.raises((UnsupportedError, RuntimeError), match=r"changed the state y in place|in-place operation"):
-        odeint_adjoint(func, state(), T, method="euler", options={"step_size": 0.1}, **OURS).sum().backward()
+        odeint_adjoint(
+            func, state(), T, method="euler", options={"step_size": 0.1}, adjoint_params=(), **OURS
+        ).sum().backward()
 
 
 def test_no_more_is_held_than_by_back_propagation_but_for_the_times():
