@@ -97,7 +97,8 @@ def _compare(given: Sequence[str]) -> int:
     print(compare.report(*(figure["rows"] for figure in found)))
     if options.keep:
         file = options.root / "docs" / "figures.jsonl"
-        write(file, figures.replaced(read(file), found))
+        kept = read(file)
+        write(file, figures.replaced(kept, compare.joined(kept, found)))
     return 0
 
 

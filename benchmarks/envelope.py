@@ -2,10 +2,12 @@
 
 A line is ``{measurement, cell, framework, pass, day, machine, versions, rows}``. What else runs on a machine slows it
 for seconds to minutes, and some ways more than others; it only ever adds time. So some measurements are made in two
-passes, hours apart, and the time of a way is that of the pass in which it took less. All else stays the first pass's.
+passes, hours apart: the time of a way is that of the pass in which it took less, and a ratio, which may be off either
+way, is the geometric mean of both. All else stays the first pass's.
 """
 
 import json
+import statistics
 from collections.abc import Iterable, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
@@ -54,9 +56,9 @@ class Results:
         self.entries = entries
 
     def cells(self, measurement: str, framework: str) -> dict[str, Rows]:
-        """The rows by cell; their times are those of the quieter pass."""
+        """The rows by cell, of both passes."""
         first, second = (done(self.entries, measurement, framework, number) for number in (1, 2))
-        return {cell: [_quieter(row, second.get(cell, [])) for row in rows] for cell, rows in first.items()}
+        return {cell: [_of_both(row, second.get(cell, [])) for row in rows] for cell, rows in first.items()}
 
     def rows(self, measurement: str, framework: str) -> Rows:
         """The rows of all cells that were not without a result, each with the name of its ``cell``."""
@@ -64,9 +66,12 @@ class Results:
         return [{"cell": cell, **row} for cell, rows in found for row in rows if not row.get("without")]
 
 
-def _quieter(row: Row, again: Rows) -> Row:
-    others = [other["seconds"] for other in again if other.get("way") == row.get("way") and "seconds" in other]
-    return {**row, "seconds": min(row["seconds"], *others)} if others and "seconds" in row else row
+def _of_both(row: Row, again: Rows) -> Row:
+    found, others = dict(row), [other for other in again if other.get("way") == row.get("way")]
+    for name, of_both in (("seconds", min), ("ratio", statistics.geometric_mean)):
+        if name in row:
+            found[name] = of_both([row[name], *(other[name] for other in others if name in other)])
+    return found
 
 
 def grouped(rows: Rows, name: str) -> dict[str, Rows]:

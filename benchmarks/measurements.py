@@ -30,8 +30,8 @@ class Scope:
 class Measurement:
     """One question. ``modules``: by framework, each in a process of its own; ``script``: its code, told on the page.
 
-    ``again``: measured in a second pass, since its figures are times and no ratios within a round. ``usual``: whether
-    it is measured where none is named.
+    ``again``: measured in a second pass, since its figures are times and no ratios within a round, or ratios that
+    do not repeat by themselves. ``usual``: whether it is measured where none is named.
     """
 
     question: str
@@ -55,7 +55,7 @@ def _file(question: str, *modules: str, script: str = "", again: bool = False) -
 
 _TASKS = {"torch": "tasks.torch_models", "jax": "tasks.jax_models"}
 MEASUREMENTS = {
-    "torch_speed": _file("time and error of every way to a gradient in PyTorch", "torch_speed"),
+    "torch_speed": _file("time and error of every way to a gradient in PyTorch", "torch_speed", again=True),
     "torch_memory": _file("memory of every way to a gradient in PyTorch", "torch_memory"),
     "sde_speed": _file("time and memory of gradients through torchsde", "sde_speed", again=True),
     "tradeoff": _file("time against memory at equal gradient in both frameworks", "torch_tradeoff", "jax_tradeoff"),

@@ -26,6 +26,26 @@ def compared(first: Results, second: Results) -> list[Entry]:
     return [{"measurement": NAME, "cell": cell, **both, "rows": rows} for cell, rows in cells.items()]
 
 
+def joined(kept: Sequence[Entry], new: Sequence[Entry]) -> list[Entry]:
+    """A comparison, and what an earlier one found of other measurements."""
+    before = {figure["cell"]: figure for figure in kept if figure["measurement"] == NAME}
+    if not before:
+        return [*new]
+    again = {row["measurement"] for figure in new if figure["cell"] == "groups" for row in figure["rows"]}
+    found = []
+    for figure in new:
+        earlier, rows = before[figure["cell"]], figure["rows"]
+        if figure["cell"] == "runs":
+            pairs = zip(earlier["rows"], rows, strict=True)
+            rows = [{name: ", ".join(dict.fromkeys((a[name], b[name]))) for name in b} for a, b in pairs]
+        else:
+            rows = [*rows, *(row for row in earlier["rows"] if row["measurement"] not in again)]
+        if figure["cell"] == "beyond":
+            rows = sorted(rows, key=lambda row: -_apart(row["first"], row["second"]))
+        found.append({**figure, **envelope.origin([earlier, figure]), "rows": rows})
+    return found
+
+
 def _pairs(first: Sequence[Ratio], second: Sequence[Ratio]) -> Pairs:
     """By place and way the two values, where both runs have them."""
     values = {(ratio.place, ratio.way): ratio.value for ratio in second}

@@ -173,27 +173,29 @@ def sdeint_adjoint(
             "sdeint_adjoint(..., adjoint_method='quadrature'): the quadrature adjoint reads y(t) from the dense output "
             "of an ODE solver, and an SDE's solution has none. Use adjoint_method='aca', which is exact."
         )
+    call = {
+        "bm": bm,
+        "method": method,
+        "dt": dt,
+        "adaptive": adaptive,
+        "rtol": rtol,
+        "atol": atol,
+        "dt_min": dt_min,
+        "options": options,
+        "names": names,
+        "logqp": logqp,
+        "extra": extra,
+        "extra_solver_state": extra_solver_state,
+    }
     if adjoint_method != "aca":
         _check_name(adjoint_method)
-        call = {
-            "bm": bm,
-            "method": method,
+        call |= {
             "adjoint_method": adjoint_method,
-            "dt": dt,
-            "adaptive": adaptive,
             "adjoint_adaptive": adjoint_adaptive,
-            "rtol": rtol,
             "adjoint_rtol": adjoint_rtol,
-            "atol": atol,
             "adjoint_atol": adjoint_atol,
-            "dt_min": dt_min,
-            "options": options,
             "adjoint_options": adjoint_options,
             "adjoint_params": adjoint_params,
-            "names": names,
-            "logqp": logqp,
-            "extra": extra,
-            "extra_solver_state": extra_solver_state,
         }
         if adjoint_options is not None and "norm" in adjoint_options:
             call["adjoint_params"] = params = _named_or_own(sde, adjoint_params)
@@ -204,42 +206,32 @@ def sdeint_adjoint(
     backward = {"adjoint_adaptive": adjoint_adaptive, "adjoint_rtol": adjoint_rtol, "adjoint_atol": adjoint_atol}
     tell("sdeint_adjoint", changed({name: (value, _DEFAULTS[name]) for name, value in backward.items()}))
     keep = _keep_of(adjoint_options)
-    settings = {"dt": dt, "adaptive": adaptive, "rtol": rtol, "atol": atol, "dt_min": dt_min, "options": options}
-    about = {"bm": bm, "method": method, "names": names, "logqp": logqp}
-    after = {"extra": extra, "extra_solver_state": extra_solver_state}
-    replay = functools.partial(_replayed, sde, y0, ts, about, settings, after, keep, adjoint_params)
+    call |= {"sde": sde, "y0": y0, "ts": ts}
+    replay = functools.partial(_replayed, call, keep, adjoint_params)
     if keep.memory == "graphs" and adjoint_params is None and torch.is_grad_enabled():
         # The host keeps graphs too.
-        call = {"sde": sde, "y0": y0, "ts": ts, **about, **settings, **after}
         return replayed_or_not(call, replay, is_plain=False)
     return replay()
 
 
-def _replayed(
-    sde: Any,
-    y0: Tensor,
-    ts: Any,
-    about: dict[str, Any],
-    settings: dict[str, Any],
-    after: dict[str, Any],
-    keep: Keep,
-    adjoint_params: Iterable[Tensor] | None,
-) -> Any:
-    """The host's solve of a call, whose backward pass is ours."""
-    user_sde, since, extra_solver_state = sde, place_in_order(), after["extra_solver_state"]
-    method, options, adaptive = about["method"], settings["options"], settings["adaptive"]
-    sde, y0, ts, bm, method, options = host.check_contract(
-        sde, y0, ts, about["bm"], method, adaptive, options, about["names"], about["logqp"]
-    )
-    numbers = {"ts": ts, **{name: settings[name] for name in ("dt", "rtol", "atol", "dt_min")}}
-    host.assert_no_grad(list(numbers), list(numbers.values()))
-    extras = None if extra_solver_state is None else len(extra_solver_state)
+_CHECKED = ("sde", "y0", "ts", "bm", "method", "adaptive", "options", "names", "logqp")
+_NUMBERS = ("dt", "rtol", "atol", "dt_min")
+
+
+def _replayed(call: dict[str, Any], keep: Keep, adjoint_params: Iterable[Tensor] | None) -> Any:
+    """``torchsde.sdeint`` of the arguments of a ``call``, whose backward pass is ours."""
+    since = place_in_order()
+    sde, y0, ts, bm, method, options = host.check_contract(*(call[name] for name in _CHECKED))
+    numbers = {name: call[name] for name in _NUMBERS}
+    host.assert_no_grad(["ts", *numbers], [ts, *numbers.values()])
+    settings, extras = {**numbers, "adaptive": call["adaptive"], "options": options}, call["extra_solver_state"]
+    count = None if extras is None else len(extras)
     # A copy of the times, which may be moved on in place before the backward pass.
-    solve = SdeSolve(sde, user_sde, bm, ts.clone(), method, {**settings, "options": options}, keep, extras)
-    given = (y0, *(extra_solver_state or ()))
+    solve = SdeSolve(sde, call["sde"], bm, ts.clone(), method, settings, keep, count)
+    given = (y0, *(extras or ()))
     solve, params = with_parameters(solve, given, adjoint_params, since=since)
     ys, *at_end = recorded(solve, *given, *params)
-    return host.parse_return(y0, ys, tuple(at_end), after["extra"], about["logqp"])
+    return host.parse_return(y0, ys, tuple(at_end), call["extra"], call["logqp"])
 
 
 def replayed_or_not(call: dict[str, Any], replay: Callable[[], Any], is_plain: bool = True) -> Any:

@@ -63,7 +63,9 @@ def test_each_framework_has_a_process_and_the_second_pass_comes_after_all_of_the
     usual = {name: one for name, one in bench.all.items() if one.usual}
     first = [f"{name} {framework}" for name, one in usual.items() for framework in one.modules]
     second = [
-        f"{name} {framework} again" for name in ("sde_speed", "curves", "tasks") for framework in usual[name].modules
+        f"{name} {framework} again"
+        for name in ("torch_speed", "sde_speed", "curves", "tasks")
+        for framework in usual[name].modules
     ]
     assert bench.started == [*first, *second, "page"]
     lines = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text(encoding="utf-8").splitlines()]
@@ -133,10 +135,18 @@ def test_cells_can_be_chosen_by_their_name(work):
     assert [cell for cell, _ in work.measured] == ["b 1"]
 
 
-def test_of_two_passes_each_way_has_its_lesser_time(load):
+def test_of_two_passes_each_way_has_its_lesser_time_and_the_mean_ratio(load):
     envelope = load("envelope")
-    first = [{"way": "ours", "seconds": 2.0}, {"way": "host", "seconds": 3.0}, {"way": "peer", "without": "no"}]
-    second = [{"way": "ours", "seconds": 5.0}, {"way": "host", "seconds": 1.5}, {"way": "other", "seconds": 9.0}]
+    first = [
+        {"way": "ours", "seconds": 2.0, "ratio": 0.5},
+        {"way": "host", "seconds": 3.0},
+        {"way": "peer", "without": "no"},
+    ]
+    second = [
+        {"way": "ours", "seconds": 5.0, "ratio": 2.0},
+        {"way": "host", "seconds": 1.5},
+        {"way": "other", "seconds": 9.0},
+    ]
     entries = [
         envelope.entry("curves", "cell", "torch", 1, first),
         envelope.entry("curves", "cell", "torch", 2, second),
@@ -144,6 +154,7 @@ def test_of_two_passes_each_way_has_its_lesser_time(load):
     entries += [envelope.entry("curves", "one pass only", "torch", 1, first[:1])]
     cells = envelope.Results(entries).cells("curves", "torch")
     assert [row.get("seconds") for row in cells["cell"]] == [2.0, 1.5, None]
+    assert [row.get("ratio") for row in cells["cell"]] == [pytest.approx(1.0), None, None]
     assert [row["seconds"] for row in cells["one pass only"]] == [2.0]
     assert envelope.origin(entries)["pass"] == 2
 

@@ -206,6 +206,23 @@ def test_a_comparison_is_kept_for_the_page(load, tmp_path, capsys):
     assert printed.strip() in load("page.sections").write(kept, tmp_path).read_text(encoding="utf-8")
 
 
+def test_a_comparison_of_some_measurements_leaves_what_was_found_of_others(load):
+    envelope, compare = load("envelope"), load("page.compare")
+
+    def compared(entries, adjoint):
+        changed = [e for e in some(adjoint=adjoint) if e["measurement"] in {entry["measurement"] for entry in entries}]
+        return compare.compared(envelope.Results(entries), envelope.Results(changed))
+
+    earlier = compared(some(), 1.2)
+    later = compared([entry for entry in some() if entry["measurement"] == "torch_speed"], 2.5)
+    runs, groups, beyond = (figure["rows"] for figure in compare.joined(earlier, later))
+    found = {(group["measurement"], group["kind"]): group["close"] for group in groups}
+    assert found == {("torch_speed", "time"): 1, ("jax_scaling", "time"): 1, ("tasks", "time"): 1}
+    assert not beyond
+    assert runs == earlier[0]["rows"]
+    assert compare.joined([], later) == later
+
+
 def test_the_committed_page_is_the_figures_and_its_links_lead_somewhere(load, tmp_path):
     page = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
     for image in (*(ROOT / "docs").glob("*.png"), *(ROOT / "docs").glob("*.svg")):
