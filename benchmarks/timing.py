@@ -2,8 +2,8 @@
 
 A single run is off by a third at times where others share the machine, and a ratio of two by more. Rounds help where
 that lasts seconds, for all ways fall into it; a second pass helps where it lasts minutes (see ``benchmarks.envelope``):
-within 15 % of each other were 83 % of the ratios in PyTorch of two runs with few rounds, 86 to 93 % with many, and 93 to
-97 % with the mean of two passes.
+within 15 % of each other were 83 % of the ratios in PyTorch of two runs with few rounds, 86 to 93 % with many, and 93
+to 97 % with the mean of two passes.
 """
 
 import contextlib
