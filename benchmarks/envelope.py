@@ -92,13 +92,14 @@ def origin(entries: Sequence[Entry]) -> dict[str, Any]:
     for one in entries:
         found |= one["versions"]
     return {
-        "framework": _joined(e["framework"] for e in entries),
+        "framework": joined(e["framework"] for e in entries),
         "pass": max(e["pass"] for e in entries),
-        "day": _joined(sorted(e["day"] for e in entries)),
-        "machine": _joined(e["machine"] for e in entries),
+        "day": joined(sorted(e["day"] for e in entries)),
+        "machine": joined(e["machine"] for e in entries),
         "versions": found,
     }
 
 
-def _joined(parts: Iterable[str]) -> str:
+def joined(parts: Iterable[str]) -> str:
+    """What they name, each once."""
     return ", ".join(dict.fromkeys(part for one in parts for part in one.split(", ") if part))

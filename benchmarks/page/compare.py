@@ -37,7 +37,7 @@ def joined(kept: Sequence[Entry], new: Sequence[Entry]) -> list[Entry]:
         earlier, rows = before[figure["cell"]], figure["rows"]
         if figure["cell"] == "runs":
             pairs = zip(earlier["rows"], rows, strict=True)
-            rows = [{name: ", ".join(dict.fromkeys((a[name], b[name]))) for name in b} for a, b in pairs]
+            rows = [{name: envelope.joined((a[name], b[name])) for name in b} for a, b in pairs]
         else:
             rows = [*rows, *(row for row in earlier["rows"] if row["measurement"] not in again)]
         if figure["cell"] == "beyond":

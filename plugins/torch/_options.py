@@ -151,8 +151,9 @@ def with_parameters(
     with surroundings.looked_at():
         enclosed = solve.around(inside)
         used = tensors_used(enclosed.evaluated, given, since, inside, untouched, enclosed.grid)
-        known = used.stored and call is not None
-        piled = piled_up(used, enclosed.evaluated, given, inside, untouched.side) if known else ()
+        piled: Sequence[Any] = ()
+        if used.stored and call is not None:
+            piled = piled_up(used, enclosed.evaluated, given, inside, untouched.side)
     check_stored(func, bool(used.stored), piled, solve.calls_back)
     logged = untouched.gained.tensors
     used = used._replace(after=untouched.follow(used.after))

@@ -243,10 +243,12 @@ def replayed_or_not(call: dict[str, Any], replay: Callable[[], Any], is_plain: b
         numpy.random.set_state(drawn)
         return host.sdeint(**call)
 
-    # The host evaluates it before there is a solve.
-    device = getattr(call["y0"], "device", torch.device("cpu"))
-    untouched = Untouched(Surroundings(device, sde), sde)
-    return replayed_or(by_host, sde, replay, is_plain, untouched)
+    def as_it_is() -> Untouched:
+        # The host evaluates it before there is a solve.
+        device = getattr(call["y0"], "device", torch.device("cpu"))
+        return Untouched(Surroundings(device, sde), sde)
+
+    return replayed_or(by_host, sde, replay, is_plain, as_it_is)
 
 
 def _check_name(adjoint_method: Any) -> None:

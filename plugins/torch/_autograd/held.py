@@ -213,7 +213,7 @@ class Held:
     def _note_parts(self, holder: Any, depth: int) -> None:
         if isinstance(holder, FunctionType):
             names = names_in(holder.__code__)
-            self.asks_for_graphs = self.asks_for_graphs or not _OF_GRAPHS.isdisjoint(names)
+            self.asks_for_graphs |= not _OF_GRAPHS.isdisjoint(names)
             self._note(holder.__globals__, [x for x in names if x in holder.__globals__], _DEEPER, names=names)
             for cell in holder.__closure__ or ():
                 self._note(cell, (None,), depth, names=names)

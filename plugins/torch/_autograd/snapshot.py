@@ -92,16 +92,13 @@ def given_back(snapshots: Sequence[Snapshot], places: frozenset[Place] = frozens
 
     Whole numbers that are counted on in it are counted on after it, too, and lists keep what they gain.
     """
-    grown = {id(one.holder): one for one in snapshots if one.tail}
+    grown = [(one.holder, one.size or 0) for one in snapshots if one.tail]
     is_changed = bool(grown) or any(one.changes() for one in snapshots)
-    with _LOCK if is_changed else nullcontext():
+    with _LOCK if is_changed else nullcontext(), cut(grown):
         changed = [(one, changes) for one in snapshots if (changes := one.changes())] if is_changed else []
-        tails = [(one, one.tail) for one in grown.values()]
         try:
             for one, changes in changed:
                 one.restore(changes)
-            for one, _ in tails:
-                del one.holder[one.size :]
             yield
         finally:
             places -= {(id(one.holder), key) for one, changes in changed for key in changes}
@@ -110,8 +107,6 @@ def given_back(snapshots: Sequence[Snapshot], places: frozenset[Place] = frozens
                     one.put_back(places)
             for one, changes in changed:
                 one.count_on(changes)
-            for one, tail in tails:
-                one.holder[one.size : one.size] = tail
 
 
 class Length(NamedTuple):
@@ -135,13 +130,13 @@ class Length(NamedTuple):
 
 
 @contextmanager
-def cut(lengths: Iterable[Length]) -> Iterator[None]:
-    """A block in which some containers are as long as they were."""
-    grown = {id(x): (x, one.size) for one in lengths if (x := one.container) is not None}.values()
-    tails = [(x, size, x[size:] if type(x) is list else dict(islice(x.items(), size, None))) for x, size in grown]
+def cut(grown: Iterable[tuple[Any, int]]) -> Iterator[None]:
+    """A block in which lists and dictionaries hold so many of their entries; what they gain goes before the rest."""
+    once = {id(x): (x, size) for x, size in grown}.values()
+    tails = [(x, size, x[size:] if isinstance(x, list) else dict(islice(x.items(), size, None))) for x, size in once]
     try:
         for x, size, tail in tails:
-            if type(x) is list:
+            if isinstance(x, list):
                 del x[size:]
             else:
                 for key in tail:
@@ -149,7 +144,7 @@ def cut(lengths: Iterable[Length]) -> Iterator[None]:
         yield
     finally:
         for x, size, tail in tails:
-            if type(x) is list:
+            if isinstance(x, list):
                 x[size:size] = tail
             else:
                 x.update(tail)

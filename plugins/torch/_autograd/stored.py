@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from steptape._errors import GradientError, SteptapeError, UnsupportedError, is_final
+from steptape._errors import GradientError, UnsupportedError, is_final
 from steptape.compat._torch_graphs import saved_tensors_are_hooked
 from steptape.torch._autograd.graph import BY_HOST, Call
 from steptape.torch._autograd.surroundings import Untouched
@@ -71,31 +71,32 @@ def replayed_or(
     func: Any,
     replay: Callable[[], T],
     is_plain: bool = True,
-    untouched: Untouched | None = None,
+    as_it_is: Callable[[], Untouched | None] = lambda: None,
 ) -> T:
     """``replay()``, or where that is refused, or func stores something, ``by_host()``, with all as it was before.
 
-    ``is_plain``: whether the call asks for the host itself, and names no adjoint. ``untouched``: func as it is; None:
-    nothing evaluates it until a solve with its parameters is made.
+    ``is_plain``: whether the call asks for the host itself, and names no adjoint. ``as_it_is``: notes func; None if
+    nothing evaluates it until a solve with its parameters is made, which does so.
     """
     # Hooks that act on what is saved are to act on states alone.
     if tried(func) is not None or (saved_tensors_are_hooked() and not is_plain):
         return replay()
-    call = Tried(func, is_plain, untouched)
+    call = Tried(func, is_plain, as_it_is())
     token = _TRIED.set(call)
-    stored: Sequence[weakref.ref[Tensor]] = ()
+    found: Sequence[weakref.ref[Tensor]] = ()
     try:
         return replay()
-    except (StoredByFunc, GradientError, UnsupportedError) as error:
-        if isinstance(error, SteptapeError) and is_final(error):
+    except StoredByFunc as stored:
+        found = stored.found
+    except (GradientError, UnsupportedError) as error:
+        if is_final(error):
             raise
-        if call.untouched is not None:
-            call.untouched.restore()
-            known = set(map(id, (*call.untouched.held.tensors, *call.untouched.side.buffers)))
-            stored = [x for x in error.found if id(x()) not in known] if isinstance(error, StoredByFunc) else ()
     finally:
         _TRIED.reset(token)
-    _check_gone(func, stored)
+    if call.untouched is not None:
+        call.untouched.restore()
+        known = set(map(id, (*call.untouched.held.tensors, *call.untouched.side.buffers)))
+        _check_gone(func, [x for x in found if id(x()) not in known])
     return by_host()
 
 

@@ -201,8 +201,9 @@ class Surroundings:
         """A block in which func has the tensors that it had in the solve, and what else it referred to after it."""
         held = (*self._held.snapshots, *self._held.values) if self._held else ()
         lengths, queues = (self._held.lengths, self._held.queues) if self._held else ((), ())
+        grown = [(x, one.size) for one in lengths if (x := one.container) is not None]
         before = given_back([*self.lent, *held], self._set)
-        with before, cut(lengths), as_they_were(queues), self._constants.given_back():
+        with before, cut(grown), as_they_were(queues), self._constants.given_back():
             yield
 
 

@@ -162,7 +162,7 @@ def _pulled(ctx: Any, cotangents: Sequence[Tensor], size: int | None = None) -> 
     pull = back.differentiable if torch.is_grad_enabled() else back.plain
     with ctx.surroundings.replayed(changed=tape.changes, params=params), ctx.surroundings.as_solved():
         if ctx.graphs is not None and pull == back.plain:
-            back.graphs = _graphs_of(ctx, parameters, tape.length)
+            back.graphs = _kept_graphs(ctx, parameters, tape.length)
         if not (back.graphs and back.graphs.are_of(tape.length)):
             check_unchanged(ctx.versions, solve.call)
         grads = pull(cotangents)
@@ -171,7 +171,7 @@ def _pulled(ctx: Any, cotangents: Sequence[Tensor], size: int | None = None) -> 
     return [grad if need else None for grad, need in zip(grads, needed, strict=True)]
 
 
-def _graphs_of(ctx: Any, parameters: Parameters, length: int) -> Graphs:
+def _kept_graphs(ctx: Any, parameters: Parameters, length: int) -> Graphs:
     """Those that were kept of so many steps, if they lead to the parameters as these are now."""
     parameters.retains, parameters.solve = graph_is_retained(), ctx.graphs.solve
     graphs: Graphs = ctx.graphs if parameters.retains else ctx.graphs.handed_over()
